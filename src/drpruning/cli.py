@@ -1,0 +1,180 @@
+"""drprune: one thin function a command. Heavy imports happen inside."""
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from drpruning import __version__
+from drpruning.errors import BadInput
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="drprune",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change a field of the recipe; may be given several times. The value is YAML.",
+    ),
+]
+
+
+def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command with its examples; errors become messages and exit statuses."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except BadInput as error:
+                typer.echo(f"drprune: {error}", err=True)
+                raise typer.Exit(BAD_INPUT) from None
+            except KeyboardInterrupt:
+                typer.echo("drprune: interrupted", err=True)
+                raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                if type(error).__name__ != "Interrupted":
+                    raise
+                typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
+                raise typer.Exit(INTERRUPTED) from None
+
+        lines = "\n\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+        return app.command(epilog=f"Examples:\n\n{lines}")(guarded)
+
+    return register
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
+    if value:
+        typer.echo(f"drprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[  # noqa: ARG001 - handled by the callback
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Prune a language model to an exact shape and steer its data while it recovers.
+
+    Exit status: 0 done, 2 bad input, 130 interrupted after saving, 1 anything else.
+    """
+
+
+def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
+    from drpruning.planning import plan_run
+    from drpruning.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides or [])
+    if problems := plan_run(parsed).problems:
+        raise BadInput("\n".join(problems))
+    from drpruning.run import Run
+
+    run = Run(parsed)
+    run.begin(" ".join(sys.argv))
+    run.run(stages)
+
+
+@command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")
+def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Do everything: prepare, prune, pretrain, evaluate, report. Goes on where it stopped."""
+    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report")
+
+
+@command("drprune plan recipe.yaml\ndrprune plan recipe.yaml --set prune.steps=1600")
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Say what a recipe will do and what in it cannot work, without loading weights."""
+    from drpruning.plan_text import print_plan
+    from drpruning.planning import plan_run
+    from drpruning.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides or [])
+    outcome = plan_run(parsed)
+    print_plan(parsed, outcome)
+    if outcome.problems:
+        raise BadInput("\n".join(outcome.problems))
+
+
+@command("drprune prepare recipe.yaml\ndrprune prepare recipe.yaml --set data.workers=8")
+def prepare(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Tokenize the domains into blocks."""
+    _run(recipe, overrides, "prepare")
+
+
+@command("drprune prune recipe.yaml\ndrprune prune recipe.yaml --set prune.mask_samples=8")
+def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Train the masks and cut the model to its target shape (prepares the data if needed)."""
+    _run(recipe, overrides, "prepare", "prune")
+
+
+@command("drprune pretrain recipe.yaml")
+def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Continue pretraining of the pruned model, or of the source where nothing is pruned."""
+    _run(recipe, overrides, "prepare", "pretrain")
+
+
+@command(
+    "drprune evaluate runs/a runs/b\n"
+    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
+)
+def evaluate(
+    targets: Annotated[list[Path], typer.Argument(metavar="RUN_OR_MODEL...")],
+    data: Annotated[
+        Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
+    ] = None,
+) -> None:
+    """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
+    from drpruning.run import evaluate_targets
+
+    evaluate_targets(targets, data)
+
+
+@command(
+    "drprune report runs/a\n"
+    "drprune report runs/a runs/b --output compare.html     several runs on one page"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The page; default: report.html in the first run folder.")
+    ] = None,
+) -> None:
+    """Write one HTML page about one or several runs; works while they go on."""
+    from drpruning.report import write_report
+
+    typer.echo(f"report: {write_report(runs, output)}")
+
+
+@command("drprune demo\ndrprune demo --output /tmp/demo")
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),
+) -> None:
+    """Train, prune and recover a small model on text from this Python installation, offline."""
+    from drpruning.demo import run_demo
+
+    run_demo(output)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)

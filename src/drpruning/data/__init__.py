@@ -1,0 +1,27 @@
+"""Text -> tokenized blocks -> the batches of a segment.
+
+`prepare` turns domains of text into memory-mapped blocks of token ids, once; `PreparedData.open`
+finds them again. `Mixture` says which blocks come next under the current data ratio, a segment (the
+training between two evaluations) at a time. Nothing here imports torch.
+"""
+
+from drpruning.data.blocks import Blocks, DomainBlocks, DomainCounts, PreparedData
+from drpruning.data.mixture import Mixture, Segment, exhaustion
+from drpruning.data.permutation import keyed_permutation
+from drpruning.data.preparing import prepare
+from drpruning.data.sources import DomainSource, check_sources, estimate_tokens
+
+__all__ = [
+    "Blocks",
+    "DomainBlocks",
+    "DomainCounts",
+    "DomainSource",
+    "Mixture",
+    "PreparedData",
+    "Segment",
+    "check_sources",
+    "estimate_tokens",
+    "exhaustion",
+    "keyed_permutation",
+    "prepare",
+]

@@ -1,0 +1,196 @@
+"""Tokenized data on disk: blocks of equal length, memory-mapped, and the manifest over them."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.errors import BadInput
+
+MANIFEST_VERSION = 1
+
+
+class Blocks:
+    """Token blocks of one length in a raw file, read through a memory map.
+
+    Args:
+        file: little-endian ids, [blocks, sequence_length] row by row.
+        sequence_length: tokens a block.
+        dtype: `uint16` or `uint32`.
+
+    Raises:
+        BadInput: the file is missing or does not hold whole blocks.
+    """
+
+    def __init__(self, file: Path, sequence_length: int, dtype: str) -> None:
+        self.file = file
+        self.sequence_length = sequence_length
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        size = file.stat().st_size if file.is_file() else -1
+        self._count, rest = divmod(size, sequence_length * self.dtype.itemsize)
+        if size < 0 or rest:
+            raise BadInput(f"{file} is missing or cut off; delete its folder and prepare again")
+
+    def __reduce__(self) -> tuple[Callable[..., "Blocks"], tuple[Path, int, str]]:
+        return Blocks, (self.file, self.sequence_length, self.dtype.name)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, ids: NDArray[np.integer[Any]] | slice) -> NDArray[np.int64]:
+        """Token ids int64 [k, sequence_length] of the blocks with the given ids [k]."""
+        return self._map[ids].astype(np.int64)
+
+    @cached_property
+    def _map(self) -> NDArray[Any]:
+        shape = (self._count, self.sequence_length)
+        if not self._count:
+            return np.empty(shape, dtype=self.dtype)
+        return np.memmap(self.file, dtype=self.dtype, mode="r", shape=shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainCounts:
+    """What the preparation of one domain found; a token count includes the ends of documents.
+
+    Attributes:
+        documents: with text, that `where` lets through.
+        tokens: in those documents.
+        empty_documents: without text, left out.
+        duplicates: documents left out of train because their text is in validation.
+        validation_documents: held out, or read from the validation source.
+        train_blocks: for training.
+        validation_blocks: for evaluation.
+        dropped_tokens: in no block: the end that fills none, and validation beyond its limit.
+    """
+
+    documents: int
+    tokens: int
+    empty_documents: int
+    duplicates: int
+    validation_documents: int
+    train_blocks: int
+    validation_blocks: int
+    dropped_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainBlocks:
+    """The prepared data of one domain: train and validation share no document."""
+
+    name: str
+    train: Blocks
+    validation: Blocks
+    counts: DomainCounts
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens in the train blocks: one epoch."""
+        return len(self.train) * self.train.sequence_length
+
+    @property
+    def documents(self) -> int:
+        """Documents with text."""
+        return self.counts.documents
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """A folder of tokenized blocks, one subfolder a domain.
+
+    Attributes:
+        folder: where it is.
+        fingerprint: of tokenizer, settings and sources; equal fingerprints, equal blocks.
+        sequence_length: tokens a block.
+        domains: by name, in the order in which they were prepared.
+    """
+
+    folder: Path
+    fingerprint: str
+    sequence_length: int
+    domains: dict[str, DomainBlocks]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "PreparedData":
+        """Open what `prepare` has written.
+
+        Raises:
+            BadInput: there is nothing, an unfinished preparation, or a damaged file.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise BadInput(f"{folder} has no prepared data; run `drprune prepare` first")
+        wanted = manifest["identity"]["domains"]
+        if missing := [name for name in wanted if name not in manifest["domains"]]:
+            raise BadInput(
+                f"the data in {folder} is not complete ({', '.join(missing)} missing); run "
+                "`drprune prepare` again, it goes on where it stopped"
+            )
+        length, dtype = manifest["sequence_length"], manifest["dtype"]
+        domains = {}
+        for name in wanted:
+            counts = DomainCounts(**manifest["domains"][name])
+            train, validation = (
+                Blocks(folder / name / f"{part}.bin", length, dtype)
+                for part in ("train", "validation")
+            )
+            if (len(train), len(validation)) != (counts.train_blocks, counts.validation_blocks):
+                raise BadInput(
+                    f"the files in {folder / name} do not match the manifest; delete {folder} and "
+                    "prepare again"
+                )
+            domains[name] = DomainBlocks(
+                name=name, train=train, validation=validation, counts=counts
+            )
+        return cls(
+            folder=folder,
+            fingerprint=manifest["fingerprint"],
+            sequence_length=length,
+            domains=domains,
+        )
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row a domain, for a table: name, tokens of an epoch and every count."""
+        return [
+            {"domain": name, "train_tokens": domain.train_tokens, **vars(domain.counts)}
+            for name, domain in self.domains.items()
+        ]
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, None where there is none.
+
+    Raises:
+        BadInput: it is damaged or of another version.
+    """
+    file = folder / "manifest.json"
+    if not file.exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = manifest["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file} is damaged; delete {folder} and prepare again") from error
+    if version != MANIFEST_VERSION:
+        raise BadInput(
+            f"{file} has version {version}, this program reads {MANIFEST_VERSION}; delete {folder} "
+            "and prepare again"
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Replace the manifest at once: a reader finds the old one or the new one."""
+    temporary = folder / "manifest.json.tmp"
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(manifest, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / "manifest.json")

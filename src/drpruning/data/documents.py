@@ -1,0 +1,212 @@
+"""Documents of several domains, tokenized into temporary files in one pass over their source."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.data.permutation import Indices
+from drpruning.data.reading import Row, Rows, lookup
+from drpruning.data.sources import DomainSource
+from drpruning.data.tokenization import DocumentTokenizer, piece_bytes
+from drpruning.errors import BadInput
+
+_BYTES_PER_TOKEN = 4
+_VALUES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokenized documents.
+
+    Attributes:
+        tokens: ids of all documents, one after the other.
+        lengths: tokens of each document, int64 [documents].
+        hashes: keyed hash of the text of each, uint64 [documents]; equal texts, equal hashes.
+        empty: documents without text, not among these.
+    """
+
+    tokens: NDArray[Any]
+    lengths: Indices
+    hashes: NDArray[np.uint64]
+    empty: int
+
+    @property
+    def offsets(self) -> Indices:
+        """Where each document begins in `tokens`, and the end: int64 [documents + 1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+
+
+@dataclass
+class Collector:
+    """Takes the documents of one domain as they are tokenized.
+
+    Attributes:
+        domain: whose documents; its `where` selects them.
+        file: temporary file for the ids.
+        limit: tokens that are enough, None for all.
+    """
+
+    domain: DomainSource
+    file: Path
+    limit: int | None = None
+    tokens: int = 0
+    empty: int = 0
+    _lengths: list[Indices] = field(default_factory=list)
+    _hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    _rejected: set[str] = field(default_factory=set)
+
+    @property
+    def full(self) -> bool:
+        """Whether the limit is reached."""
+        return self.limit is not None and self.tokens >= self.limit
+
+    def accepts(self, row: Row) -> bool:
+        """Whether the domain's `where` lets the row through."""
+        for name, wanted in self.domain.where.items():
+            value = lookup(row, name)[1]
+            allowed = wanted if isinstance(wanted, list | tuple) else [wanted]
+            if value not in allowed:
+                if len(self._rejected) < _VALUES_SHOWN:
+                    self._rejected.add(f"{name} = {value!r}")
+                return False
+        return True
+
+    def add(self, tokens: NDArray[Any], lengths: Indices, hashes: NDArray[np.uint64]) -> None:
+        """Append documents, up to the one that reaches the limit."""
+        if self.limit is not None:
+            count = int(np.searchsorted(np.cumsum(lengths), self.limit - self.tokens)) + 1
+            lengths, hashes = lengths[:count], hashes[:count]
+            tokens = tokens[: int(lengths.sum())]
+        with self.file.open("ab") as stream:
+            tokens.tofile(stream)
+        self.tokens += len(tokens)
+        self._lengths.append(lengths)
+        self._hashes.append(hashes)
+
+    def result(self, dtype: np.dtype[Any], label: str) -> Documents:
+        """All documents.
+
+        Raises:
+            BadInput: there are none.
+        """
+        if not self.tokens:
+            raise BadInput(f"{label}: {self._why_nothing()}")
+        return Documents(
+            tokens=np.memmap(self.file, dtype=dtype, mode="r"),
+            lengths=np.concatenate(self._lengths),
+            hashes=np.concatenate(self._hashes),
+            empty=self.empty,
+        )
+
+    def _why_nothing(self) -> str:
+        if self.empty:
+            return f"all {self.empty} documents are empty"
+        if not self._rejected:
+            return "there is no document"
+        return (
+            f"no document fits `where` ({dict(self.domain.where)}); there are "
+            f"{', '.join(sorted(self._rejected))}"
+        )
+
+
+def collect(
+    rows: Rows,
+    collectors: Sequence[Collector],
+    tokenizer: DocumentTokenizer,
+    *,
+    seed: int,
+    workers: int,
+    report: Callable[[], None],
+) -> None:
+    """Read a source once and tokenize each document for the domains that take it.
+
+    Args:
+        rows: of the source.
+        collectors: one a domain, all with the same text field; reading ends when all are full.
+        tokenizer: for the text.
+        seed: of the hashes.
+        workers: processes for tokenization.
+        report: called now and then.
+
+    Raises:
+        BadInput: a row without text field, a broken file.
+    """
+    piece_size = piece_bytes(workers)
+    if all(collector.limit is not None for collector in collectors):
+        wanted = sum(collector.limit or 0 for collector in collectors)
+        piece_size = min(piece_size, _BYTES_PER_TOKEN * wanted)
+    key = seed.to_bytes(8, "little", signed=True)
+    texts: list[bytes] = []
+    hashes: list[int] = []
+    owners: list[int] = []
+
+    def flush() -> None:
+        if texts:
+            tokens, lengths = tokenizer.encode(texts, workers)
+            _distribute(collectors, tokens, lengths, np.array(hashes, np.uint64), np.array(owners))
+        report()
+        for pending in (texts, hashes, owners):
+            pending.clear()
+
+    size = 0
+    for place, number, row in rows:
+        takers = [i for i, taker in enumerate(collectors) if not taker.full and taker.accepts(row)]
+        if not takers:
+            continue
+        text = _text_of(row, collectors[takers[0]].domain, place, number)
+        if not text.strip():
+            for index in takers:
+                collectors[index].empty += 1
+            continue
+        # A lone surrogate, which JSON can express and UTF-8 cannot, becomes a question mark.
+        raw = text.encode("utf-8", errors="replace")
+        digest = hashlib.blake2b(raw, digest_size=8, key=key).digest()
+        for index in takers:
+            texts.append(raw)
+            hashes.append(int.from_bytes(digest, "little"))
+            owners.append(index)
+        size += len(raw) * len(takers)
+        if size >= piece_size:
+            flush()
+            size = 0
+            if all(collector.full for collector in collectors):
+                return
+    flush()
+
+
+def _distribute(
+    collectors: Sequence[Collector],
+    tokens: NDArray[Any],
+    lengths: Indices,
+    hashes: NDArray[np.uint64],
+    owners: Indices,
+) -> None:
+    for index, collector in enumerate(collectors):
+        mine = owners == index
+        if mine.all():
+            collector.add(tokens, lengths, hashes)
+        elif mine.any():
+            collector.add(tokens[np.repeat(mine, lengths)], lengths[mine], hashes[mine])
+
+
+def _text_of(row: Row, domain: DomainSource, place: str, number: int) -> str:
+    label = f"data.domains.{domain.name}.text_field"
+    found, text = lookup(row, domain.text_field)
+    if not found:
+        raise BadInput(
+            f"{label}: {place}:{number} has no field {domain.text_field!r}; its fields are "
+            f"{', '.join(row)}"
+        )
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise BadInput(
+            f"{label}: {place}:{number} has a {type(text).__name__} in {domain.text_field!r}, "
+            "not text"
+        )
+    return text

@@ -1,0 +1,273 @@
+"""Which blocks come next: global batches that follow a data ratio, planned a segment at a time."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.data.permutation import Indices, key_of, keyed_hash, keyed_permutation
+
+_STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segment:
+    """The global batches between two evaluations, all under one ratio.
+
+    Attributes:
+        domains: names; a domain index points into them.
+        start_step: optimizer steps done before the segment.
+        steps: number of global batches.
+        global_batch: blocks a batch.
+        counts: blocks of each domain in the whole segment; they sum to steps * global_batch.
+        carry: what each domain is owed after the segment, in blocks (wanted minus given so far).
+    """
+
+    domains: tuple[str, ...]
+    start_step: int
+    steps: int
+    global_batch: int
+    counts: dict[str, int]
+    carry: dict[str, float]
+    _domain_index: Indices
+    _block_id: Indices
+    _row_key: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batch(self, index: int) -> tuple[Indices, Indices]:
+        """The global batch of a step.
+
+        Args:
+            index: step within the segment, in [0, steps).
+
+        Returns:
+            Domain index and block id (within the domain's train blocks) of each row, int64
+            [global_batch]. A rank takes its slice of the rows, so the data does not depend on the
+            number of ranks or micro-batches.
+        """
+        if not 0 <= index < self.steps:
+            raise IndexError(f"step {index} is outside a segment of {self.steps} steps")
+        rows = slice(index * self.global_batch, (index + 1) * self.global_batch)
+        first = (self.start_step + index) * self.global_batch
+        order = np.argsort(
+            keyed_hash(self._row_key, np.arange(first, first + self.global_batch)), kind="stable"
+        )
+        return self._domain_index[rows][order], self._block_id[rows][order]
+
+    @property
+    def realised_share(self) -> dict[str, float]:
+        """Share of each domain in the segment's blocks; sums to 1."""
+        total = self.steps * self.global_batch
+        return {name: count / total for name, count in self.counts.items()}
+
+
+class Mixture:
+    """Walks several domains so that the blocks given out follow a changing ratio.
+
+    A segment is a pure function of (seed, step, ratio, cursors, carry). Each domain is walked in a
+    keyed permutation of its blocks, another one in every epoch, so every block comes exactly once
+    an epoch. The number of blocks a domain gets in a segment is rounded, and what the rounding owes
+    is carried to the next: as long as the ratio wants at least one block a segment of every domain,
+    the blocks that a domain has had so far differ by less than one from what the ratios wanted.
+
+    To resume inside a segment: restore the state saved at its start, plan it again with the same
+    ratio and steps, and skip the batches already used.
+
+    Args:
+        sizes: train blocks of each domain, at least 1.
+        global_batch: blocks an optimizer step.
+        seed: of the permutations, the interleaving and the row order.
+
+    Raises:
+        ValueError: no domains, an empty domain or an empty batch.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], global_batch: int, seed: int) -> None:
+        if not sizes:
+            raise ValueError("a mixture needs at least one domain")
+        if empty := [name for name, size in sizes.items() if size < 1]:
+            raise ValueError(f"domains without a single block: {', '.join(empty)}")
+        if global_batch < 1:
+            raise ValueError(f"global_batch must be at least 1, got {global_batch}")
+        self.domains = tuple(sizes)
+        self.sizes = dict(sizes)
+        self.global_batch = global_batch
+        self.seed = seed
+        self.step = 0
+        self._cursors = np.zeros(len(sizes), dtype=np.int64)
+        self._carry = np.zeros(len(sizes))
+        self._orders = {
+            name: keyed_permutation(size, ("order", seed, name)) for name, size in sizes.items()
+        }
+
+    def plan_segment(self, ratio: Mapping[str, float], steps: int) -> Segment:
+        """The next `steps` global batches under `ratio`; the mixture stays where it is.
+
+        Args:
+            ratio: share of each domain, non-negative, summing to 1 (within 1e-6).
+            steps: number of batches, at least 1.
+
+        Returns:
+            The segment; pass it to `advance` once it has been used up.
+
+        Raises:
+            ValueError: a ratio that is none, or names other domains; no steps.
+        """
+        if steps < 1:
+            raise ValueError(f"a segment needs at least one step, got {steps}")
+        shares = _checked_ratio(ratio, self.domains)
+        total = steps * self.global_batch
+        wanted = self._carry + shares * total
+        quota = _apportion(wanted, total)
+
+        positions, domain_index, block_id = [], [], []
+        for index, (name, count) in enumerate(zip(self.domains, quota.tolist(), strict=True)):
+            offset = key_of("offset", self.seed, self.step, name) / 2**64
+            positions.append((np.arange(count) + offset) / max(count, 1))
+            domain_index.append(np.full(count, index, dtype=np.int64))
+            epochs, places = np.divmod(self._cursors[index] + np.arange(count), self.sizes[name])
+            block_id.append(self._orders[name](places, epochs))
+        order = np.argsort(np.concatenate(positions), kind="stable")
+        return Segment(
+            domains=self.domains,
+            start_step=self.step,
+            steps=steps,
+            global_batch=self.global_batch,
+            counts=self._by_name(quota),
+            carry=self._by_name(wanted - quota),
+            _domain_index=np.concatenate(domain_index)[order],
+            _block_id=np.concatenate(block_id)[order],
+            _row_key=key_of("rows", self.seed),
+        )
+
+    def advance(self, segment: Segment) -> None:
+        """Move to the end of a segment that was planned from here.
+
+        Raises:
+            ValueError: the segment starts at another step or belongs to another mixture.
+        """
+        if segment.domains != self.domains or segment.global_batch != self.global_batch:
+            raise ValueError("the segment was planned by a mixture of other domains or batch size")
+        if segment.start_step != self.step:
+            raise ValueError(
+                f"the segment starts at step {segment.start_step}, the mixture is at {self.step}"
+            )
+        self.step += segment.steps
+        self._cursors += np.array([segment.counts[name] for name in self.domains])
+        self._carry = np.array([segment.carry[name] for name in self.domains])
+
+    @property
+    def consumed(self) -> dict[str, int]:
+        """Blocks given out so far."""
+        return self._by_name(self._cursors)
+
+    @property
+    def realised_share(self) -> dict[str, float]:
+        """Share of each domain in all blocks given out so far; zeros before the first."""
+        return self._by_name(self._cursors / max(int(self._cursors.sum()), 1))
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """Passes over each domain so far; 1.5 is one and a half."""
+        return {name: count / self.sizes[name] for name, count in self.consumed.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the mixture stands, as plain JSON values."""
+        return {
+            "version": _STATE_VERSION,
+            "seed": self.seed,
+            "global_batch": self.global_batch,
+            "sizes": [[name, size] for name, size in self.sizes.items()],
+            "step": self.step,
+            "cursors": self._cursors.tolist(),
+            "carry": self._carry.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where another mixture of the same data stood.
+
+        Raises:
+            ValueError: the state was written by another version, or for other domains, numbers of
+                blocks, batch size or seed; nothing is changed then.
+        """
+        here = self.state_dict()
+        for field in ("version", "seed", "global_batch", "sizes"):
+            if state.get(field) != here[field]:
+                raise ValueError(
+                    f"the saved order of the data has {field} = {state.get(field)}, this run has "
+                    f"{here[field]}: it can only go on with the same data and settings"
+                )
+        self.step = int(state["step"])
+        self._cursors = np.array(state["cursors"], dtype=np.int64)
+        self._carry = np.array(state["carry"], dtype=np.float64)
+
+    def continue_from(self, state: Mapping[str, Any]) -> None:
+        """Walk on from where an earlier phase's mixture of the same data stopped.
+
+        What it had read is not read again before the rest has been; steps count from 0, and the
+        batch size may be another.
+
+        Args:
+            state: the earlier mixture's `state_dict`.
+
+        Raises:
+            ValueError: the state is of other domains, numbers of blocks or seed.
+        """
+        here = {"step": 0, "global_batch": self.global_batch}
+        self.load_state_dict({**state, **here})
+
+    def _by_name(self, values: NDArray[Any]) -> dict[str, Any]:
+        return dict(zip(self.domains, values.tolist(), strict=True))
+
+
+def exhaustion(
+    sizes: Mapping[str, int], ratio: Mapping[str, float], global_batch: int, steps: int
+) -> dict[str, tuple[float, int | None]]:
+    """How often each domain would be used under a constant ratio.
+
+    Args:
+        sizes: train blocks of each domain.
+        ratio: share of each domain, summing to 1.
+        global_batch: blocks a step.
+        steps: length of the training.
+
+    Returns:
+        For each domain the passes over it in the whole training, and the first step (counted from
+        1) at which a block comes again; None where that does not happen.
+    """
+    shares = _checked_ratio(ratio, tuple(sizes))
+    result: dict[str, tuple[float, int | None]] = {}
+    for (name, size), share in zip(sizes.items(), shares.tolist(), strict=True):
+        blocks_a_step = share * global_batch
+        if blocks_a_step * steps <= size:
+            result[name] = (blocks_a_step * steps / size, None)
+        else:
+            result[name] = (blocks_a_step * steps / size, math.floor(size / blocks_a_step) + 1)
+    return result
+
+
+def _checked_ratio(ratio: Mapping[str, float], domains: tuple[str, ...]) -> NDArray[np.float64]:
+    if set(ratio) != set(domains):
+        raise ValueError(f"the ratio is for {sorted(ratio)}, the domains are {sorted(domains)}")
+    shares = np.array([ratio[name] for name in domains], dtype=np.float64)
+    if not (np.isfinite(shares).all() and (shares >= 0).all() and abs(shares.sum() - 1) <= 1e-6):
+        raise ValueError(f"shares must be non-negative and sum to 1, got {dict(ratio)}")
+    normalized: NDArray[np.float64] = shares / shares.sum()
+    return normalized
+
+
+def _apportion(wanted: NDArray[np.float64], total: int) -> Indices:
+    """Whole numbers that sum to `total`, by largest remainder; never negative."""
+    quota = np.maximum(np.floor(wanted), 0).astype(np.int64)
+    while missing := total - int(quota.sum()):
+        order = np.argsort(wanted - quota, kind="stable")
+        if missing > 0:
+            quota[order[::-1][:missing]] += 1
+        else:
+            quota[order[quota[order] > 0][:-missing]] -= 1
+    return quota

@@ -1,0 +1,213 @@
+"""Rows of text out of files and datasets, each file read once, every fault named."""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from drpruning.data.sources import HubDataset, LocalFiles
+from drpruning.errors import BadInput
+
+_ROWS_AT_ONCE = 1000
+_BOM = b"\xef\xbb\xbf"
+
+Row = Mapping[str, Any]
+Located = tuple[str, int, Row]
+"""What a row came from, its number there (counted from 1) and the row."""
+
+
+class Rows:
+    """The rows of a source, once.
+
+    Attributes:
+        total: bytes of the files, or rows of the dataset.
+    """
+
+    def __init__(
+        self, source: LocalFiles | HubDataset, text_field: str, others: Iterable[str], label: str
+    ) -> None:
+        """Open a source.
+
+        Args:
+            source: from `sources.resolve`.
+            text_field: dotted name of the field with the text; a .txt file is a row of it alone.
+            others: further fields that will be looked up; columnar files read no more than these.
+            label: recipe field to name in errors.
+        """
+        self._source = source
+        self._text_field = text_field
+        self._fields = sorted({text_field, *others})
+        self._label = label
+        self._read_before = 0
+        self._raw: IO[bytes] | None = None
+        self._dataset: Any = None
+        if isinstance(source, LocalFiles):
+            self.total = sum(f.stat().st_size for f in source.files)
+        else:
+            self._dataset = load_dataset(source, label)
+            self.total = len(self._dataset)
+
+    @property
+    def done(self) -> int:
+        """How far the reading is, in the unit of `total`."""
+        return self._read_before + (self._raw.tell() if self._raw else 0)
+
+    def __iter__(self) -> Iterator[Located]:
+        if isinstance(self._source, HubDataset):
+            yield from self._dataset_rows(self._source.name)
+        else:
+            for file in self._source.files:
+                yield from self._file_rows(file)
+
+    def _file_rows(self, file: Path) -> Iterator[Located]:
+        if not file.stat().st_size:
+            return
+        try:
+            with file.open("rb") as raw:
+                self._raw = raw
+                if file.name.endswith(".parquet"):
+                    yield from self._parquet_rows(file, raw)
+                elif file.name.endswith(".txt"):
+                    yield str(file), 1, {self._text_field: _decoded(raw.read(), str(file))}
+                else:
+                    yield from _json_rows(file, raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadInput(f"{self._label}: {file} cannot be read: {error}") from error
+        finally:
+            self._raw = None
+            self._read_before += file.stat().st_size
+
+    def _parquet_rows(self, file: Path, raw: IO[bytes]) -> Iterator[Located]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.ParquetFile(raw)
+            columns = self._columns(table.schema_arrow.names, str(file))
+            batches = table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield str(file), number, row
+        except pa.ArrowException as error:
+            raise BadInput(f"{self._label}: {file} is not a parquet file: {error}") from error
+
+    def _dataset_rows(self, name: str) -> Iterator[Located]:
+        dataset = self._dataset
+        columns = self._columns(dataset.column_names, name)
+        batches = dataset.select_columns(columns).with_format("arrow").iter(_ROWS_AT_ONCE)
+        for batch in batches:
+            for number, row in enumerate(batch.to_pylist(), self._read_before + 1):
+                yield name, number, row
+            self._read_before += len(batch)
+
+    def _columns(self, names: list[str], place: str) -> list[str]:
+        """The columns to read; the first part of a dotted name is the column."""
+        wanted = {field if field in names else field.split(".")[0] for field in self._fields}
+        if missing := sorted(wanted - set(names)):
+            raise BadInput(
+                f"{self._label}: {place} has no field {missing[0]!r}; its fields are "
+                f"{', '.join(names)}"
+            )
+        return sorted(wanted)
+
+
+def lookup(row: Row, dotted: str) -> tuple[bool, Any]:
+    """Whether a row has a field, and its value."""
+    if dotted in row:
+        return True, row[dotted]
+    value: Any = row
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
+
+
+def load_dataset(source: HubDataset, label: str) -> Any:
+    """A dataset from the Hub, the local cache (`HF_HUB_OFFLINE=1`) or a folder it was saved to.
+
+    Raises:
+        BadInput: there is none of that name, configuration and split, or it cannot be reached.
+    """
+    import datasets
+
+    try:
+        if source.folder is None:
+            return datasets.load_dataset(source.name, source.config, split=source.split)
+        saved = datasets.load_from_disk(str(source.folder))
+        return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BadInput(
+            f"{label}: {source.folder or source.name} is no file or folder here, and as a Hugging "
+            f"Face dataset (config {source.config}, split {source.split}) it cannot be loaded: "
+            f"{error}"
+        ) from error
+
+
+def _json_rows(file: Path, raw: IO[bytes]) -> Iterator[Located]:
+    name = str(file)
+    for number, line in enumerate(_uncompressed(file, raw), 1):
+        text = _decoded(line, f"{file}:{number}")
+        if not text or text.isspace():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{file}:{number}: not valid JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise BadInput(f"{file}:{number}: each line must be a JSON object, this one is not")
+        yield name, number, row
+
+
+def _uncompressed(file: Path, raw: IO[bytes]) -> Iterable[bytes]:
+    if file.name.endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)
+    if file.name.endswith(".zst"):
+        return io.BufferedReader(_ZstdStream(raw), 1 << 20)
+    return raw
+
+
+class _ZstdStream(io.RawIOBase):
+    """Reads any number of zstandard frames, and notices when the last one is cut off."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            compressed = (self._frame and self._frame.unused_data) or self._raw.read(1 << 18)
+            if not compressed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("the compressed file ends in the middle of a frame")
+                return 0
+            self._ready = memoryview(self._decompress(compressed))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _decompress(self, compressed: bytes) -> bytes:
+        import zstandard
+
+        if self._frame is None or self._frame.eof:
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            data: bytes = self._frame.decompress(compressed)
+        except zstandard.ZstdError as error:
+            raise EOFError(f"not valid zstandard data ({error})") from error
+        return data
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{place}: not valid UTF-8 at byte {error.start}") from error

@@ -1,0 +1,206 @@
+"""Text -> token ids, in parallel processes."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.errors import BadInput
+
+_PACKET_BYTES = 1 << 18
+_WORKER_BYTES = 1 << 20  # less text than this is not worth a process
+_PIECE_BYTES_PER_WORKER = 32 << 20
+_PIECE_BYTES_MAX = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentTokenizer:
+    """A tokenizer as documents are encoded with it: no special tokens but EOS at the end.
+
+    Attributes:
+        name: folder or Hub name.
+        eos_id: id that ends a document.
+        largest_id: of the whole vocabulary with added tokens.
+        digest: of everything that decides how text is cut.
+    """
+
+    name: str
+    eos_id: int
+    largest_id: int
+    digest: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.largest_id < 1 << 16 else np.uint32)
+
+    @classmethod
+    def load(cls, name: str | Path, vocab_size: int | None) -> "DocumentTokenizer":
+        """Load and check a tokenizer.
+
+        Args:
+            name: folder or Hub name.
+            vocab_size: rows of the model's embedding, None where no model is at hand.
+
+        Raises:
+            BadInput: it cannot be loaded, has no EOS token or does not fit the model.
+        """
+        _load.cache_clear()  # the folder may have changed
+        tokenizer = _load(str(name))
+        if tokenizer.eos_token_id is None:
+            raise BadInput(
+                f"the tokenizer {name} has no end-of-sequence token to end documents with; set "
+                "eos_token in its tokenizer_config.json"
+            )
+        largest = max(tokenizer.get_vocab().values())
+        if vocab_size is not None and largest >= vocab_size:
+            raise BadInput(
+                f"the tokenizer does not fit the model: the largest token id of {name} is "
+                f"{largest}, the model's vocabulary has {vocab_size} entries (ids up to "
+                f"{vocab_size - 1}); use the tokenizer that belongs to the model"
+            )
+        return cls(
+            name=str(name),
+            eos_id=int(tokenizer.eos_token_id),
+            largest_id=int(largest),
+            digest=_digest(tokenizer),
+        )
+
+    def encode(
+        self, texts: Sequence[bytes], workers: int
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64]]:
+        """Encode documents, each followed by EOS.
+
+        Args:
+            texts: UTF-8 of the documents.
+            workers: processes at most; little text is encoded in this one.
+
+        Returns:
+            All ids one after the other (`dtype`), and the length of each document, EOS included.
+        """
+        import pyarrow as pa
+        from datasets import Dataset
+
+        packets = _packets(texts)
+        processes = min(workers, len(packets), sum(map(len, texts)) // _WORKER_BYTES)
+        column = pa.array(packets, type=pa.large_list(pa.large_string()))
+        with _quiet_datasets(parallel=processes > 1):
+            encoded = (
+                Dataset(pa.table({"texts": column}))
+                .with_format("arrow")
+                .map(
+                    _encode_packet,
+                    batched=True,
+                    batch_size=1,
+                    num_proc=processes if processes > 1 else None,
+                    remove_columns="texts",
+                    fn_kwargs={"name": self.name, "eos_id": self.eos_id, "dtype": self.dtype.name},
+                    new_fingerprint="encoded",
+                )
+            )
+        return _flat(encoded.data.column("tokens")), _flat(encoded.data.column("lengths"))
+
+
+def piece_bytes(workers: int) -> int:
+    """How much text to hand to `DocumentTokenizer.encode` at once."""
+    return min(_PIECE_BYTES_PER_WORKER * workers, _PIECE_BYTES_MAX)
+
+
+def _packets(texts: Sequence[bytes]) -> list[list[bytes]]:
+    """Documents in groups of about equal size, so that processes get equal work."""
+    packets: list[list[bytes]] = [[]]
+    size = 0
+    for text in texts:
+        if size >= _PACKET_BYTES:
+            packets.append([])
+            size = 0
+        packets[-1].append(text)
+        size += len(text)
+    return packets
+
+
+def _flat(column: Any) -> NDArray[Any]:
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+
+
+def _encode_packet(table: Any, name: str, eos_id: int, dtype: str) -> Any:
+    """One row of texts -> one row of lengths and ids (runs in the worker processes)."""
+    import pyarrow as pa
+
+    ids = _token_ids(_load(name), table.column("texts")[0].as_py())
+    for document in ids:
+        document.append(eos_id)
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    tokens = np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
+    columns = {"lengths": lengths, "tokens": tokens}
+    return pa.table(
+        {
+            key: pa.LargeListArray.from_arrays(pa.array([0, len(values)]), pa.array(values))
+            for key, values in columns.items()
+        }
+    )
+
+
+def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if tokenizer.is_fast:
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+    ids: list[list[int]] = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    return ids
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str) -> Any:
+    """The tokenizer; forked workers inherit the one their parent has loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the tokenizers library raises bare Exception on a broken file
+        raise BadInput(f"the tokenizer {name} cannot be loaded: {error}") from error
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _digest(tokenizer: Any) -> str:
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content.pop("post_processor")  # adds special tokens, which are not used
+    else:
+        content = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    text = json.dumps([content, tokenizer.eos_token_id], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _quiet_datasets(*, parallel: bool) -> Iterator[None]:
+    """No progress bars, and the environment as it was (a parallel `map` changes it)."""
+    import datasets
+
+    environment, parallelism = os.environ, os.environ.get("TOKENIZERS_PARALLELISM")
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    if parallel:  # `map` warns where it has to set this itself
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003 - the very object that `map` replaced
+        os.environ.pop("TOKENIZERS_PARALLELISM", None)
+        if parallelism is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = parallelism
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,80 @@
+"""Perplexity of a model on the validation blocks of every domain."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from drpruning.console import Reporter
+from drpruning.data import PreparedData
+from drpruning.pruning import ModelShape
+from drpruning.training import domain_losses, load_model
+
+
+def evaluate_perplexity(
+    name: str,
+    label: str,
+    model_path: str,
+    data: PreparedData,
+    accelerator: Accelerator,
+    reporter: Reporter,
+    *,
+    batch_size: int,
+    precision: str,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Load a model, measure its loss on every domain.
+
+    Args:
+        name: Short name (`source`, `pruned`, `model`).
+        label: Name for people.
+        model_path: Folder or Hub name.
+        data: Validation blocks.
+        accelerator: Devices and ranks.
+        reporter: Shows progress.
+        batch_size: Blocks a forward pass.
+        precision: `fp32` or `bf16`.
+        trust_remote_code: Run the code that comes with the model.
+
+    Returns:
+        The record of docs/run-folder.md, evaluation/NAME.json.
+    """
+    model = load_model(model_path, trust_remote_code=trust_remote_code)
+    model.to(accelerator.device).eval()
+    blocks = {domain: d.validation for domain, d in data.domains.items()}
+    with reporter.task(f"evaluate {name}", sum(map(len, blocks.values()))) as task:
+        losses = domain_losses(
+            model,
+            blocks,
+            accelerator,
+            batch_size=batch_size,
+            precision=precision,
+            on_progress=lambda done, _total: task.update(done),
+        )
+    shape = ModelShape.of(model)
+    total = sum(p.numel() for p in model.parameters())
+    embedding = shape.num_embedding_parameters()
+    return {
+        "name": name,
+        "label": label,
+        "path": model_path,
+        "parameters": {"total": total, "embedding": embedding, "other": total - embedding},
+        "loss": losses,
+        "perplexity": {domain: math.exp(loss) for domain, loss in losses.items()},
+        "average_perplexity": math.exp(math.fsum(losses.values()) / len(losses)),
+        "worst_domain": max(losses, key=lambda domain: losses[domain]),
+        "blocks": {domain: len(b) for domain, b in blocks.items()},
+        "sequence_length": data.sequence_length,
+    }
+
+
+def write_evaluation(record: dict[str, Any], folder: Path) -> Path:
+    """Write `folder`/NAME.json; a file of that name is replaced in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['name']}.json"
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(record, indent=1))
+    temporary.replace(path)
+    return path

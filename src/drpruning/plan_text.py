@@ -1,0 +1,100 @@
+"""What `drprune plan` prints."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from drpruning.planning import DomainPlan, RunPlan
+from drpruning.pruning import ModelShape
+from drpruning.recipe import Recipe
+
+
+def _grid(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="left" if position == 0 else "right", no_wrap=True)
+    return table
+
+
+def _shapes(plan: RunPlan) -> Table:
+    shapes: dict[str, ModelShape] = {}
+    if plan.source:
+        shapes["source"] = plan.source
+    if plan.target:
+        shapes["target"] = plan.target
+    headers = [*shapes, "target/source"] if len(shapes) > 1 else [*shapes]
+    table = _grid("shape", *headers)
+    rows = {
+        "layers": "num_layers",
+        "hidden size": "hidden_size",
+        "intermediate size": "intermediate_size",
+        "query heads": "num_heads",
+        "key/value heads": "num_kv_heads",
+        "head dimension": "head_dim",
+        "vocabulary": "vocab_size",
+    }
+    for name, attribute in rows.items():
+        table.add_row(name, *_with_ratio([getattr(s, attribute) for s in shapes.values()]))
+    total = [s.num_parameters() for s in shapes.values()]
+    embedding = [s.num_embedding_parameters() for s in shapes.values()]
+    rest = [t - e for t, e in zip(total, embedding, strict=True)]
+    for name, counts in (("parameters", total), ("  embedding", embedding), ("  rest", rest)):
+        table.add_row(name, *_with_ratio(counts))
+    return table
+
+
+def _with_ratio(values: list[int]) -> list[str]:
+    ratio = [f"{values[1] / values[0]:.3f}"] if len(values) > 1 else []
+    return [f"{value:,}" for value in values] + ratio
+
+
+def _phases(recipe: Recipe, plan: RunPlan) -> Table:
+    table = _grid("phase", "steps", "tokens", "evaluations", "ratio updates", "memory a GPU")
+    for name, phase in recipe.phases.items():
+        tokens = phase.steps * phase.global_batch * recipe.data.sequence_length
+        evaluations = plan.evaluations[name]
+        memory = plan.memory.get(name)
+        table.add_row(
+            name,
+            f"{phase.steps:,}",
+            f"{tokens:,}",
+            f"{evaluations:,}",
+            f"{evaluations:,}",
+            "?" if memory is None else f"about {memory / 2**30:.1f} GiB",
+        )
+    return table
+
+
+def _available(domain: DomainPlan) -> str:
+    if domain.available is None:
+        return "not known yet"
+    return f"{domain.available:,}" if domain.exact else f"about {domain.available:,}"
+
+
+def _domains(plan: RunPlan) -> Table:
+    table = _grid("domain", "share", "tokens planned", "tokens there", "epochs", "repeats from")
+    for name, domain in plan.domains.items():
+        repeats = domain.repeats_at
+        table.add_row(
+            name,
+            f"{100 * domain.share:.2f}%",
+            f"{domain.planned:,}",
+            _available(domain),
+            "?" if domain.epochs is None else f"{domain.epochs:.2f}",
+            f"{repeats[0]} step {repeats[1]:,}" if repeats else "",
+        )
+    return table
+
+
+def print_plan(recipe: Recipe, plan: RunPlan) -> None:
+    """Print shapes, phases, domains and warnings; problems are the caller's to show."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    if plan.source:
+        console.print(_shapes(plan))
+    console.print(_phases(recipe, plan))
+    if plan.domains:
+        console.print(_domains(plan))
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

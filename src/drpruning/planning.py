@@ -1,0 +1,336 @@
+"""What a recipe will do and whether it can: shapes, tokens, epochs, memory. No weights are loaded.
+
+Everything here comes from configs, file sizes and arithmetic, so it runs on a machine without
+GPUs, without torch, and for local files without a network.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drpruning.data import DomainSource, PreparedData, check_sources, estimate_tokens
+from drpruning.errors import BadInput
+from drpruning.pruning import ModelShape
+from drpruning.recipe import Domain, Phase, Recipe
+from drpruning.training import phase_policy
+
+BYTES_PER_PARAMETER = 16
+"""float32 weights, gradients and two AdamW moments."""
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class DomainPlan:
+    """What one domain gives and what is asked of it under the initial ratio.
+
+    Attributes:
+        share: Initial share.
+        planned: Tokens trained on, both phases.
+        available: Training tokens there are; None where that is not known yet.
+        exact: Whether `available` was counted, not guessed from file sizes.
+        repeats_at: (phase, step) at which its text comes again; None where it does not.
+    """
+
+    share: float
+    planned: int
+    available: int | None
+    exact: bool
+    repeats_at: tuple[str, int] | None
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the domain."""
+        return None if not self.available else self.planned / self.available
+
+
+@dataclass
+class RunPlan:
+    """The outcome of looking at a recipe; `problems` is empty where it can run."""
+
+    source: ModelShape | None = None
+    target: ModelShape | None = None
+    domains: dict[str, DomainPlan] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    """Phase -> estimated bytes a GPU."""
+    evaluations: dict[str, int] = field(default_factory=dict)
+    """Phase -> evaluations, each with one ratio update."""
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def domain_sources(recipe: Recipe) -> list[DomainSource]:
+    """The recipe's domains as the data package takes them, relative paths joined to data.root."""
+
+    def place(text: str) -> str:
+        root = recipe.data.root
+        return text if root is None or Path(text).is_absolute() else str(Path(root) / text)
+
+    def source(name: str, domain: Domain) -> DomainSource:
+        return DomainSource(
+            name=name,
+            source=place(domain.source),
+            text_field=domain.text_field,
+            where=domain.where,
+            validation=None if domain.validation is None else place(domain.validation),
+            split=domain.split,
+            config=domain.config,
+        )
+
+    return [source(name, domain) for name, domain in recipe.data.domains.items()]
+
+
+def source_shape(recipe: Recipe) -> ModelShape:
+    """Shape of the source model: from its folder, the recipe's `model.shape`, or the Hub.
+
+    Raises:
+        BadInput: There is no such model, or it is none that can be used.
+    """
+    source, shape = recipe.model.source, recipe.model.shape
+    if source is not None and (Path(source) / "config.json").is_file():
+        found = ModelShape.of(source)
+        if shape is not None and ModelShape.of(shape) != found:
+            raise BadInput(f"model.shape: is not the shape of {source}; leave it out")
+        return found
+    if shape is not None:
+        return ModelShape.of(shape)
+    if source is None or Path(source).exists() or source.count("/") > 1:
+        raise BadInput(f"model.source: {source} is no folder with a config.json, nor a Hub name")
+    return ModelShape.of(_hub_config(source))
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise BadInput(
+            f"model.source: {name} is no folder here, and looking it up on the Hub needs "
+            "`pip install drpruning[train]`"
+        ) from None
+    try:
+        path = hf_hub_download(name, "config.json")
+    except Exception as error:  # the Hub client has a dozen unrelated error types
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"model.source: {name} is no folder here and not to be had from the Hub ({reason}); "
+            "give a folder, or model.shape to plan without it"
+        ) from None
+    config: dict[str, Any] = json.loads(Path(path).read_text())
+    return config
+
+
+def estimate_memory(shape: ModelShape, recipe: Recipe, *, masked: bool) -> int:
+    """Bytes a GPU needs for a training step; weights and optimizer are whole on each.
+
+    16 bytes a parameter for weights, gradients and AdamW; activations in bfloat16 or float32:
+    about 10 hidden-sized, 2 query-, 2 key/value- and 4 intermediate-sized tensors a layer and token
+    are kept for the backward pass (one hidden-sized with gradient checkpointing, and one layer in
+    full), and three copies of the logits. An estimate, good to about a quarter.
+    """
+    width = 2 if recipe.training.precision == "bf16" else 4
+    tokens = recipe.training.micro_batch * recipe.data.sequence_length
+    queries = shape.num_heads * shape.head_dim
+    keys = shape.num_kv_heads * shape.head_dim
+    layer = 10 * shape.hidden_size + 2 * queries + 2 * keys + 4 * shape.intermediate_size
+    kept = shape.num_layers * layer
+    if recipe.training.gradient_checkpointing:
+        kept = shape.num_layers * shape.hidden_size + layer
+    activations = tokens * kept * width
+    logits = tokens * shape.vocab_size * (width + 8)
+    folded = 0
+    if masked:
+        gated = shape.hidden_size * (queries + shape.intermediate_size)
+        layers = 1 if recipe.training.gradient_checkpointing else shape.num_layers
+        folded = gated * layers * 4
+    return BYTES_PER_PARAMETER * shape.num_parameters() + activations + logits + folded
+
+
+def first_repeat(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
+    """Phase and step at which a domain of this many blocks starts again under a constant share."""
+    left = float(blocks)
+    for name, phase in phases.items():
+        a_step = share * phase.global_batch
+        if a_step * phase.steps > left + 1e-9:
+            return name, int(left / a_step) + 1
+        left -= a_step * phase.steps
+    return None
+
+
+def plan_domains(recipe: Recipe, prepared: PreparedData | None = None) -> dict[str, DomainPlan]:
+    """What each domain gives and what is asked of it."""
+    length = recipe.data.sequence_length
+    total = sum(p.steps * p.global_batch * length for p in recipe.phases.values())
+    plans = {}
+    for source in domain_sources(recipe):
+        share = recipe.initial_ratio[source.name]
+        if prepared is not None:
+            blocks: int | None = len(prepared.domains[source.name].train)
+        else:
+            tokens = estimate_tokens(source)
+            blocks = None if tokens is None else max(1, tokens // length)
+        plans[source.name] = DomainPlan(
+            share=share,
+            planned=round(total * share),
+            available=None if blocks is None else blocks * length,
+            exact=prepared is not None,
+            repeats_at=None if blocks is None else first_repeat(recipe.phases, share, blocks),
+        )
+    return plans
+
+
+def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
+    """One line for each domain that will be used more than once."""
+    lines = []
+    for name, plan in domains.items():
+        if plan.repeats_at is not None and plan.epochs is not None:
+            phase, step = plan.repeats_at
+            about = "" if plan.exact else "about "
+            lines.append(
+                f"data.domains.{name}: {about}{plan.available:,} tokens will be used "
+                f"{plan.epochs:.1f} times; they run out at {phase} step {about}{step}"
+            )
+    return lines
+
+
+def check_output(recipe: Recipe) -> None:
+    """Refuse an output folder that belongs to something else.
+
+    Raises:
+        BadInput: It holds the run of another recipe, or files that are no run.
+    """
+    folder = Path(recipe.output)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"output: {folder} is a file; name a folder")
+    existing = folder / RECIPE_FILE
+    if existing.is_file():
+        here = recipe.model_dump(mode="json")
+        differing = _differences(here, _read_yaml(existing))
+        if differing:
+            raise BadInput(
+                f"output: {folder} holds the run of another recipe ({'; '.join(differing[:5])}); "
+                "name another folder, or remove this one"
+            )
+    elif folder.is_dir() and any(p.name != "data" for p in folder.iterdir()):
+        raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise BadInput(f"{path}: cannot be read; name another output folder") from None
+
+
+def _differences(here: Any, there: Any, place: str = "") -> list[str]:
+    if isinstance(here, dict) and isinstance(there, dict):
+        keys = dict.fromkeys([*here, *there])
+        return [
+            line
+            for key in keys
+            for line in _differences(
+                here.get(key), there.get(key), f"{place}.{key}" if place else str(key)
+            )
+        ]
+    return [] if here == there else [f"{place} is {here!r} here and {there!r} there"]
+
+
+def check_tokenizer(recipe: Recipe, shape: ModelShape) -> None:
+    """Refuse a local tokenizer that is missing or has ids the model lacks.
+
+    Raises:
+        BadInput: So.
+    """
+    folder = Path(str(recipe.model.source))
+    if not folder.is_dir():
+        return
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if any(folder.glob("*token*")) or any(folder.glob("*.model")):
+            return
+        raise BadInput(f"model.source: {folder} has no tokenizer (tokenizer.json)")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+        largest = max([*ids, *(token["id"] for token in content.get("added_tokens", []))])
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"model.source: {file} is not a tokenizer file") from None
+    if largest >= shape.vocab_size:
+        raise BadInput(
+            f"model.source: the tokenizer in {folder} does not fit the model: its largest id is "
+            f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
+        )
+
+
+def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
+    """Look at everything that can be known before anything is computed.
+
+    Args:
+        recipe: The run.
+        check_folder: Also look whether the output folder is free for this run.
+
+    Returns:
+        Numbers, warnings, and every problem found (not only the first).
+    """
+    plan = RunPlan()
+
+    @contextmanager
+    def collected() -> Iterator[None]:
+        try:
+            yield
+        except BadInput as error:
+            plan.problems.append(str(error))
+
+    checks: list[Callable[[], None]] = [lambda: check_sources(domain_sources(recipe))]
+    if check_folder:
+        checks.append(lambda: check_output(recipe))
+    with collected():
+        plan.source = source_shape(recipe)
+    if plan.source is not None:
+        shape = plan.source
+        checks.append(lambda: check_tokenizer(recipe, shape))
+        _plan_model(recipe, plan, collected)
+    checks.append(lambda: _check_policy(recipe))
+    for check in checks:
+        with collected():
+            check()
+    plan.evaluations = {
+        name: -(-phase.steps // phase.evaluate_every) + 1 for name, phase in recipe.phases.items()
+    }
+    with collected():
+        plan.domains = plan_domains(recipe, _already_prepared(recipe))
+    plan.warnings += repetition_warnings(plan.domains)
+    return plan
+
+
+def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> None:
+    assert plan.source is not None  # noqa: S101 - the caller saw to it
+    if recipe.model.target is not None:
+        with collected():
+            target = plan.source.pruned_to(**recipe.model.target.dimensions())
+            if target == plan.source:
+                raise BadInput("model.target: is the source's own shape; nothing would be pruned")
+            plan.target = target
+    if recipe.prune is not None:
+        plan.memory["prune"] = estimate_memory(plan.source, recipe, masked=True)
+    if recipe.pretrain is not None:
+        shape = plan.target or plan.source
+        plan.memory["pretrain"] = estimate_memory(shape, recipe, masked=False)
+
+
+def _check_policy(recipe: Recipe) -> None:
+    for phase in recipe.phases.values():
+        phase_policy(recipe, phase, final_params=1.0)
+
+
+def _already_prepared(recipe: Recipe) -> PreparedData | None:
+    folder = recipe.prepared_folder
+    if not (folder / "manifest.json").is_file():
+        return None
+    prepared = PreparedData.open(folder)
+    same = prepared.sequence_length == recipe.data.sequence_length
+    return prepared if same and set(prepared.domains) == set(recipe.data.domains) else None

@@ -1,0 +1,49 @@
+"""Which parts of a model stay: shapes, masks with their constraints, plans, surgery.
+
+Masks give scores, a `PruningPlan` says what stays, surgery applies the plan. Names are imported on
+first use, so that shapes and families work without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from drpruning.pruning.families import FAMILIES, Family
+    from drpruning.pruning.masked_model import ExportError, MaskedModel, attach_masks
+    from drpruning.pruning.plan import PruningPlan
+    from drpruning.pruning.shapes import ModelShape
+    from drpruning.pruning.surgery import apply_plan
+
+_MODULES = {
+    "FAMILIES": "families",
+    "Family": "families",
+    "ModelShape": "shapes",
+    "PruningPlan": "plan",
+    "apply_plan": "surgery",
+    "attach_masks": "masked_model",
+    "ExportError": "masked_model",
+    "MaskedModel": "masked_model",
+}
+
+__all__ = [
+    "FAMILIES",
+    "ExportError",
+    "Family",
+    "MaskedModel",
+    "ModelShape",
+    "PruningPlan",
+    "apply_plan",
+    "attach_masks",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

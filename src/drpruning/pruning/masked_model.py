@@ -1,0 +1,370 @@
+"""The user's own model with masks attached from outside, and its export to a smaller plain model.
+
+Why plain norms stay right under hidden masks: everything that is written into the residual stream
+is scaled by c = sqrt(hidden size / kept dimensions), and the stream is only ever read through
+root-mean-square norms, whose weights are divided by c. The mean square of c x over all dimensions
+is that of x over the kept ones, so the norm's epsilon needs no correction.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from drpruning.errors import BadInput
+from drpruning.pruning.families import Axis
+from drpruning.pruning.gating import Gate, OutputGate
+from drpruning.pruning.masks import Masks, Mode
+from drpruning.pruning.plan import PruningPlan
+from drpruning.pruning.shapes import PRUNABLE, ModelShape
+from drpruning.pruning.surgery import build_model, check_model, slice_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EXPORT_TOLERANCE = 1e-4
+"""Largest difference between a logit of the masked and of the exported model, in float32."""
+
+
+class ExportError(RuntimeError):
+    """The exported model does not compute what the masked model does; nothing was returned."""
+
+
+class _Writer(NamedTuple):
+    gate: Gate
+    layer: int
+    axis: Axis | None
+    """What the weight's columns run over; None for a bias."""
+
+
+@dataclass
+class _Attachment:
+    """Where the masks touch the model; the model itself, whatever wraps it later."""
+
+    model: "PreTrainedModel"
+    norms: list[Gate] = field(default_factory=list)
+    writers: list[_Writer] = field(default_factory=list)
+    embedding: OutputGate = field(default_factory=OutputGate)
+    gated: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    """Plain name of every gated parameter -> its module and its name there."""
+
+
+class MaskedModel(nn.Module):
+    """A model, its masks and their multipliers; called like the model. Made by `attach_masks`.
+
+    `model` and `masks` are beside each other, so that a trainer may wrap `masked.model` alone and
+    replicate `masked.masks`. Gradient checkpointing must be non-reentrant (Transformers' default),
+    and between a forward pass and its backward pass there must be no other forward pass of the
+    same object, because recomputed layers read the latest masks.
+
+    Attributes:
+        model: the Transformers model, its gated weights parametrized.
+        masks: log-alphas and multipliers.
+        mode: which masks a forward pass uses.
+    """
+
+    def __init__(self, model: "PreTrainedModel", masks: Masks, attachment: _Attachment) -> None:
+        super().__init__()
+        self.model: nn.Module = model
+        self.masks = masks
+        self.mode: Mode = "sampled"
+        self._attachment = attachment
+        self.train(model.training)
+
+    @property
+    def source(self) -> ModelShape:
+        """Shape of the model under the masks."""
+        return self.masks.source
+
+    @property
+    def target(self) -> ModelShape:
+        """Shape that export returns."""
+        return self.masks.target
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward pass under the masks of the current mode."""
+        self._set_gates(self.masks.values(self.mode), rescale=True)
+        return self.model(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+        """Training with sampled masks, or evaluation with the current deterministic ones."""
+        super().train(mode)
+        self.use_masks("sampled" if mode else "current")
+        return self
+
+    def use_masks(self, mode: Mode) -> None:
+        """Choose the masks of the forward passes that follow, until the next train() or eval().
+
+        Args:
+            mode: `sampled` draws them from (seed, step, part); `current` has as many zeros as
+                expected now; `target` has exactly the target's zeros; `ones` is the source model.
+        """
+        if mode not in get_args(Mode):
+            raise BadInput(f"mask mode {mode!r} is none of {', '.join(get_args(Mode))}")
+        self.mode = mode
+
+    def set_step(self, step: int, progress: float, part: int = 0) -> None:
+        """Choose the noise and the scheduled sparsity; see `Masks.set_step`."""
+        self.masks.set_step(step, progress, part)
+
+    def set_part(self, part: int) -> None:
+        """Choose the noise of another part of the global batch at the same step."""
+        self.masks.set_part(part)
+
+    def lagrangian(self) -> Tensor:
+        """The penalty to add to the loss, once an optimizer step; see `Masks.lagrangian`."""
+        return self.masks.lagrangian()
+
+    def expected_parameters(self) -> Tensor:
+        """Expected number of parameters under the masks, float64 scalar on the CPU."""
+        return self.masks.parameter_count(self.masks.expected_scores())
+
+    @torch.no_grad()
+    def sparsity(self) -> dict[str, float]:
+        """Granularity -> expected share removed, mean over layers."""
+        expected = self.masks.expected_sparsity()
+        means = torch.stack([share.mean() for share in expected.values()]).tolist()
+        return dict(zip(expected, means, strict=True))
+
+    def target_sparsity(self) -> dict[str, float]:
+        """Granularity -> share that should be removed at this progress of the warm-up."""
+        return self.masks.target_sparsity()
+
+    def sparsity_deviation(self) -> dict[str, float]:
+        """Granularity -> largest |expected - scheduled| sparsity over its layers."""
+        return self.masks.deviation()
+
+    def parameter_groups(
+        self,
+        *,
+        learning_rate: float,
+        mask_learning_rate: float,
+        multiplier_learning_rate: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """Groups for one AdamW: weights, masks, multipliers (these by ascent), each with a `name`.
+
+        Args:
+            learning_rate: of the weights.
+            mask_learning_rate: of the log-alphas.
+            multiplier_learning_rate: of the multipliers.
+            weight_decay: of the weights; the other groups have none.
+        """
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        masks = list(self.masks.log_alpha.values())
+        multipliers = [*self.masks.linear.values(), *self.masks.quadratic.values()]
+        fixed = {"weight_decay": 0.0}
+        return [
+            {"name": "weights", "params": weights, "lr": learning_rate,
+             "weight_decay": weight_decay},
+            {"name": "masks", "params": masks, "lr": mask_learning_rate, **fixed},
+            {"name": "multipliers", "params": multipliers, "lr": multiplier_learning_rate,
+             "maximize": True, **fixed},
+        ]  # fmt: skip
+
+    def plan(self) -> PruningPlan:
+        """What would stay if the model were cut to the target now."""
+        return self.masks.plan()
+
+    def plain_state_dict(self) -> dict[str, Any]:
+        """The model's ungated state under the names it has without masks."""
+        state = self._attachment.model.state_dict()
+        return {plain_name(name): value for name, value in state.items()}
+
+    def load_plain_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `plain_state_dict` returned, or the state of the model without masks."""
+        model = self._attachment.model
+        names = {plain_name(name): name for name in model.state_dict()}
+        model.load_state_dict({names.get(name, name): value for name, value in state.items()})
+
+    @torch.no_grad()
+    def export(self, tolerance: float = EXPORT_TOLERANCE) -> "PreTrainedModel":
+        """Fold the masks' values into the weights and cut the rest away, to the exact target.
+
+        The result is compared with the masked model on random tokens, in float32 whatever the
+        model's own type; meanwhile a model of another type is held in float32.
+
+        Args:
+            tolerance: largest difference of a logit that passes.
+
+        Returns:
+            A plain Transformers model of the same family, type and device, in evaluation mode.
+
+        Raises:
+            ExportError: the logits differ by more than the tolerance.
+        """
+        model = self._attachment.model
+        mode, training = self.mode, self.training
+        dtype = next(model.parameters()).dtype
+        self.eval()
+        try:
+            with _full_precision(model):
+                values = self.masks.values("target")
+                self._set_gates(values, rescale=False)
+                plan = self.plan()
+                exported = build_model(model, plan, slice_parameters(self._folded(values), plan))
+                self._set_gates(values, rescale=True)
+                self._compare(exported, tolerance)
+        finally:
+            self.train(training)
+            self.use_masks(mode)
+        parameters = list(exported.parameters())
+        _cast(parameters, [dtype] * len(parameters))
+        exported.config.dtype = dtype
+        return exported
+
+    def _folded(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        attachment, family = self._attachment, self.source.family
+        final_norm = f"{family.final_norm}.weight"
+        folded = {plain_name(n): p.detach() for n, p in attachment.model.named_parameters()}
+        for name, (module, parameter) in attachment.gated.items():
+            # A tied matrix carries the masks to the output; the final norm must not do so again.
+            if name != final_norm or not self.source.tied_embeddings:
+                folded[name] = getattr(module, parameter)
+        if "hidden" in values:
+            embedding = f"{family.embedding}.weight"
+            folded[embedding] = folded[embedding] * values["hidden"]
+        return folded
+
+    def _compare(self, exported: "PreTrainedModel", tolerance: float) -> None:
+        model = self._attachment.model
+        length = min(64, getattr(model.config, "max_position_embeddings", 64))
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.source.vocab_size, (2, length), generator=generator)
+        tokens = tokens.to(next(model.parameters()).device)
+        expected = model(input_ids=tokens, use_cache=False).logits
+        found = exported(input_ids=tokens, use_cache=False).logits
+        difference = (expected - found).abs().max().item()
+        if not difference <= tolerance:
+            raise ExportError(
+                f"the exported model's logits differ from the masked model's by {difference:.3g} "
+                f"where {tolerance:.3g} is allowed; nothing was exported"
+            )
+
+    def _set_gates(self, values: Mapping[str, Tensor], *, rescale: bool) -> None:
+        """Put mask values where the model reads them.
+
+        Args:
+            values: granularity -> mask values; missing ones count as one.
+            rescale: whether the residual stream is scaled by c.
+        """
+        shape, attachment = self.source, self._attachment
+        hidden = values.get("hidden")
+        written = read = hidden
+        if hidden is not None and rescale:
+            kept = hidden.detach().count_nonzero().clamp(min=1)
+            scale = (shape.hidden_size / kept).sqrt()
+            written, read = hidden * scale, hidden / scale
+        for gate in attachment.norms:
+            gate.row = read
+        attachment.embedding.factor = written
+        rows = _rows(written, values.get("layer"), shape)
+        columns: dict[Axis, tuple[Tensor, ...]] = {}
+        if "head" in values:
+            repeats = shape.queries_per_group * shape.head_dim
+            columns["query"] = values["head"].repeat_interleave(repeats, dim=1).unbind()
+        if "intermediate" in values:
+            columns["intermediate"] = values["intermediate"].unbind()
+        for gate, layer, axis in attachment.writers:
+            gate.row = rows[layer] if rows else None
+            gate.column = columns[axis][layer] if axis in columns else None
+
+
+def attach_masks(model: "PreTrainedModel", target: ModelShape, seed: int = 0) -> MaskedModel:
+    """Attach masks to a model, in place: its gated weights become parametrized.
+
+    Args:
+        model: a plain Transformers causal language model of a known family.
+        target: shape to prune to, see `ModelShape.pruned_to`.
+        seed: of the initial masks and of all mask noise.
+
+    Raises:
+        BadInput: the model is not of a known family or has masks already; the target is not
+            reachable from it or equal to it.
+    """
+    if isinstance(model, MaskedModel):
+        raise BadInput("the model has masks attached already")
+    source = check_model(model)
+    _check_target(source, target)
+    device = model.get_parameter(f"{source.family.embedding}.weight").device
+    masks = Masks(source, target, seed, device)
+    return MaskedModel(model, masks, _attach(model, source, set(masks.granularities)))
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter of a masked model has without masks."""
+    return name.replace(".parametrizations.", ".").removesuffix(".original")
+
+
+def _check_target(source: ModelShape, target: ModelShape) -> None:
+    differences = source.differences(target)
+    if not differences:
+        raise BadInput("the target has the source's shape: there is nothing to prune")
+    for name, (here, there) in differences.items():
+        if name not in PRUNABLE:
+            raise BadInput(f"the target has {name} {there}, the model {here}; it cannot be pruned")
+    source.pruned_to(**{name: getattr(target, name) for name in PRUNABLE})
+
+
+def _attach(model: "PreTrainedModel", source: ModelShape, masked: set[str]) -> _Attachment:
+    family, attachment = source.family, _Attachment(model)
+    axis_masks = {"query": "head", "intermediate": "intermediate"}
+    table = family.layer_table(source.switches)
+
+    def gate(module: str, name: str = "weight") -> Gate:
+        owner, parametrization = model.get_submodule(module), Gate()
+        parametrize.register_parametrization(owner, name, parametrization, unsafe=True)
+        attachment.gated[f"{module}.{name}"] = (owner, name)
+        return parametrization
+
+    for layer in range(source.num_layers):
+        prefix = f"{family.layers}.{layer}"
+        for writer in family.writers:
+            axis = table[f"{writer}.weight"][1]
+            rows_masked = bool(masked & {"hidden", "layer"})
+            if rows_masked or axis_masks[axis] in masked:
+                weight = gate(f"{prefix}.{writer}")
+                attachment.writers.append(_Writer(weight, layer, axis))
+            if rows_masked and f"{writer}.bias" in table:
+                bias = gate(f"{prefix}.{writer}", "bias")
+                attachment.writers.append(_Writer(bias, layer, None))
+        if "hidden" in masked:
+            attachment.norms += [gate(f"{prefix}.{norm}") for norm in family.norms]
+    if "hidden" in masked:
+        attachment.norms.append(gate(family.final_norm))
+        model.get_submodule(family.embedding).register_forward_hook(attachment.embedding)
+    return attachment
+
+
+def _rows(written: Tensor | None, layer: Tensor | None, shape: ModelShape) -> tuple[Tensor, ...]:
+    """Factor on what each layer writes, [hidden] per layer; empty where there is none."""
+    if layer is not None:
+        columns = layer[:, None]
+        rows = columns.expand(-1, shape.hidden_size) if written is None else columns * written
+        return rows.unbind()
+    return () if written is None else (written,) * shape.num_layers
+
+
+@contextmanager
+def _full_precision(model: nn.Module) -> Iterator[None]:
+    """Float32 parameters and products, without reduced-precision matrix multiplication."""
+    parameters = list(model.parameters())
+    dtypes, precision = [p.dtype for p in parameters], torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        _cast(parameters, [torch.float32] * len(parameters))
+        with torch.autocast(parameters[0].device.type, enabled=False):
+            yield
+    finally:
+        _cast(parameters, dtypes)
+        torch.set_float32_matmul_precision(precision)
+
+
+def _cast(parameters: Iterable[Tensor], dtypes: Iterable[torch.dtype]) -> None:
+    """Change types in place; buffers such as rotary frequencies keep theirs."""
+    for parameter, dtype in zip(parameters, dtypes, strict=True):
+        parameter.data = parameter.data.to(dtype)

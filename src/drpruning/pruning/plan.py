@@ -1,0 +1,260 @@
+"""A plan: which parts of a model stay. Plain data, importable without torch."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from drpruning.errors import BadInput
+from drpruning.pruning.families import Axis
+from drpruning.pruning.shapes import PRUNABLE, ModelShape
+
+GRANULARITIES = ("layer", "hidden", "head", "intermediate")
+"""Kinds of parts that are kept or cut."""
+
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """Which parts of a source model stay. All indices are the source's, ascending.
+
+    Attributes:
+        source: shape of the model that is cut.
+        target: shape of what is left.
+        layers: kept layers.
+        hidden: kept dimensions of the residual stream.
+        kv_groups: for each kept layer its kept key-value heads.
+        heads: for each kept layer its kept query heads, the same number in each kept group.
+        intermediate: for each kept layer its kept feed-forward dimensions.
+    """
+
+    source: ModelShape
+    target: ModelShape
+    layers: Indices
+    hidden: Indices
+    kv_groups: tuple[Indices, ...]
+    heads: tuple[Indices, ...]
+    intermediate: tuple[Indices, ...]
+
+    def __post_init__(self) -> None:
+        source, target = self.source, self.target
+        if set(source.differences(target)) - set(PRUNABLE):
+            raise BadInput("the plan's source and target differ in more than their prunable sizes")
+        _check("layers", self.layers, source.num_layers, target.num_layers)
+        _check("hidden", self.hidden, source.hidden_size, target.hidden_size)
+        for name, size, count in (
+            ("kv_groups", source.num_kv_heads, target.num_kv_heads),
+            ("heads", source.num_heads, target.num_heads),
+            ("intermediate", source.intermediate_size, target.intermediate_size),
+        ):
+            rows = getattr(self, name)
+            if len(rows) != target.num_layers:
+                raise BadInput(f"the plan's {name} must have one entry for each kept layer")
+            for layer, indices in zip(self.layers, rows, strict=True):
+                _check(f"{name} of layer {layer}", indices, size, count)
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        size, count = self.source.queries_per_group, self.target.queries_per_group
+        for layer, groups, heads in zip(self.layers, self.kv_groups, self.heads, strict=True):
+            expected = sorted(groups * count)
+            if [head // size for head in heads] != expected:
+                raise BadInput(
+                    f"the plan's heads of layer {layer} must be {count} in each kept key-value head"
+                )
+
+    def indices(self, axis: Axis, position: int | None = None) -> Indices | None:
+        """What stays along an axis of a parameter.
+
+        Args:
+            axis: axis of the parameter.
+            position: place of the parameter's layer among the kept ones, for axes within a layer.
+
+        Returns:
+            Indices into the source, or None where the axis is not cut.
+        """
+        if axis == "vocab":
+            return None
+        if axis == "hidden":
+            return self.hidden
+        if position is None:
+            raise ValueError(f"the axis {axis} lies within a layer")
+        if axis == "intermediate":
+            return self.intermediate[position]
+        width = self.source.head_dim
+        chosen = self.heads if axis == "query" else self.kv_groups
+        return tuple(head * width + offset for head in chosen[position] for offset in range(width))
+
+    def similarity(self, other: Self) -> dict[str, float]:
+        """Share of the source's parts on which two plans decide alike (Appendix B.1).
+
+        A head or feed-forward dimension is kept where it is part of the cut model, so those of a
+        removed layer count as removed.
+
+        Args:
+            other: a plan for the same source.
+
+        Returns:
+            Granularity -> share in [0, 1], for every granularity that one of the plans cuts.
+
+        Raises:
+            BadInput: the plans have different sources.
+        """
+        if differences := self.source.differences(other.source):
+            raise BadInput(f"the plans have different sources: {_pairs(differences)}")
+        mine, theirs, sizes = self._survivors(), other._survivors(), self._part_counts()
+        cut = self._cut() | other._cut()
+        return {
+            name: 1 - len(mine[name] ^ theirs[name]) / sizes[name]
+            for name in GRANULARITIES
+            if name in cut
+        }
+
+    def _survivors(self) -> dict[str, set[Any]]:
+        def within(rows: Sequence[Indices]) -> set[Any]:
+            return {(layer, i) for layer, row in zip(self.layers, rows, strict=True) for i in row}
+
+        return {
+            "layer": set(self.layers),
+            "hidden": set(self.hidden),
+            "head": within(self.heads),
+            "intermediate": within(self.intermediate),
+        }
+
+    def _part_counts(self) -> dict[str, int]:
+        layers = self.source.num_layers
+        return {
+            "layer": layers,
+            "hidden": self.source.hidden_size,
+            "head": layers * self.source.num_heads,
+            "intermediate": layers * self.source.intermediate_size,
+        }
+
+    def _cut(self) -> set[str]:
+        dimensions = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
+        changed = self.source.differences(self.target)
+        pairs = zip(GRANULARITIES, dimensions, strict=True)
+        return {name for name, dimension in pairs if dimension in changed}
+
+    def to_json(self) -> str:
+        """One line of JSON; wide index sets are hexadecimal bit masks, lowest bit index 0."""
+        return json.dumps(
+            {
+                "version": 1,
+                "source": self.source.to_dict(),
+                "target": self.target.to_dict(),
+                "layers": self.layers,
+                "hidden": _to_hex(self.hidden),
+                "kv_groups": self.kv_groups,
+                "heads": self.heads,
+                "intermediate": [_to_hex(row) for row in self.intermediate],
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            BadInput: no JSON, another version, or indices that do not fit the shapes.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BadInput(f"the plan is not valid JSON: {error}") from error
+        if not isinstance(data, dict) or data.get("version") != 1:
+            raise BadInput("the plan is not a JSON object of version 1")
+        try:
+            return cls(
+                source=ModelShape.from_dict(data["source"]),
+                target=ModelShape.from_dict(data["target"]),
+                layers=tuple(data["layers"]),
+                hidden=_from_hex(data["hidden"]),
+                kv_groups=tuple(map(tuple, data["kv_groups"])),
+                heads=tuple(map(tuple, data["heads"])),
+                intermediate=tuple(_from_hex(row) for row in data["intermediate"]),
+            )
+        except KeyError as error:
+            raise BadInput(f"the plan lacks {error.args[0]}") from error
+        except TypeError as error:
+            raise BadInput(f"the plan has an entry of the wrong type: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as one JSON file."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            BadInput: no such file, or no valid plan in it.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"cannot read the plan {path}: {error}") from error
+        try:
+            return cls.from_json(text)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
+
+    def __str__(self) -> str:
+        source, target = self.source, self.target
+        before, after = source.num_parameters(), target.num_parameters()
+        lines = [f"{source.model_type}: {before:,} -> {after:,} parameters ({after / before:.1%})"]
+        for name in PRUNABLE:
+            old, new = getattr(source, name), getattr(target, name)
+            lines.append(f"  {name:<18} {old:>6} -> {new:<6} {new / old:.0%} stay")
+        removed = sorted(set(range(source.num_layers)) - set(self.layers))
+        lines.append(f"  layers removed: {', '.join(map(str, removed)) or 'none'}")
+        if target.num_heads < source.num_heads:
+            for layer, heads in zip(self.layers, self.heads, strict=True):
+                lines.append(f"  layer {layer} keeps heads {_ranges(heads)}")
+        return "\n".join(lines)
+
+
+def query_heads(groups: Iterable[int], queries_per_group: int) -> Indices:
+    """All query heads of the given key-value heads."""
+    return tuple(g * queries_per_group + i for g in groups for i in range(queries_per_group))
+
+
+def _check(name: str, indices: Indices, size: int, count: int) -> None:
+    if not all(type(index) is int for index in indices):
+        raise BadInput(f"the plan's {name} must be whole numbers")
+    outside = any(not 0 <= index < size for index in indices)
+    if outside or list(indices) != sorted(set(indices)):
+        raise BadInput(f"the plan's {name} must be ascending indices below {size}, none twice")
+    if len(indices) != count:
+        raise BadInput(f"the plan's {name} has {len(indices)} entries where the target has {count}")
+
+
+def _to_hex(indices: Indices) -> str:
+    return format(sum(1 << index for index in indices), "x")
+
+
+def _from_hex(text: object) -> Indices:
+    if not isinstance(text, str):
+        raise BadInput(f"a bit mask in the plan must be a hexadecimal string, not {text!r}")
+    try:
+        bits = format(int(text, 16), "b")
+    except ValueError as error:
+        raise BadInput(f"a bit mask in the plan is not hexadecimal: {error}") from error
+    return tuple(index for index, bit in enumerate(reversed(bits)) if bit == "1")
+
+
+def _ranges(indices: Indices) -> str:
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1][1:] = [index]
+        else:
+            parts.append([index])
+    return " ".join("-".join(map(str, part)) for part in parts)
+
+
+def _pairs(differences: dict[str, tuple[object, object]]) -> str:
+    return ", ".join(f"{name} {here} and {there}" for name, (here, there) in differences.items())

@@ -1,0 +1,454 @@
+"""What a run is: one strict, frozen description, read from YAML.
+
+Every field has its unit, its allowed values and its default under it; the defaults are the paper's
+(DRPruning, ACL 2025, Table 8 and section 4.1). An error names the field and what to write instead.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from drpruning.errors import BadInput
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SHARES_TOLERANCE = 1e-6
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values are not coerced, nothing changes."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class Target(Section):
+    """The shape to prune to; what is not named stays as in the source."""
+
+    num_layers: PositiveInt | None = None
+    """Transformer layers."""
+    hidden_size: PositiveInt | None = None
+    """Residual-stream dimensions."""
+    intermediate_size: PositiveInt | None = None
+    """Feed-forward dimensions a layer."""
+    num_heads: PositiveInt | None = None
+    """Query heads a layer."""
+    num_kv_heads: PositiveInt | None = None
+    """Key/value heads a layer; if absent they follow the query heads."""
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.dimensions():
+            raise ValueError(f"name at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+    def dimensions(self) -> dict[str, int]:
+        """The dimensions that are named, by name."""
+        return {name: size for name, size in self if size is not None}
+
+
+class ModelSection(Section):
+    """The source model and the shape wanted."""
+
+    source: str | None = None
+    """A Hugging Face model folder, or a name on the Hub."""
+    shape: dict[str, Any] | None = None
+    """The source's config (as in config.json), for planning without its files."""
+    target: Target | None = None
+    """The shape to prune to; absent where nothing is pruned."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model; only for sources you trust."""
+
+    @model_validator(mode="after")
+    def _has_origin(self) -> Self:
+        if self.source is None and self.shape is None:
+            raise ValueError("name a model in `source` (a folder or a Hub name)")
+        return self
+
+
+class Domain(Section):
+    """One data domain: where its text is and what share of the blocks it gets at first."""
+
+    source: str
+    """A path, glob or folder of .jsonl[.gz|.zst], .parquet, .txt, or a dataset name on the Hub."""
+    share: Share
+    """Initial share of the blocks (every block has the same number of tokens); they sum to 1."""
+    text_field: str = "text"
+    """The field or column that holds a document's text."""
+    where: dict[str, Any] = {}
+    """Keep documents whose (dotted) field has this value, or one of these values."""
+    validation: str | None = None
+    """Source of validation text; absent: held out by document from `source`."""
+    split: str = "train"
+    """The split of a Hub dataset."""
+    config: str | None = None
+    """The configuration of a Hub dataset."""
+    on_exhausted: Literal["repeat"] = "repeat"
+    """What happens when a domain is used up: it starts again, reshuffled."""
+
+    @field_validator("where")
+    @classmethod
+    def _plain_values(cls, where: dict[str, Any]) -> dict[str, Any]:
+        for field, value in where.items():
+            values = value if isinstance(value, list) else [value]
+            if not values or not all(isinstance(v, str | int | float | bool) for v in values):
+                raise ValueError(
+                    f"where.{field}: write a text, number or boolean, or a list of these, "
+                    f"not {value!r}"
+                )
+        return where
+
+
+class Data(Section):
+    """The text: domains, block length, validation."""
+
+    domains: dict[str, Domain]
+    """Name -> domain."""
+    root: str | None = None
+    """Folder that relative domain sources start from; absent: the current folder."""
+    prepared: str | None = None
+    """Folder of the tokenized blocks, to share them between runs; absent: OUTPUT/data."""
+    sequence_length: Annotated[int, Field(ge=8)] = 4096
+    """Tokens a block."""
+    validation_blocks: PositiveInt = 500
+    """Validation blocks a domain, at most."""
+    workers: PositiveInt | None = None
+    """Processes that tokenize; absent: one a core."""
+
+    @field_validator("domains")
+    @classmethod
+    def _check_domains(cls, domains: dict[str, Domain]) -> dict[str, Domain]:
+        if not domains:
+            raise ValueError("name at least one domain")
+        for name in domains:
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+                raise ValueError(
+                    f"the name {name!r} goes into file names: use letters, digits, '-', '_', '.'"
+                )
+        total = math.fsum(domain.share for domain in domains.values())
+        if abs(total - 1) > SHARES_TOLERANCE:
+            scaled = ", ".join(f"{n}: {d.share / total:.6g}" for n, d in domains.items())
+            raise ValueError(f"the shares sum to {total:.6g}, not 1; in proportion: {scaled}")
+        return domains
+
+
+class Scheduling(Section):
+    """How the data ratio moves (paper, sections 2.2, 3.1 to 3.3)."""
+
+    policy: Literal["drpruning", "naive_dro", "sheared", "constant", "group_dro", "cvar"] = (
+        "drpruning"
+    )
+    """Which rule gives the next ratio."""
+    rho: PositiveFloat | None = None
+    """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.1."""
+    floor: Fraction | None = None
+    """Smallest share of any domain (drpruning, naive_dro); default: the smallest reference one."""
+    reference_loss: dict[str, PositiveFloat] | None = None
+    """Reference loss a domain in nats; absent: none until the first forecast."""
+    loss_weight: Share | None = None
+    """Weight of the newest loss in the average of losses (drpruning); default 1, no average."""
+    forecast: bool | None = None
+    """Forecast the reference loss (drpruning); default true."""
+    forecast_start: Fraction | None = None
+    """Share of the steps before the first forecast (drpruning); default 0.2."""
+    moving_reference: bool | None = None
+    """Let the reference ratio follow the ratio (drpruning); default true."""
+    reference_start: Fraction | None = None
+    """Share of the steps before the reference ratio moves (drpruning); default 0.4."""
+    delta: Fraction | None = None
+    """How far the reference ratio moves at an update (drpruning); default 0.1."""
+    bound: Annotated[float, Field(ge=1)] | None = None
+    """The reference ratio stays within 1/bound and bound times the initial one; default 2."""
+    handover: Literal["fresh", "continue"] = "fresh"
+    """Continued pretraining starts from the initial ratio, or from what pruning ended with."""
+
+    def options(self) -> dict[str, Any]:
+        """The policy's own settings, those that are given."""
+        return self.model_dump(exclude={"policy", "handover"}, exclude_none=True)
+
+
+class Phase(Section):
+    """One phase of training: optimizer, schedule, evaluations."""
+
+    steps: PositiveInt
+    """Optimizer steps."""
+    global_batch: PositiveInt
+    """Blocks a step, over all ranks and micro-batches."""
+    evaluate_every: PositiveInt
+    """Steps between evaluations; the ratio changes at each."""
+    learning_rate: PositiveFloat = 1e-4
+    """Peak learning rate of the weights."""
+    warmup: Fraction
+    """Share of the steps over which the learning rates rise linearly."""
+    final_learning_rate: Fraction = 0.1
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay of the weights."""
+    gradient_clip: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+
+
+class Prune(Phase):
+    """The pruning phase (paper, section 2.1)."""
+
+    global_batch: PositiveInt = 32
+    evaluate_every: PositiveInt = 50
+    warmup: Fraction = 0.1
+    mask_learning_rate: PositiveFloat = 1.0
+    """Peak learning rate of the masks."""
+    multiplier_learning_rate: PositiveFloat = 1.0
+    """Peak learning rate of the Lagrange multipliers."""
+    mask_samples: PositiveInt = 4
+    """Parts of the global batch with mask noise of their own."""
+    sparsity_warmup: Fraction = 0.2
+    """Share of the steps over which the target sparsity rises from 0 to its final value."""
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> Self:
+        if self.global_batch % self.mask_samples:
+            divisors = [n for n in range(1, self.global_batch + 1) if self.global_batch % n == 0]
+            raise ValueError(
+                f"mask_samples ({self.mask_samples}) must divide global_batch "
+                f"({self.global_batch}); choose one of {divisors}"
+            )
+        return self
+
+
+class Pretrain(Phase):
+    """The continued-pretraining phase."""
+
+    global_batch: PositiveInt = 256
+    evaluate_every: PositiveInt = 400
+    warmup: Fraction = 0.03
+
+
+class Checkpoint(Section):
+    """When training saves its state."""
+
+    every_steps: PositiveInt = 200
+    """Steps between checkpoints."""
+    keep: PositiveInt = 2
+    """How many of the newest are kept."""
+
+
+class Training(Section):
+    """How the steps are computed; the results do not depend on micro_batch but for rounding."""
+
+    seed: Annotated[int, Field(ge=0)] = 17
+    """Seed of the order of the data and of the mask noise."""
+    micro_batch: PositiveInt = 4
+    """Blocks a forward pass, a rank."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward pass; weights and optimizer are always float32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    log_every: PositiveInt = 10
+    """Steps between two lines of kind `step` in metrics.jsonl."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When the state is saved."""
+
+
+class Recipe(Section):
+    """A whole run: model, data, scheduling, two phases of which one may be absent, output."""
+
+    model: ModelSection
+    data: Data
+    scheduling: Scheduling = Scheduling()
+    prune: Prune | None = None
+    """The pruning phase; absent: no pruning."""
+    pretrain: Pretrain | None = None
+    """The continued-pretraining phase; absent: only pruning."""
+    training: Training = Training()
+    output: str
+    """The run folder."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.prune is None and self.pretrain is None:
+            raise ValueError("name at least one phase: `prune: {steps: ...}` or `pretrain: {...}`")
+        if self.prune is not None and self.model.target is None:
+            raise ValueError("model.target: needed where there is a prune phase; write the shape")
+        if self.prune is None and self.model.target is not None:
+            raise ValueError(
+                "prune: missing although model.target is given; write `prune: {steps: ...}` "
+                "or leave model.target out"
+            )
+        reference = self.scheduling.reference_loss
+        if reference is not None and set(reference) != set(self.data.domains):
+            raise ValueError(
+                "scheduling.reference_loss: must name exactly the domains "
+                f"{sorted(self.data.domains)}, not {sorted(reference)}"
+            )
+        if self.scheduling.policy == "sheared" and reference is None:
+            raise ValueError(
+                "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
+                "losses; write one a domain"
+            )
+        return self
+
+    @property
+    def phases(self) -> dict[str, Phase]:
+        """The phases that are there, in their order."""
+        both = {"prune": self.prune, "pretrain": self.pretrain}
+        return {name: phase for name, phase in both.items() if phase is not None}
+
+    @property
+    def initial_ratio(self) -> dict[str, float]:
+        """Initial share of each domain."""
+        return {name: domain.share for name, domain in self.data.domains.items()}
+
+    @property
+    def prepared_folder(self) -> Path:
+        """Where the tokenized blocks lie."""
+        return Path(self.data.prepared) if self.data.prepared else Path(self.output) / "data"
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-4 as a number (YAML 1.2) and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"line {line}: the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        detail = getattr(error, "problem", None) or error
+        raise BadInput(f"{origin}:{place} is not valid YAML: {detail}") from None
+
+
+def _override(values: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise BadInput(f"--set {assignment}: write --set key.path=value")
+    place = values
+    for key in keys[:-1]:
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+        if not isinstance(place, dict):
+            raise BadInput(f"--set {assignment}: {key} is not a section")
+    place[keys[-1]] = _parse_yaml(text, f"--set {path}")
+
+
+def _known_keys(location: tuple[int | str, ...]) -> Iterable[str]:
+    """The keys that the section at this place of a recipe takes."""
+    section: Any = Recipe
+    for key in location:
+        annotation = section.model_fields[key].annotation if hasattr(section, "model_fields") else 0
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, Section)]
+        section = found[0] if found else None
+        if section is None:
+            return ()
+        if section is Domain:
+            break
+    return list(section.model_fields)
+
+
+def _remedy(problem: Mapping[str, Any]) -> str:
+    location, kind = problem["loc"], problem["type"]
+    if kind == "extra_forbidden":
+        known = list(_known_keys(location[:-1]))
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key; {hint}"
+    if kind == "missing":
+        return "missing; write it"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = problem["input"]
+    return message if isinstance(given, dict | BaseModel) else f"{message}, not {given!r}"
+
+
+def _location(problem: Mapping[str, Any]) -> str:
+    parts = [str(part) for part in problem["loc"]]
+    if problem["type"].endswith("_type") and len(parts) > 1 and parts[-1] in {"str", "int", "bool"}:
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: `key.path=value` assignments, the value in YAML, applied on top.
+
+    Returns:
+        The recipe, checked as far as that is possible without its files.
+
+    Raises:
+        BadInput: The file cannot be read or a field is wrong; every wrong field is named.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise BadInput(f"recipe {path}: {reason}") from None
+    values = _parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: a recipe is a mapping with model, data, ...; see `drprune --help`")
+    for assignment in overrides:
+        _override(values, assignment)
+    return parse_recipe(values, origin=str(path))
+
+
+def parse_recipe(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """Check a recipe that is already a mapping; see `load_recipe`."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = _location(problem)
+            lines.append(f"{place}: {_remedy(problem)}" if place else _remedy(problem))
+        unique = list(dict.fromkeys(lines))
+        joint = " " if len(unique) == 1 else "\n  "
+        raise BadInput(f"{origin}:{joint}" + "\n  ".join(unique)) from None

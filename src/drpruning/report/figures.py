@@ -1,0 +1,429 @@
+"""The figures of the report. Each answers None where its data is not there yet."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drpruning.report.drawing import (
+    INK,
+    MUTED,
+    ink_style,
+    label_lines,
+    legend,
+    panels,
+    percent,
+    points,
+    series_style,
+    shorten,
+    signed,
+    to_svg,
+)
+from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord, SimilarityPoint
+
+Numbers = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of the page.
+
+    Attributes:
+        ident: The ``id`` of its ``<svg>``.
+        title: What it shows.
+        caption: One or two sentences that say what to read from it; the SVG's description too.
+        svg: The element itself.
+    """
+
+    ident: str
+    title: str
+    caption: str
+    svg: str
+
+
+def phase_figures(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> list[Figure]:
+    """Draw all that the records of a phase can show.
+
+    Args:
+        phase: Its records.
+        domains: All domains of the page; the position of one decides its colour.
+        prefix: Begins the id of each figure.
+    """
+    prefix = f"{prefix}-{phase.name}"
+    made = (
+        training_loss(phase, prefix),
+        validation_loss(phase, domains, prefix),
+        ratio(phase, domains, prefix),
+        reference_ratio(phase, domains, prefix),
+        realised_share(phase, domains, prefix),
+        excess_loss(phase, domains, prefix),
+        sparsity(phase, prefix),
+    )
+    return [figure for figure in made if figure is not None]
+
+
+def training_loss(phase: PhaseRecord, prefix: str) -> Figure | None:
+    """Language modelling loss of the training batches over steps."""
+    logged = [point for point in phase.steps if math.isfinite(point.loss)]
+    if not logged:
+        return None
+    figure, (axis,) = panels(1, columns=1, height=2.2)
+    values = [point.loss for point in logged]
+    axis.plot(
+        [p.step for p in logged], values, color=INK, gid="loss", linewidth=1.1, **points(values)
+    )
+    axis.set_ylabel("nats a token")
+    caption = (
+        f"Mean loss of the training batches: {values[0]:.3f} at step {logged[0].step}, "
+        f"{values[-1]:.3f} at step {logged[-1].step}. The batches follow the data ratio, so the "
+        "level also moves when the ratio does; compare models by their validation loss."
+    )
+    return _finish(figure, f"{prefix}-training-loss", "Training loss", caption)
+
+
+def validation_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
+    """Loss, reference loss and forecast of each domain in a panel of its own."""
+    shown = _present(phase.evals, domains, lambda point: point.loss)
+    if not shown:
+        return None
+    figure, axes = panels(len(shown), columns=3, height=1.75)
+    cut_off = False
+    for axis, name in zip(axes, shown, strict=True):
+        lines: tuple[tuple[str, Callable[[EvalPoint], Numbers], dict[str, Any]], ...] = (
+            ("forecast", lambda point: point.forecast, _FORECAST),
+            ("reference", lambda point: point.reference_loss, _REFERENCE),
+            ("loss", lambda point: point.loss, _own_colour(domains, name)),
+        )
+        for kind, pick, style in lines:
+            steps, values = _series(phase.evals, pick, name)
+            marks = points(values) if kind == "loss" else {}
+            axis.plot(steps, values, gid=f"{kind}-{name}", **style, **marks)
+        cut_off |= _limit_to(axis, phase.evals, name)
+        axis.set_title(shorten(name, 28), loc="left", parse_math=False)
+    axes[0].set_ylabel("nats a token")
+    legend(
+        figure,
+        ("validation loss", {"color": INK, "linewidth": 1.4}),
+        ("reference loss", _REFERENCE),
+        ("forecast at the end of training", _FORECAST),
+    )
+    changes = {name: _change(phase.evals, name) for name in shown}
+    caption = f"Each panel is one domain with its own scale. {_range_of_changes(changes)} "
+    if any(point.reference_loss for point in phase.evals):
+        caption += (
+            "The distance from the solid line to the dashed one is the excess loss that draws data "
+            "to a domain."
+        )
+    else:
+        caption += "This run had no reference losses yet."
+    if cut_off:
+        caption += " Forecasts far from the curves lie outside the panels."
+    return _finish(figure, f"{prefix}-validation-loss", "Validation loss per domain", caption)
+
+
+def ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
+    """The data ratio over steps."""
+    figure = _shares(phase.evals, domains, lambda point: point.ratio)
+    if figure is None:
+        return None
+    return _finish(
+        figure,
+        f"{prefix}-ratio",
+        "Data ratio",
+        "Share of each domain in the batches, set at each evaluation for the steps that follow. "
+        + _largest_moves(phase.evals, lambda point: point.ratio),
+    )
+
+
+def reference_ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
+    """The reference ratio over steps: the centre of the ball of the optimization."""
+    figure = _shares(phase.evals, domains, lambda point: point.reference_ratio)
+    if figure is None:
+        return None
+    return _finish(
+        figure,
+        f"{prefix}-reference-ratio",
+        "Reference ratio",
+        "The ratio from which the data ratio may depart only so far; it follows slowly, from the "
+        "point of training at which it is released. "
+        + _largest_moves(phase.evals, lambda point: point.reference_ratio),
+    )
+
+
+def realised_share(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
+    """Share of the blocks that were trained on, against the ratio that was asked for."""
+    shown = _present(phase.evals, domains, lambda point: point.realised_share)
+    if not shown:
+        return None
+    pairs = list(zip(phase.evals, phase.evals[1:], strict=False))
+    figure, axes = panels(len(shown), columns=3, height=1.6)
+    worst, worst_name = 0.0, shown[0]
+    for axis, name in zip(axes, shown, strict=True):
+        asked = _series(phase.evals, lambda point: point.ratio, name)
+        axis.step(*asked, where="post", gid=f"ratio-{name}", color=MUTED, linewidth=1.0)
+        middle = [(before.step + after.step) / 2 for before, after in pairs]
+        got = [after.realised_share.get(name, math.nan) for _, after in pairs]
+        colour = _own_colour(domains, name)["color"]
+        axis.plot(middle, got, linestyle="", marker="o", color=colour, gid=f"realised-{name}")
+        axis.set_title(shorten(name, 28), loc="left", parse_math=False)
+        percent(axis)
+        for (before, _), share in zip(pairs, got, strict=True):
+            gap = abs(share - before.ratio.get(name, math.nan))
+            if gap > worst:
+                worst, worst_name = gap, name
+    legend(
+        figure,
+        ("ratio", {"color": MUTED, "linewidth": 1.0}),
+        ("realised share of the segment", {"color": INK, "linestyle": "", "marker": "o"}),
+    )
+    caption = (
+        "Dots are the shares of the segments as trained, the line is what was asked for; they "
+        f"should lie on it. The largest difference is {100 * worst:.2f} percentage points "
+        f"({worst_name})."
+    )
+    return _finish(figure, f"{prefix}-realised-share", "Realised share against ratio", caption)
+
+
+def excess_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
+    """Loss minus reference loss: the score that the ratio follows."""
+    shown = _present(phase.evals, domains, lambda point: point.excess)
+    if not shown:
+        return None
+    figure, (axis,) = panels(1, columns=1, height=_height(len(shown)))
+    axis.axhline(0.0, color=MUTED, linewidth=0.8)
+    _labelled(axis, phase.evals, domains, shown, lambda point: point.excess)
+    axis.set_ylabel("nats a token")
+    last = {n: _series(phase.evals, lambda point: point.excess, n)[1][-1] for n in shown}
+    top = max(last, key=lambda name: last[name])
+    caption = (
+        "Validation loss minus reference loss. Policies that follow it give more "
+        "data to the domains that are above the others. At "
+        f"the last evaluation {top} is farthest from its reference ({signed(last[top])})."
+    )
+    return _finish(figure, f"{prefix}-excess", "Excess loss", caption)
+
+
+def sparsity(phase: PhaseRecord, prefix: str) -> Figure | None:
+    """Expected sparsity per granularity against its scheduled target."""
+    names = list(dict.fromkeys(name for point in phase.steps for name in point.sparsity))
+    if not names:
+        return None
+    figure, axes = panels(len(names), columns=4 if len(names) != 3 else 3, height=1.75)
+    steps = [point.step for point in phase.steps]
+    gaps = {}
+    for axis, name in zip(axes, names, strict=True):
+        target = [point.target_sparsity.get(name, math.nan) for point in phase.steps]
+        actual = [point.sparsity.get(name, math.nan) for point in phase.steps]
+        axis.plot(steps, target, gid=f"target-{name}", **_REFERENCE)
+        axis.plot(steps, actual, gid=f"sparsity-{name}", color=INK, **points(actual))
+        axis.set_title(shorten(name), loc="left", parse_math=False)
+        axis.set_ylim(bottom=0.0)
+        percent(axis)
+        gaps[name] = abs(actual[-1] - target[-1])
+    legend(
+        figure,
+        ("expected sparsity", {"color": INK, "linewidth": 1.4}),
+        ("its target", _REFERENCE),
+    )
+    widest = max(gaps, key=lambda name: gaps[name])
+    caption = (
+        "Share of each kind of part that the masks remove in expectation; the solid line should "
+        "settle on the dashed one. At the last logged step the largest gap is "
+        f"{100 * gaps[widest]:.2f} percentage points ({widest})."
+    )
+    return _finish(figure, f"{prefix}-sparsity", "Sparsity against its target", caption)
+
+
+def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
+    """Agreement of the plan at each evaluation with the final plan (Appendix B.1, Figure 7)."""
+    rows = run.similarity
+    names = list(dict.fromkeys(name for row in rows for name in row.similarity))
+    if not names:
+        return None
+    figure, (axis,) = panels(1, columns=1, height=2.4)
+    for index, name in enumerate(names):
+        values = [row.similarity.get(name, math.nan) for row in rows]
+        look = {**ink_style(index), **points(values)}
+        axis.plot([row.step for row in rows], values, gid=f"similarity-{name}", **look)
+    percent(axis)
+    axis.set_ylabel("same decision")
+    legend(figure, *((shorten(name), ink_style(index)) for index, name in enumerate(names)))
+    settled = _settled(rows, names, 0.95)
+    caption = (
+        "Share of parts on which the plan that would have been cut at a step agrees with the one "
+        "that was cut. "
+    )
+    if settled is not None:
+        caption += f"From step {settled} on every granularity agrees on at least 95%."
+    return _finish(figure, f"{prefix}-mask-convergence", "Convergence of the masks", caption)
+
+
+def comparison(title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]]) -> Figure | None:
+    """Average and worst-domain validation loss of several runs in one phase.
+
+    Args:
+        title: What to call the phase.
+        ident: The figure's id.
+        runs: Label and records of each.
+    """
+    runs = [(label, phase) for label, phase in runs if any(point.loss for point in phase.evals)]
+    if len(runs) < 2:
+        return None
+    figure, axes = panels(2, columns=2, height=2.6)
+    summaries: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (
+        ("average", lambda losses: sum(losses) / len(losses)),
+        ("worst", max),
+    )
+    entries = [(shorten(label, 30), ink_style(index)) for index, (label, _) in enumerate(runs)]
+    said = []
+    for axis, (kind, summary) in zip(axes, summaries, strict=True):
+        ends = []
+        for index, (label, phase) in enumerate(runs):
+            evals = [point for point in phase.evals if _finite(point.loss)]
+            values = [summary(_finite(point.loss)) for point in evals]
+            axis.plot(
+                [point.step for point in evals],
+                values,
+                gid=f"{kind}-{index}",
+                **ink_style(index),
+                **points(values),
+            )
+            ends.append(f"{values[-1]:.3f} ({label}, step {evals[-1].step})")
+        axis.set_title("average over domains" if kind == "average" else "worst domain", loc="left")
+        said.append(f"{kind} {', '.join(ends)}")
+    axes[0].set_ylabel("nats a token")
+    legend(figure, *entries)
+    caption = f"Validation loss, lower is better. Last evaluation: {'; '.join(said)}."
+    return _finish(figure, ident, f"{title}: validation loss of the runs", caption)
+
+
+_REFERENCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (5, 2)), "linewidth": 1.0}
+_FORECAST: dict[str, Any] = {
+    "color": MUTED,
+    "linestyle": "",
+    "marker": "x",
+    "markersize": 3.2,
+    "markeredgewidth": 0.7,
+}
+
+
+def _finish(figure: Any, ident: str, title: str, caption: str) -> Figure:
+    caption = caption.strip()
+    svg = to_svg(figure, ident=ident, title=title, description=caption)
+    return Figure(ident=ident, title=title, caption=caption, svg=svg)
+
+
+def _finite(values: Numbers) -> list[float]:
+    return [value for value in values.values() if math.isfinite(value)]
+
+
+def _present(
+    evals: Sequence[EvalPoint], domains: Sequence[str], pick: Callable[[EvalPoint], Numbers]
+) -> list[str]:
+    """The domains for which at least one evaluation knows the value."""
+    return [
+        name
+        for name in domains
+        if any(math.isfinite(pick(point).get(name, math.nan)) for point in evals)
+    ]
+
+
+def _series(
+    evals: Sequence[EvalPoint], pick: Callable[[EvalPoint], Numbers], name: str
+) -> tuple[list[int], list[float]]:
+    """Steps and values at which the value is known."""
+    known = [(point.step, pick(point).get(name, math.nan)) for point in evals]
+    known = [(step, value) for step, value in known if math.isfinite(value)]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def _limit_to(axis: Any, evals: Sequence[EvalPoint], name: str) -> bool:
+    """Scale a panel to losses and references; return whether a forecast then lies outside it."""
+    kept = _series(evals, lambda p: p.loss, name)[1]
+    kept += _series(evals, lambda p: p.reference_loss, name)[1]
+    margin = 0.06 * (max(kept) - min(kept)) or 0.05
+    low, high = min(kept) - margin, max(kept) + margin
+    axis.set_ylim(low, high)
+    return any(not low <= value <= high for value in _series(evals, lambda p: p.forecast, name)[1])
+
+
+def _own_colour(domains: Sequence[str], name: str) -> dict[str, Any]:
+    """For a panel of its own: the domain's colour, solid (dashes there mean the reference)."""
+    return {"color": series_style(domains.index(name))["color"]}
+
+
+def _height(lines: int) -> float:
+    return max(2.5, 0.9 + 0.155 * lines)
+
+
+def _labelled(
+    axis: Any,
+    evals: Sequence[EvalPoint],
+    domains: Sequence[str],
+    shown: Sequence[str],
+    pick: Callable[[EvalPoint], Numbers],
+    **style: Any,
+) -> None:
+    """One line a domain with its name at the right end."""
+    ends = []
+    for name in shown:
+        steps, values = _series(evals, pick, name)
+        look = series_style(domains.index(name))
+        axis.plot(steps, values, gid=f"line-{name}", **look, **points(values), **style)
+        ends.append((steps[-1], values[-1], name, look["color"]))
+    label_lines(axis, ends)
+
+
+def _shares(
+    evals: Sequence[EvalPoint], domains: Sequence[str], pick: Callable[[EvalPoint], Numbers]
+) -> Any:
+    shown = _present(evals, domains, pick)
+    if not shown:
+        return None
+    figure, (axis,) = panels(1, columns=1, height=_height(len(shown)))
+    positive = [v for point in evals for v in pick(point).values() if v > 0]
+    if positive and max(positive) > 8 * min(positive):
+        axis.set_yscale("log")
+    percent(axis)
+    _labelled(axis, evals, domains, shown, pick, drawstyle="steps-post")
+    axis.set_ylabel("share, log scale" if axis.get_yscale() == "log" else "share")
+    return figure
+
+
+def _change(evals: Sequence[EvalPoint], name: str) -> float:
+    values = _series(evals, lambda point: point.loss, name)[1]
+    return values[-1] - values[0]
+
+
+def _range_of_changes(changes: Numbers) -> str:
+    lowest = min(changes, key=lambda name: changes[name])
+    highest = max(changes, key=lambda name: changes[name])
+    return (
+        "From the first evaluation to the last the loss changed by between "
+        f"{signed(changes[lowest])} ({lowest}) and {signed(changes[highest])} nats ({highest})."
+    )
+
+
+def _largest_moves(evals: Sequence[EvalPoint], pick: Callable[[EvalPoint], Numbers]) -> str:
+    """What grew and what shrank by the largest factor between first and last evaluation."""
+    known = [pick(point) for point in evals if pick(point)]
+    first, last = known[0], known[-1]
+    factors = {name: last[name] / first[name] for name in last if first.get(name, 0.0) > 0}
+    if not factors or max(abs(factor - 1) for factor in factors.values()) < 0.005:
+        return "It has not moved."
+    up = max(factors, key=lambda name: factors[name])
+    down = min(factors, key=lambda name: factors[name])
+    return (
+        f"Between the first and the last evaluation {up} moved most upwards (to "
+        f"{factors[up]:.2f} times its share) and {down} most downwards ({factors[down]:.2f} times)."
+    )
+
+
+def _settled(rows: Sequence[SimilarityPoint], names: Sequence[str], level: float) -> int | None:
+    """The first step from which all similarities stay at ``level`` or above."""
+    settled = None
+    for row in reversed(rows):
+        if not all(row.similarity.get(name, 0.0) >= level for name in names):
+            break
+        settled = row.step
+    return settled

@@ -1,0 +1,338 @@
+"""One self-contained HTML page from one or several run folders."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drpruning.errors import BadInput
+from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
+from drpruning.report.figures import Figure, comparison, mask_convergence, phase_figures
+from drpruning.report.reading import FILES, load_run
+from drpruning.report.records import DIMENSIONS, PhaseRecord, Plan, RunRecord, section
+from drpruning.report.table import format_perplexity, results_table
+
+_PHASE_TITLES = {"prune": "Pruning", "pretrain": "Continued pretraining"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioRow:
+    """One domain from the first evaluation of a phase to its last; NaN is not known."""
+
+    domain: str
+    initial: float
+    ratio: float
+    reference_ratio: float
+    first_loss: float
+    last_loss: float
+    reference_loss: float
+
+    @property
+    def ratio_factor(self) -> float:
+        """By what factor the ratio differs from the initial one."""
+        return self.ratio / self.initial if self.initial else math.nan
+
+    @property
+    def reference_factor(self) -> float:
+        """By what factor the reference ratio differs from the initial one."""
+        return self.reference_ratio / self.initial if self.initial else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSection:
+    """What the page says of one phase of one run."""
+
+    name: str
+    title: str
+    ident: str
+    facts: list[str]
+    ratio_rows: list[RatioRow]
+    figures: list[Figure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """What the page says of one run."""
+
+    ident: str
+    label: str
+    about: str
+    phases: list[PhaseSection]
+    plan: Plan | None
+    convergence: Figure | None
+    recipe_text: str
+    provenance: list[str]
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side.
+
+    Args:
+        folders: Run folders; the first gives the page its title.
+        output: The HTML file; ``report.html`` in the first folder where it is None.
+
+    Returns:
+        Where the page was written.
+
+    Raises:
+        BadInput: A folder is missing, holds nothing to show, or has a file that cannot be read.
+    """
+    if not folders:
+        raise BadInput("a report needs at least one run folder.")
+    runs = [load_run(folder) for folder in folders]
+    for run in runs:
+        if run.is_empty:
+            raise BadInput(
+                f"{run.folder} has nothing to show: looked for {', '.join(FILES)} and found no "
+                "logged step, evaluation or plan. Name the `output` folder of a recipe."
+            )
+    output = runs[0].folder / "report.html" if output is None else Path(output)
+    page = render_page(runs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_name(output.name + ".tmp")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(output)
+    return output
+
+
+def render_page(runs: Sequence[RunRecord]) -> str:
+    """Return the page as text; see :func:`write_report`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        share=_percentage, loss=_loss, factor=_factor, ranges=ranges, perplexity=format_perplexity
+    )
+    domains = list(dict.fromkeys(name for run in runs for name in run.domains))
+    labels = run_labels(runs)
+    table = results_table(runs)
+    with style():
+        sections = [
+            _run_section(run, label, f"run{number}", domains)
+            for number, (run, label) in enumerate(zip(runs, labels, strict=True), start=1)
+        ]
+        compared = _comparisons(runs, labels)
+    return environment.get_template("page.html.j2").render(
+        title=_title(runs[0]),
+        summary=_summary(runs[0]),
+        table=table,
+        best=table.best(),
+        measured_on=_measured_on(runs),
+        comparisons=compared,
+        runs=sections,
+        dimensions=DIMENSIONS,
+        series_light=SERIES_LIGHT,
+        series_dark=SERIES_DARK,
+    )
+
+
+def run_labels(runs: Sequence[RunRecord]) -> list[str]:
+    """A name for each run: its folder's, with as many parents as it takes to tell them apart."""
+    parts = [run.folder.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{run.label} ({number})" for number, run in enumerate(runs, start=1)]
+
+
+def ratio_rows(run: RunRecord, phase: PhaseRecord) -> list[RatioRow]:
+    """Ratios and losses at the start and the end of a phase, as in the paper's Tables 3 and 7.
+
+    The initial ratio is the recipe's; where the folder has no recipe, that of the first evaluation.
+    """
+    if not phase.evals:
+        return []
+    first, last = phase.evals[0], phase.evals[-1]
+    initial = run.initial_ratio or first.ratio
+    known = [*first.loss, *last.loss, *last.ratio]
+    return [
+        RatioRow(
+            domain=name,
+            initial=initial.get(name, math.nan),
+            ratio=last.ratio.get(name, math.nan),
+            reference_ratio=last.reference_ratio.get(name, math.nan),
+            first_loss=first.loss.get(name, math.nan),
+            last_loss=last.loss.get(name, math.nan),
+            reference_loss=last.reference_loss.get(name, math.nan),
+        )
+        for name in run.domains
+        if name in known
+    ]
+
+
+def _comparisons(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[Figure]:
+    made = []
+    for name in dict.fromkeys(name for run in runs for name in run.phases):
+        sharing = [
+            (label, run.phases[name])
+            for label, run in zip(labels, runs, strict=True)
+            if name in run.phases
+        ]
+        figure = comparison(_PHASE_TITLES.get(name, name), f"comparison-{name}", sharing)
+        if figure is not None:
+            made.append(figure)
+    return made
+
+
+def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str]) -> RunSection:
+    return RunSection(
+        ident=ident,
+        label=label,
+        about=_about(run),
+        phases=[
+            PhaseSection(
+                name=phase.name,
+                title=_PHASE_TITLES.get(phase.name, phase.name),
+                ident=f"{ident}-{phase.name}",
+                facts=_facts(phase),
+                ratio_rows=ratio_rows(run, phase),
+                figures=phase_figures(phase, domains, ident),
+            )
+            for phase in run.phases.values()
+        ],
+        plan=run.plan,
+        convergence=mask_convergence(run, ident),
+        recipe_text=run.recipe_text,
+        provenance=_provenance(run),
+    )
+
+
+def _source_name(run: RunRecord) -> str:
+    source = section(run.recipe, "model").get("source")
+    return Path(str(source)).name if source else run.label
+
+
+def _title(run: RunRecord) -> str:
+    target = section(run.recipe, "model", "target")
+    shape = [
+        f"{target[name]:,} {word}" if word in {"layers", "heads", "KV heads"} else f"{word} {size}"
+        for name, word in DIMENSIONS.items()
+        if (size := target.get(name)) is not None
+    ]
+    if shape and "prune" in run.recipe:
+        return f"{_source_name(run)} pruned to {', '.join(shape)}"
+    if "prune" in run.phases or run.plan:
+        return f"{_source_name(run)}, pruned"
+    if "pretrain" in run.phases:
+        return f"{_source_name(run)}, continued pretraining"
+    return _source_name(run)
+
+
+def _summary(run: RunRecord) -> list[str]:
+    """What was reached, in sentences; only what the evaluations say."""
+    found = run.evaluations
+    said = []
+    if "source" in found and (small := found.get("model") or found.get("pruned")):
+        source = found["source"]
+        if small.parameters != source.parameters:
+            said.append(
+                f"{source.parameters:,} parameters became {small.parameters:,} "
+                f"({small.parameters / source.parameters:.1%}); outside the embeddings "
+                f"{source.other_parameters:,} became {small.other_parameters:,} "
+                f"({small.other_parameters / source.other_parameters:.1%})."
+            )
+    steps = [
+        f"{phase.last_step:,} steps of {_PHASE_TITLES.get(name, name).lower()}"
+        for name, phase in run.phases.items()
+    ]
+    if steps:
+        domains = len(run.domains)
+        said.append(f"{' and '.join(steps)} on {domains} domains.")
+    return said
+
+
+def _measured_on(runs: Sequence[RunRecord]) -> str:
+    """The size of the validation data behind the table of results."""
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations.values()]
+    blocks = [
+        int(count) for e in evaluations for count in e.blocks.values() if math.isfinite(count)
+    ]
+    lengths = sorted({evaluation.sequence_length for evaluation in evaluations})
+    if not blocks:
+        return ""
+    few, many = min(blocks), max(blocks)
+    number = f"{many:,}" if few == many else f"{few:,} to {many:,}"
+    tokens = " or ".join(f"{length:,}" for length in lengths)
+    return f"Measured on {number} blocks of {tokens} tokens a domain."
+
+
+def _about(run: RunRecord) -> str:
+    policy = section(run.recipe, "scheduling").get("policy")
+    where = f"From {run.folder}."
+    return f"{where} Data scheduling: {policy}." if policy else where
+
+
+def _facts(phase: PhaseRecord) -> list[str]:
+    """Size, state and cost of a phase."""
+    facts = []
+    if phase.starts:
+        start = phase.starts[-1]
+        facts.append(
+            f"{start.total_steps:,} steps of {start.global_batch:,} × {start.sequence_length:,} "
+            "tokens"
+        )
+        if phase.end is None:
+            facts.append(f"not complete: last record at step {phase.last_step:,}")
+        if len(phase.starts) > 1:
+            facts.append(f"resumed {len(phase.starts) - 1} times")
+    facts.append(f"{len(phase.evals)} evaluations")
+    facts.append(f"{_duration(phase.seconds)} in all")
+    for name, seconds in (
+        ("evaluation", [point.evaluation_seconds for point in phase.evals]),
+        ("ratio updates", [point.update_seconds for point in phase.evals]),
+    ):
+        known = [value for value in seconds if math.isfinite(value)]
+        if known:
+            part = f" ({sum(known) / phase.seconds:.2%})" if phase.seconds else ""
+            facts.append(f"{name} {_duration(sum(known))}{part}")
+    return facts
+
+
+def _provenance(run: RunRecord) -> list[str]:
+    """Versions and commits that the phases were run with, each said once."""
+    said: dict[str, None] = {}
+    for phase in run.phases.values():
+        for start in phase.starts:
+            versions = ", ".join(f"{name} {version}" for name, version in start.versions.items())
+            commit = f"commit {start.commit}" if start.commit else "commit not known"
+            said[f"{versions or 'versions not known'}; {commit}"] = None
+    return list(said)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def _percentage(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.2f}%"
+
+
+def _loss(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _factor(value: float) -> str:
+    return "–" if math.isnan(value) else f"×{value:.2f}"
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """Write ascending indices with runs joined: ``0–2, 5``."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1][1:] = [index]
+        else:
+            runs.append([index])
+    return ", ".join("–".join(map(str, run)) for run in runs)

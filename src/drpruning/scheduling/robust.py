@@ -1,0 +1,293 @@
+"""The policies that solve DRO in a chi-square ball: DRPruning and naive DRO."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from drpruning.errors import BadInput
+from drpruning.scheduling.dro import (
+    FloatArray,
+    divergence,
+    nearest_ratio,
+    project_to_bounds,
+    worst_case_ratio,
+)
+from drpruning.scheduling.forecast import MIN_POINTS, fit_loss_curves
+from drpruning.scheduling.policy import Decision, Evaluation, ReferencedPolicy
+
+
+class _BallPolicy(ReferencedPolicy):
+    """Adds the ball of radius `rho` and the floor."""
+
+    def __init__(
+        self,
+        initial_ratio: Mapping[str, float],
+        total_steps: int | None,
+        final_params: float | None,
+        reference_loss: Mapping[str, float] | None,
+        rho: float,
+        floor: float | Mapping[str, float] | None,
+    ) -> None:
+        super().__init__(initial_ratio, total_steps, final_params, reference_loss)
+        self.rho = float(rho)
+        self._floor = self._array(floor, "floor") if isinstance(floor, Mapping) else floor
+        self._check_feasible()
+
+    def continue_from(self, state: Mapping[str, Any]) -> None:
+        super().continue_from(state)
+        self._check_feasible()
+
+    def _check_feasible(self) -> None:
+        scores = np.zeros_like(self._reference_ratio)
+        try:
+            worst_case_ratio(scores, self._reference_ratio, self.rho, self._floor)
+        except ValueError as error:
+            raise BadInput(f"{self.name}: {error}") from None
+
+    def _ratio_from(self, excess: FloatArray) -> FloatArray:
+        return worst_case_ratio(excess, self._reference_ratio, self.rho, self._floor)
+
+    def _explain(self) -> dict[str, Any]:
+        return self._ball(self._reference_ratio)
+
+    def _ball(self, reference_ratio: FloatArray) -> dict[str, Any]:
+        """How the ratio lies in the ball around this reference ratio."""
+        floor = reference_ratio.min() if self._floor is None else self._floor
+        floors = np.broadcast_to(np.asarray(floor, dtype=np.float64), self._ratio.shape)
+        at_floor = self._ratio <= floors * (1 + 1e-9)
+        return {
+            "rho": self.rho,
+            "divergence": divergence(self._ratio, reference_ratio),
+            "floor": self._named(floors),
+            "at_floor": dict(zip(self._domains, at_floor.tolist(), strict=True)),
+        }
+
+
+class NaiveDRO(_BallPolicy):
+    """The worst ratio around a fixed reference ratio, for fixed reference losses.
+
+    Source: Zhou et al., EMNLP 2021; Eq. 5 of DRPruning (arXiv 2411.14055).
+
+    Args:
+        initial_ratio: Share of each domain at the start, and the reference ratio.
+        total_steps: Not used.
+        final_params: Not used.
+        rho: Radius of the chi-square ball around the reference ratio.
+        floor: Smallest share, for all domains or by name; by default the smallest reference share.
+        reference_loss: Loss that each domain should reach, in nats; by default 0, so that the
+            scores are the losses themselves.
+    """
+
+    name = "naive_dro"
+
+    def __init__(
+        self,
+        initial_ratio: Mapping[str, float],
+        total_steps: int | None = None,
+        final_params: float | None = None,
+        *,
+        rho: float = 0.1,
+        floor: float | Mapping[str, float] | None = None,
+        reference_loss: Mapping[str, float] | None = None,
+    ) -> None:
+        if reference_loss is None:
+            reference_loss = dict.fromkeys(initial_ratio, 0.0)
+        super().__init__(initial_ratio, total_steps, final_params, reference_loss, rho, floor)
+
+
+class DRPruning(_BallPolicy):
+    """DRO with reference losses forecast from the run itself and a moving reference ratio.
+
+    At an evaluation (arXiv 2411.14055, Figure 1): the losses give the reference losses (3.2,
+    Eq. 4), these the ratio around the reference ratio as it was (Eq. 3 and 5), and then the
+    reference ratio moves (3.3, Eq. 6).
+
+    The reference loss of a domain is the smallest forecast so far of its loss at the end of
+    training, where no forecast counts for more than the smallest loss seen or for less than 0.
+    Before its first forecast it is the initial one; without that the ratio stays where it is.
+
+    Args:
+        initial_ratio: Share of each domain at the start, and the first reference ratio.
+        total_steps: Length of training, in optimizer steps.
+        final_params: Number of parameters at the end, if it changes during training; the updates
+            then say how many there are.
+        rho: Radius of the chi-square ball around the reference ratio.
+        floor: Smallest share, for all domains or by name; by default the smallest reference share.
+        reference_loss: Initial reference loss of each domain, in nats.
+        loss_weight: Weight of a new loss in the moving average of losses, in (0, 1]; 1 takes the
+            losses as they are.
+        forecast: Whether to forecast; if not, the initial reference loss stays.
+        forecast_start: Share of training before the first forecast.
+        moving_reference: Whether the reference ratio moves.
+        reference_start: Share of training before it first moves.
+        delta: How far it moves towards the new ratio each time, in [0, 1].
+        bound: It stays within [1/bound, bound] times the initial ratio; at least 1.
+    """
+
+    name = "drpruning"
+
+    def __init__(  # noqa: PLR0913 - each part of the method can be set on its own
+        self,
+        initial_ratio: Mapping[str, float],
+        total_steps: int,
+        final_params: float | None = None,
+        *,
+        rho: float = 0.1,
+        floor: float | Mapping[str, float] | None = None,
+        reference_loss: Mapping[str, float] | None = None,
+        loss_weight: float = 1.0,
+        forecast: bool = True,
+        forecast_start: float = 0.2,
+        moving_reference: bool = True,
+        reference_start: float = 0.4,
+        delta: float = 0.1,
+        bound: float = 2.0,
+    ) -> None:
+        super().__init__(initial_ratio, total_steps, final_params, reference_loss, rho, floor)
+        for setting, value, valid in (
+            ("loss_weight", loss_weight, 0 < loss_weight <= 1),
+            ("forecast_start", forecast_start, 0 <= forecast_start <= 1),
+            ("reference_start", reference_start, 0 <= reference_start <= 1),
+            ("delta", delta, 0 <= delta <= 1),
+        ):
+            if not valid:
+                raise BadInput(f"{setting} must lie between 0 and 1, not {value}")
+        if not 1 <= bound < math.inf:
+            raise BadInput(f"bound must be at least 1, not {bound}")
+        self.loss_weight = loss_weight
+        self.delta = delta
+        self.bound = bound
+        self._forecast_from = forecast_start * total_steps if forecast else math.inf
+        self._move_from = reference_start * total_steps if moving_reference else math.inf
+        self._final_step = total_steps
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start a loss history."""
+        n = len(self._domains)
+        self._steps: list[int] = []
+        self._params: list[float] = []
+        self._losses: list[FloatArray] = []
+        self._average = np.full(n, np.nan)
+        self._has_forecast = np.zeros(n, dtype=bool)
+
+    def continue_from(self, state: Mapping[str, Any]) -> None:
+        """See `Policy.continue_from`."""
+        super().continue_from(state)
+        self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Policy.state_dict`."""
+        columns = np.array(self._losses).reshape(-1, len(self._domains)).T
+        return super().state_dict() | {
+            "average_loss": self._known(self._average),
+            "has_forecast": dict(zip(self._domains, self._has_forecast.tolist(), strict=True)),
+            "history": {
+                "steps": list(self._steps),
+                "params": _null_for_nan(self._params),
+                "losses": {
+                    d: _null_for_nan(column.tolist())
+                    for d, column in zip(self._domains, columns, strict=True)
+                },
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Policy.load_state_dict`."""
+        super().load_state_dict(state)
+        history = state["history"]
+        self._steps = list(history["steps"])
+        self._params = _nan_for_null(history["params"])
+        columns = [_nan_for_null(history["losses"][d]) for d in self._domains]
+        self._losses = list(np.array(columns, dtype=np.float64).T)
+        average = state["average_loss"] or {}
+        self._average = np.array([average.get(d, math.nan) for d in self._domains])
+        self._has_forecast = np.array([state["has_forecast"][d] for d in self._domains])
+
+    def _decide(self, evaluation: Evaluation) -> Decision:
+        step, unusable = evaluation.step, evaluation.unusable
+        losses = self._record(evaluation)
+        forecast: FloatArray | None = None
+        if step > 0 and step >= self._forecast_from:
+            forecast = self._forecast()
+            self._update_reference_loss(forecast)
+        excess = self._follow(losses, unusable)
+        ball = self._ball(self._reference_ratio)
+        moved = not unusable and step >= self._move_from and self._move_reference_ratio()
+        return self._decision(
+            unusable=unusable,
+            reference_ratio=self._reference_ratio,
+            reference_loss=self._reference_loss,
+            forecast=forecast,
+            excess=excess,
+            no_forecast=self._without_forecast(forecast),
+            reference_ratio_updated=moved,
+            **ball,
+        )
+
+    def _record(self, evaluation: Evaluation) -> FloatArray:
+        """Add an evaluation to the history; returns the losses to go by, averaged if wanted."""
+        losses, params = evaluation.losses, evaluation.params
+        w = self.loss_weight
+        averaged = w * losses + (1 - w) * self._average if w < 1 else losses
+        averaged = np.where(np.isnan(averaged), losses, averaged)  # the first of its domain
+        self._average = np.where(np.isnan(averaged), self._average, averaged)
+        self._steps.append(evaluation.step)
+        self._params.append(math.nan if params is None else float(params))
+        self._losses.append(averaged)
+        return averaged
+
+    def _forecast(self) -> FloatArray:
+        """Losses at the end of training [n], within [0, smallest loss seen]; NaN where unknown."""
+        losses = np.array(self._losses).T
+        with_params = self.final_params is not None and np.isfinite(self._params).any()
+        fits = fit_loss_curves(
+            self._steps,
+            losses,
+            self._final_step,
+            self._params if with_params else None,
+            self.final_params if with_params else None,
+        )
+        smallest = np.where(np.isnan(losses), np.inf, losses).min(axis=1)
+        return np.clip(fits.forecast, 0, smallest)
+
+    def _update_reference_loss(self, forecast: FloatArray) -> None:
+        lower = np.fmin(forecast, np.where(self._has_forecast, self._reference_loss, np.inf))
+        known = np.isfinite(forecast)
+        self._reference_loss = np.where(known, lower, self._reference_loss)
+        self._has_forecast = self._has_forecast | known
+
+    def _move_reference_ratio(self) -> bool:
+        """Eq. 6; False if floor and ball would leave nothing around the new reference ratio."""
+        moved = project_to_bounds(
+            self.delta * self._ratio + (1 - self.delta) * self._reference_ratio,
+            self._initial_ratio / self.bound,
+            self._initial_ratio * self.bound,
+        )
+        if divergence(nearest_ratio(moved, self._floor), moved) > self.rho:
+            return False
+        self._reference_ratio = moved
+        return True
+
+    def _without_forecast(self, forecast: FloatArray | None) -> dict[str, str]:
+        if forecast is None:
+            return {}
+        positive = np.array(self._steps) > 0
+        points = np.isfinite(np.array(self._losses))[positive].sum(axis=0).tolist()
+        return {
+            d: f"it has {count} of the {MIN_POINTS} points that a forecast needs"
+            if count < MIN_POINTS
+            else "no fit of its losses is finite"
+            for d, count, value in zip(self._domains, points, forecast.tolist(), strict=True)
+            if math.isnan(value)
+        }
+
+
+def _null_for_nan(values: list[float]) -> list[float | None]:
+    return [None if math.isnan(v) else v for v in values]
+
+
+def _nan_for_null(values: list[float | None]) -> list[float]:
+    return [math.nan if v is None else v for v in values]

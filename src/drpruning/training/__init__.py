@@ -1,0 +1,44 @@
+"""The training loop and its two phases, checkpoints, validation losses by domain.
+
+Names are loaded when they are first used, so that checking a recipe does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drpruning.training.interruption import Interrupted
+    from drpruning.training.phases import load_model, pretrain, prune
+    from drpruning.training.policy import phase_policy
+    from drpruning.training.provenance import commit, versions
+    from drpruning.training.validation import autocast, domain_losses
+
+_HOMES = {
+    "Interrupted": "interruption",
+    "autocast": "validation",
+    "commit": "provenance",
+    "domain_losses": "validation",
+    "load_model": "phases",
+    "phase_policy": "policy",
+    "pretrain": "phases",
+    "prune": "phases",
+    "versions": "provenance",
+}
+
+__all__ = [
+    "Interrupted",
+    "autocast",
+    "commit",
+    "domain_losses",
+    "load_model",
+    "phase_policy",
+    "pretrain",
+    "prune",
+    "versions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

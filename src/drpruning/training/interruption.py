@@ -1,0 +1,44 @@
+"""SIGINT and SIGTERM: the step is finished and saved before the process leaves."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Training stopped because a signal asked for it; everything is saved."""
+
+
+class InterruptGuard:
+    """While it is entered, a first signal only sets `requested`; a second acts as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+        self._previous.clear()
+
+    def __enter__(self) -> Self:
+        """Take the signals over, in the main thread only (others cannot)."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {name: signal.signal(name, self._handle) for name in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        self._restore()

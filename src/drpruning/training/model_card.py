@@ -1,0 +1,74 @@
+"""The README.md that goes with a model."""
+
+from typing import Literal
+
+from drpruning import __version__
+from drpruning.pruning import ModelShape
+from drpruning.recipe import Recipe
+
+_WHAT = {
+    "pruned": "Cut out of {source} with learned masks; it has not been trained since the cut.",
+    "model": "Continued pretraining of {origin}, with the data ratio steered by `{policy}`.",
+}
+
+
+def model_card(recipe: Recipe, shape: ModelShape, stage: Literal["pruned", "model"]) -> str:
+    """Markdown with the front matter that the Hugging Face Hub reads.
+
+    Args:
+        recipe: How the model was made.
+        shape: Its shape.
+        stage: `pruned` as cut, `model` after continued pretraining.
+    """
+    source = recipe.model.source
+    origin = f"a smaller model cut out of {source}" if recipe.prune else str(source)
+    what = _WHAT[stage].format(source=source, origin=origin, policy=recipe.scheduling.policy)
+    dimensions = [
+        ("layers", shape.num_layers),
+        ("hidden size", shape.hidden_size),
+        ("intermediate size", shape.intermediate_size),
+        ("query heads", shape.num_heads),
+        ("key/value heads", shape.num_kv_heads),
+        ("head dimension", shape.head_dim),
+        ("vocabulary", shape.vocab_size),
+        ("parameters", f"{shape.num_parameters():,}"),
+    ]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in dimensions)
+    shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
+    phases = "\n".join(
+        f"- {name}: {p.steps} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
+        for name, p in recipe.phases.items()
+        if stage == "model" or name == "prune"
+    )
+    return f"""---
+library_name: transformers
+base_model: {source}
+tags: [pruning, drpruning]
+---
+
+# {what.split(",")[0].rstrip(".")}
+
+{what}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+| | |
+|---|---|
+{rows}
+
+Training:
+{phases}
+
+Initial data ratio:
+
+| domain | share |
+|---|---|
+{shares}
+
+Made with drpruning {__version__}.
+"""

@@ -1,0 +1,154 @@
+"""The two phases from model folder to model folder."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from drpruning.console import Reporter
+from drpruning.data import Mixture, PreparedData
+from drpruning.errors import BadInput
+from drpruning.pruning import ModelShape, attach_masks
+from drpruning.recipe import ModelSection, Phase, Recipe
+from drpruning.scheduling import Policy
+from drpruning.training.checkpoint import publish, remove_checkpoints
+from drpruning.training.loop import Loop, Setting
+from drpruning.training.model_card import model_card
+from drpruning.training.policy import phase_policy
+from drpruning.training.pruning_loop import PruningLoop
+
+SCHEDULE_VERSION = 1
+
+
+def load_model(source: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A causal language model with float32 weights, from safetensors only.
+
+    Args:
+        source: A folder, or a name on the Hub.
+        trust_remote_code: Run the code that comes with it.
+
+    Raises:
+        BadInput: It cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"model.source: {source} cannot be loaded as a causal language model with safetensors "
+            f"weights: {reason}"
+        ) from None
+    return model
+
+
+def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
+    """Write a Hugging Face folder (weights, tokenizer, model card) that appears whole or not."""
+    from transformers import AutoTokenizer
+
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)  # type: ignore[operator]
+    AutoTokenizer.from_pretrained(tokenizer_source).save_pretrained(temporary)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    publish(temporary, folder)
+
+
+def _mixture(data: PreparedData, recipe: Recipe, phase: Phase) -> Mixture:
+    sizes = {name: len(domain.train) for name, domain in data.domains.items()}
+    return Mixture(sizes, phase.global_batch, recipe.training.seed)
+
+
+def _write_schedule(path: Path, loop: Loop) -> None:
+    """What the next phase may go on from: the policy's state and the place in the data."""
+    state = {
+        "version": SCHEDULE_VERSION,
+        "policy": loop.policy.state_dict(),
+        "mixture": loop.mixture.state_dict(),
+    }
+    path.write_text(json.dumps(state))
+
+
+def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter: Reporter) -> None:
+    """Train masks, cut, and write `pruned/` and `prune/` of the run folder.
+
+    Raises:
+        ExportError: The cut model does not compute what the masked one does; nothing is written.
+        Interrupted: A signal asked to stop; the state is saved.
+    """
+    assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
+    folder = Path(recipe.output)
+    model = load_model(str(recipe.model.source), trust_remote_code=recipe.model.trust_remote_code)
+    target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
+    masked = attach_masks(model, target, seed=recipe.training.seed)
+    policy = phase_policy(recipe, recipe.prune, target.num_parameters())
+    setting = Setting(recipe.prune, recipe.training, data, folder, accelerator, reporter)
+    loop = PruningLoop(setting, masked, policy, _mixture(data, recipe, recipe.prune))
+    loop.run()
+    if accelerator.is_main_process:
+        masked.model = accelerator.unwrap_model(masked.model)
+        plan = loop.write_outcome()
+        _write_schedule(folder / "prune" / "schedule.json", loop)
+        exported = masked.export()
+        card = model_card(recipe, ModelShape.of(exported), stage="pruned")
+        save_model(exported, str(recipe.model.source), folder / "pruned", card)
+        remove_checkpoints(folder / "checkpoints", "prune")
+        reporter.line(str(plan))
+        reporter.line(f"pruned model: {folder / 'pruned'}")
+    accelerator.wait_for_everyone()
+
+
+def pretrain(
+    recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter: Reporter
+) -> None:
+    """Continue pretraining of `pruned/`, or of the source where nothing is pruned, to `model/`.
+
+    Raises:
+        Interrupted: A signal asked to stop; the state is saved.
+    """
+    assert recipe.pretrain is not None  # noqa: S101
+    folder = Path(recipe.output)
+    source = _pretraining_source(recipe.model, folder, pruned=recipe.prune is not None)
+    model = load_model(source, trust_remote_code=recipe.model.trust_remote_code)
+    count = sum(p.numel() for p in model.parameters())
+    policy = phase_policy(recipe, recipe.pretrain, count)
+    mixture = _mixture(data, recipe, recipe.pretrain)
+    schedule = folder / "prune" / "schedule.json"
+    if recipe.prune is not None:
+        _take_over(json.loads(schedule.read_text()), recipe, policy, mixture)
+    setting = Setting(recipe.pretrain, recipe.training, data, folder, accelerator, reporter)
+    loop = Loop(setting, model, policy, mixture)
+    loop.run()
+    if accelerator.is_main_process:
+        trained = accelerator.unwrap_model(loop.model)
+        card = model_card(recipe, ModelShape.of(trained), stage="model")
+        save_model(trained, source, folder / "model", card)
+        remove_checkpoints(folder / "checkpoints", "pretrain")
+        reporter.line(f"trained model: {folder / 'model'}")
+    accelerator.wait_for_everyone()
+
+
+def _pretraining_source(model: ModelSection, folder: Path, *, pruned: bool) -> str:
+    return str(folder / "pruned") if pruned else str(model.source)
+
+
+def _take_over(
+    schedule: Mapping[str, Any], recipe: Recipe, policy: Policy, mixture: Mixture
+) -> None:
+    """Go on in the data where pruning stopped; in the schedule too where the recipe says so."""
+    if schedule["version"] != SCHEDULE_VERSION:
+        raise BadInput(f"prune/schedule.json: version {schedule['version']}; prune again")
+    mixture.continue_from(schedule["mixture"])
+    if recipe.scheduling.handover == "continue":
+        policy.continue_from(schedule["policy"])

@@ -1,0 +1,468 @@
+import gzip
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from drpruning.data import DomainSource, PreparedData, prepare, preparing
+from drpruning.data.reading import Rows
+from drpruning.errors import BadInput
+
+WORDS = [f"w{number}" for number in range(200)]
+EOS = 1
+
+
+def save_tokenizer(folder, words=WORDS, **names):
+    vocab = {"<unk>": 0, "</s>": EOS} | {word: 2 + i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(5)  # saved with the tokenizer, and not wanted here
+    names = {"eos_token": "</s>"} | names
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def texts(count, first=0):
+    """Different texts of 3 to 12 words: each begins with its own number in base 200."""
+    rng = np.random.default_rng(first)
+    return [
+        " ".join([WORDS[i // 200], WORDS[i % 200], *rng.choice(WORDS, rng.integers(1, 11))])
+        for i in range(first, first + count)
+    ]
+
+
+def write(file, documents, **fields):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"text": t, **fields}) + "\n" for t in documents))
+    return file
+
+
+def run(tokenizer, folder, *domains, **options):
+    options = {
+        "vocab_size": None,
+        "sequence_length": 16,
+        "validation_blocks": 3,
+        "workers": 1,
+    } | options
+    return prepare(domains, tokenizer=tokenizer, folder=folder, **options)
+
+
+def source(path, name="cc", **fields):
+    return DomainSource(name=name, source=str(path), **fields)
+
+
+def stream_of(blocks):
+    return blocks[np.arange(len(blocks))].reshape(-1)
+
+
+def documents_in(blocks):
+    """The texts in a stream of blocks, without the last one, which may be cut."""
+    stream = stream_of(blocks)
+    parts = np.split(stream, np.flatnonzero(stream == EOS) + 1)
+    return [" ".join(WORDS[i - 2] for i in part[:-1]) for part in parts[:-1]]
+
+
+def test_documents_become_blocks_in_order(tokenizer, tmp_path):
+    own, held = texts(100), texts(20, first=500)
+    data = run(
+        tokenizer,
+        tmp_path / "out",
+        source(write(tmp_path / "a.jsonl", own), validation=str(write(tmp_path / "v.jsonl", held))),
+    )
+    expected = []
+    for text in own:
+        expected += [2 + WORDS.index(word) for word in text.split()] + [EOS]
+    domain = data.domains["cc"]
+    stream = stream_of(domain.train)
+    assert stream.dtype == np.int64
+    assert stream.tolist() == expected[: len(stream)]
+    assert 0 <= len(expected) - len(stream) < 16
+    assert domain.train_tokens == len(stream)
+    assert domain.documents == 100
+    assert len(domain.validation) == 3
+    assert documents_in(domain.validation) == held[: len(documents_in(domain.validation))]
+
+
+def test_every_token_is_accounted_for(tokenizer, tmp_path):
+    documents = [*texts(300), "", "  \n", *texts(3)]  # two empty ones, three repeated
+    counts = run(tokenizer, tmp_path / "out", source(write(tmp_path / "a.jsonl", documents)))
+    counts = counts.domains["cc"].counts
+    assert counts.documents == 303
+    assert counts.empty_documents == 2
+    assert counts.tokens == sum(len(text.split()) + 1 for text in documents if text.strip())
+    assert counts.tokens == 16 * (counts.train_blocks + counts.validation_blocks) + (
+        counts.dropped_tokens
+    )
+
+
+def test_held_out_documents_are_in_no_train_block(tokenizer, tmp_path):
+    documents = texts(400)
+    data = run(tokenizer, tmp_path / "out", source(write(tmp_path / "a.jsonl", documents * 2)))
+    domain = data.domains["cc"]
+    assert len(domain.validation) == 3
+    # One more text may be cut at the end of the last validation block.
+    held_out = set(documents_in(domain.validation))
+    assert held_out <= set(documents)
+    assert not held_out & set(documents_in(domain.train))
+    assert domain.counts.duplicates == domain.counts.validation_documents
+    assert len(set(documents_in(domain.train))) >= 400 - domain.counts.validation_documents - 1
+
+
+def test_text_of_the_validation_source_is_left_out_of_train(tokenizer, tmp_path):
+    documents = texts(200)
+    train = write(tmp_path / "a.jsonl", documents)
+    validation = write(tmp_path / "v.jsonl", documents[50:60])
+    data = run(tokenizer, tmp_path / "out", source(train, validation=str(validation)))
+    domain = data.domains["cc"]
+    assert domain.counts.duplicates == domain.counts.validation_documents > 0
+    assert not set(documents_in(domain.validation)) & set(documents_in(domain.train))
+
+
+def test_validation_is_at_most_a_tenth(tokenizer, tmp_path):
+    file = write(tmp_path / "a.jsonl", texts(300))
+    data = run(tokenizer, tmp_path / "out", source(file), validation_blocks=10_000)
+    domain = data.domains["cc"]
+    assert 0.08 < len(domain.validation) * 16 / domain.counts.tokens <= 0.1
+
+
+def test_held_out_choice_depends_on_seed_and_text_only(tokenizer, tmp_path):
+    documents = texts(300)
+    whole = source(write(tmp_path / "whole/a.jsonl", documents))
+    write(tmp_path / "parts/1.jsonl", documents[200:])
+    write(tmp_path / "parts/2.jsonl", documents[:200])
+
+    def validation(domain, name, seed):
+        return stream_of(
+            run(tokenizer, tmp_path / name, domain, seed=seed).domains["cc"].validation
+        )
+
+    first = validation(whole, "x", 0)
+    assert (validation(source(tmp_path / "parts"), "y", 0) == first).all()
+    assert (validation(whole, "z", 1) != first).any()
+
+
+def test_every_kind_of_source_gives_the_same_blocks(tokenizer, tmp_path, monkeypatch):
+    documents = texts(150)
+    rows = [{"text": text, "id": i} for i, text in enumerate(documents)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    half = len(b"".join(lines.splitlines(keepends=True)[:80]))
+    kinds = tmp_path / "kinds"
+    for name in ("folder/sub", "text"):
+        (kinds / name).mkdir(parents=True)
+    (kinds / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    (kinds / "a.jsonl.gz").write_bytes(gzip.compress(lines[:half]) + gzip.compress(lines[half:]))
+    frames = [zstandard.compress(part) for part in (lines[:half], lines[half:])]
+    (kinds / "a.jsonl.zst").write_bytes(b"".join(frames))
+    pq.write_table(pa.Table.from_pylist(rows), kinds / "a.parquet", row_group_size=40)
+    for i, text in enumerate(documents):
+        (kinds / f"text/{i:03}.txt").write_text(text)
+    (kinds / "folder/1.jsonl").write_bytes(lines[:half])
+    (kinds / "folder/sub/2.jsonl.gz").write_bytes(gzip.compress(lines[half:]))
+    dataset = datasets.Dataset.from_list(rows)
+    dataset.save_to_disk(kinds / "saved")
+    datasets.DatasetDict({"train": dataset}).save_to_disk(kinds / "saved-splits")
+
+    def load_dataset(name, config, *, split):
+        assert (name, config, split) == ("some-org/some-set", "en", "train")
+        return dataset
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    sources = [
+        "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "text", "text/*.txt", "folder",
+        "folder/**/*.jsonl*", "saved", "saved-splits",
+    ]  # fmt: skip
+    domains = [source(kinds / name) for name in sources]
+    domains.append(source("some-org/some-set", config="en"))
+    streams = []
+    for i, domain in enumerate(domains):
+        data = run(tokenizer, tmp_path / f"out{i}", domain)
+        streams.append(stream_of(data.domains["cc"].train).tolist())
+        assert data.domains["cc"].documents == 150
+        assert len(data.domains["cc"].validation) == 3
+    assert all(stream == streams[0] for stream in streams[1:])
+
+
+def test_domains_of_one_source_are_told_apart_and_read_once(tokenizer, tmp_path, monkeypatch):
+    documents = texts(300)
+    rows = [
+        {"body": {"text": text}, "meta": {"set": "abc"[i % 3]}} for i, text in enumerate(documents)
+    ]
+    path = tmp_path / "all.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    opened = []
+    parquet_rows = Rows._parquet_rows
+    monkeypatch.setattr(
+        Rows, "_parquet_rows", lambda self, f, raw: opened.append(f) or parquet_rows(self, f, raw)
+    )
+    data = run(
+        tokenizer,
+        tmp_path / "out",
+        source(path, "a", text_field="body.text", where={"meta.set": "a"}),
+        source(path, "bc", text_field="body.text", where={"meta.set": ["b", "c"]}),
+        validation_blocks=1,
+    )
+    assert opened == [path]
+    assert [data.domains[name].documents for name in ("a", "bc")] == [100, 200]
+    assert set(documents_in(data.domains["a"].train)) <= set(documents[::3])
+    assert not set(documents_in(data.domains["bc"].train)) & set(documents[::3])
+
+
+def test_ids_beyond_16_bits_are_stored_without_loss(tmp_path):
+    words = [f"x{i}" for i in range(70_000)]
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", words)
+    documents = [" ".join(words[i : i + 7]) for i in range(69_000, 69_900, 7)]
+    data = run(tokenizer, tmp_path / "out", source(write(tmp_path / "a.jsonl", documents)))
+    blocks = data.domains["cc"].train
+    assert blocks.dtype == np.uint32
+    assert blocks.file.stat().st_size == len(blocks) * 16 * 4
+    assert stream_of(blocks).max() > 69_800
+    assert (tmp_path / "out/cc/train.bin").stat().st_size == data.domains["cc"].train_tokens * 4
+
+
+def test_processes_change_nothing(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    long = " ".join(texts(300))
+    file = write(tmp_path / "a.jsonl", [f"{text} {long}" for text in texts(300)])
+    one = run(tokenizer, tmp_path / "one", source(file), workers=1)
+    two = run(tokenizer, tmp_path / "two", source(file), workers=2)
+    assert (stream_of(one.domains["cc"].train) == stream_of(two.domains["cc"].train)).all()
+    assert (tmp_path / "one/manifest.json").read_bytes() == (
+        tmp_path / "two/manifest.json"
+    ).read_bytes()
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    assert not multiprocessing.active_children()
+
+
+def test_nothing_but_the_result_is_left(tokenizer, tmp_path):
+    calls = []
+    run(
+        tokenizer,
+        tmp_path / "out",
+        source(write(tmp_path / "a.jsonl", texts(100))),
+        on_progress=lambda *call: calls.append(call),
+    )
+    left = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*"))
+    assert left == ["cc", "cc/train.bin", "cc/validation.bin", "manifest.json"]
+    name, done, total = calls[-1]
+    assert name == "cc"
+    assert done == total == (tmp_path / "a.jsonl").stat().st_size
+
+
+def test_prepared_data_is_not_read_again(tokenizer, tmp_path, monkeypatch):
+    domain = source(write(tmp_path / "a.jsonl", texts(100)))
+    first = run(tokenizer, tmp_path / "out", domain)
+    (tmp_path / "a.jsonl").touch()
+    shutil.move(tmp_path / "a.jsonl", tmp_path / "elsewhere.jsonl")
+    (tmp_path / "moved").mkdir()
+    shutil.copy(tmp_path / "elsewhere.jsonl", tmp_path / "moved/a.jsonl")
+    monkeypatch.setattr(preparing, "Rows", None)
+    again = run(tokenizer, tmp_path / "out", source(tmp_path / "moved/a.jsonl"))
+    assert again.fingerprint == first.fingerprint == PreparedData.open(tmp_path / "out").fingerprint
+    assert again.summary() == first.summary()
+    assert again.summary()[0]["domain"] == "cc"
+
+
+def test_interrupted_preparation_goes_on_with_the_rest(tokenizer, tmp_path, monkeypatch):
+    domains = [
+        source(write(tmp_path / f"{name}.jsonl", texts(100, first)), name)
+        for name, first in (("a", 0), ("b", 1000), ("c", 2000))
+    ]
+    reference = run(tokenizer, tmp_path / "reference", *domains)
+    read = []
+    file_rows = Rows._file_rows
+
+    def interrupted_in_b(self, file):
+        read.append(file.stem)
+        for i, row in enumerate(file_rows(self, file)):
+            if file.stem == "b" and i == 50 and read.count("b") == 1:
+                raise KeyboardInterrupt
+            yield row
+
+    monkeypatch.setattr(Rows, "_file_rows", interrupted_in_b)
+    with pytest.raises(KeyboardInterrupt):
+        run(tokenizer, tmp_path / "out", *domains)
+    with pytest.raises(BadInput, match=r"not complete \(b, c missing\)"):
+        PreparedData.open(tmp_path / "out")
+    data = run(tokenizer, tmp_path / "out", *domains)
+    assert read == ["a", "b", "b", "c"]
+    assert data.fingerprint == reference.fingerprint
+    for name in "abc":
+        for part in ("train", "validation"):
+            file = f"{name}/{part}.bin"
+            assert (tmp_path / "out" / file).read_bytes() == (
+                tmp_path / "reference" / file
+            ).read_bytes()
+
+
+def test_failed_preparation_goes_on_with_a_corrected_recipe(tokenizer, tmp_path):
+    good = source(write(tmp_path / "a.jsonl", texts(100)), "a")
+    path = write(tmp_path / "b.jsonl", texts(100, first=1000))
+    with pytest.raises(BadInput, match="no field 'body'"):
+        run(tokenizer, tmp_path / "out", source(path, "b", text_field="body"), good)
+    with pytest.raises(BadInput, match="no field 'body'"):
+        run(tokenizer, tmp_path / "out", good, source(path, "b", text_field="body"))
+    with pytest.raises(BadInput, match="seed"):
+        run(tokenizer, tmp_path / "out", good, source(path, "b"), seed=1)
+    stamp = (tmp_path / "out/a/train.bin").stat().st_mtime_ns
+    assert list(run(tokenizer, tmp_path / "out", good, source(path, "b")).domains) == ["a", "b"]
+    assert (tmp_path / "out/a/train.bin").stat().st_mtime_ns == stamp
+
+
+def test_other_data_in_the_folder_is_refused_and_the_difference_named(tokenizer, tmp_path):
+    file = write(tmp_path / "a.jsonl", texts(100))
+    run(tokenizer, tmp_path / "out", source(file))
+    other = save_tokenizer(tmp_path / "other", [*WORDS, "more"])
+
+    def refused(message, *domains, tokenizer=tokenizer, **options):
+        with pytest.raises(BadInput, match=message) as caught:
+            run(tokenizer, tmp_path / "out", *domains, **options)
+        assert "data.prepared" in str(caught.value)
+
+    refused("differs: the tokenizer. Give", source(file), tokenizer=other)
+    refused(r"sequence_length \(16 there, 8 here\)\. Give", source(file), sequence_length=8)
+    refused(r"seed \(0 there, 1 here\); domain c4 \(only here\)", source(file),
+            source(write(tmp_path / "b.jsonl", texts(9)), "c4"), seed=1)  # fmt: skip
+    refused("the where of domain cc", source(file, where={"text": "x"}))
+    write(file, [*texts(99), "w1 w2"])
+    refused("differs: the source of domain cc. Give", source(file))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter.doc").touch()
+    with pytest.raises(BadInput, match="not empty and holds no prepared data"):
+        run(tokenizer, tmp_path / "full", source(file))
+
+
+def test_a_change_anywhere_in_a_large_file_shows(tokenizer, tmp_path):
+    file = write(tmp_path / "a.jsonl", texts(4000))
+    first = run(tokenizer, tmp_path / "out", source(file)).fingerprint
+    content = file.read_bytes()
+    for place in (5, len(content) // 2, len(content) - 9):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(BadInput, match="the source of domain cc"):
+            run(tokenizer, tmp_path / "out", source(file))
+    file.write_bytes(content)
+    assert run(tokenizer, tmp_path / "out", source(file)).fingerprint == first
+
+
+@pytest.mark.parametrize("damage", ["manifest", "version", "cut", "missing", "none"])
+def test_damaged_data_is_refused(tokenizer, tmp_path, damage):
+    out = tmp_path / "out"
+    run(tokenizer, out, source(write(tmp_path / "a.jsonl", texts(100))))
+    manifest, blocks = out / "manifest.json", out / "cc/train.bin"
+    if damage == "manifest":
+        manifest.write_text("{")
+    elif damage == "version":
+        manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 0'))
+    elif damage == "cut":
+        blocks.write_bytes(blocks.read_bytes()[:-32])
+    elif damage == "missing":
+        blocks.unlink()
+    else:
+        shutil.rmtree(out)
+    message = "run `drprune prepare`" if damage == "none" else "prepare again"
+    with pytest.raises(BadInput, match=message):
+        PreparedData.open(out)
+
+
+def test_blocks_travel_to_other_processes_by_name(tokenizer, tmp_path):
+    data = run(tokenizer, tmp_path / "out", source(write(tmp_path / "a.jsonl", texts(100))))
+    blocks = data.domains["cc"].train
+    ids = np.array([3, 0, 3])
+    rows = blocks[ids]
+    assert rows.shape == (3, 16)
+    assert (rows[0] == rows[2]).all()
+    travelled = pickle.dumps(blocks)
+    assert len(travelled) < 1000
+    assert (pickle.loads(travelled)[ids] == rows).all()  # noqa: S301
+
+
+GOOD = b'{"text": "w1"}\n' * 300
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", GOOD + b'{"text": \n', r"a\.jsonl:301: not valid JSON"),
+        ("a.jsonl", GOOD + b"[1]\n", r"a\.jsonl:301: each line must be a JSON object"),
+        ("a.jsonl", GOOD + b'{"text": "\xff"}\n', r"a\.jsonl:301: not valid UTF-8 at byte 10"),
+        ("a.jsonl", GOOD + b'{"body": "x", "id": 3}\n', r":301 has no field 'text'; .* body, id"),
+        ("a.jsonl", GOOD + b'{"text": 3}\n', r"cc\.text_field: .*:301 has a int in 'text'"),
+        ("a.jsonl", b'{"text": " "}\n{"text": null}\n', "all 2 documents are empty"),
+        ("a.jsonl", b"\n\n", "there is no document"),
+        ("a.jsonl", b'{"text": "w1 w2"}\n', "fill one validation block of 16; give .*validation"),
+        ("a.jsonl.gz", gzip.compress(GOOD)[:-9], r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.gz", GOOD, r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.zst", zstandard.compress(GOOD)[:-9], r"a\.jsonl\.zst cannot be read"),
+        ("a.jsonl.zst", GOOD, r"a\.jsonl\.zst cannot be read"),
+        ("a.parquet", GOOD, r"a\.parquet is not a parquet file"),
+        ("a.txt", b"w1 \xff", r"a\.txt: not valid UTF-8 at byte 3"),
+    ],
+)
+def test_broken_text_is_named(tokenizer, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        run(tokenizer, tmp_path / "out", source(tmp_path / name))
+
+
+def test_missing_columns_and_unknown_values_are_named(tokenizer, tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": texts(50), "set": ["x", "y"] * 25}), path)
+    with pytest.raises(BadInput, match=r"a\.parquet has no field 'text'; its fields are body, set"):
+        run(tokenizer, tmp_path / "1", source(path))
+    wrong = source(path, text_field="body", where={"set": "z"})
+    with pytest.raises(BadInput, match="there are set = 'x', set = 'y'"):
+        run(tokenizer, tmp_path / "2", wrong)
+
+
+def test_a_dataset_that_cannot_be_loaded_is_named(tokenizer, tmp_path, monkeypatch):
+    def load_dataset(name, config, *, split):
+        raise FileNotFoundError(f"Dataset {name!r} doesn't exist ({config}, {split})")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(BadInput, match=r"cc\.source: no/such is no file or folder here"):
+        run(tokenizer, tmp_path / "1", source("no/such"))
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": texts(9)})})
+    saved.save_to_disk(tmp_path / "saved")
+    with pytest.raises(BadInput, match="split test"):
+        run(tokenizer, tmp_path / "2", source(tmp_path / "saved", split="test"))
+
+
+def test_too_little_text_is_named(tokenizer, tmp_path):
+    train = write(tmp_path / "a.jsonl", texts(2))
+    enough, little = (str(write(tmp_path / f"v{n}.jsonl", texts(n, first=50))) for n in (30, 1))
+    with pytest.raises(BadInput, match=r"cc: \d+ tokens are left .* block of 64"):
+        run(tokenizer, tmp_path / "1", source(train, validation=enough), sequence_length=64)
+    with pytest.raises(BadInput, match=r"cc\.validation: its text does not fill one block of 64"):
+        run(tokenizer, tmp_path / "2", source(train, validation=little), sequence_length=64)
+
+
+def test_bad_settings_are_named(tokenizer, tmp_path):
+    domain = source(write(tmp_path / "a.jsonl", texts(100)))
+    out = tmp_path / "out"
+    with pytest.raises(BadInput, match=r"sequence_length must be at least 2, got 1"):
+        run(tokenizer, out, domain, sequence_length=1)
+    with pytest.raises(BadInput, match=r"validation_blocks must be at least 1, got 0"):
+        run(tokenizer, out, domain, validation_blocks=0)
+    with pytest.raises(BadInput, match=r"does not fit the model: .* is 201, .* has 200 entries"):
+        run(tokenizer, out, domain, vocab_size=200)
+    with pytest.raises(BadInput, match="no end-of-sequence token"):
+        run(save_tokenizer(tmp_path / "bare", eos_token=None), out, domain)
+    with pytest.raises(BadInput, match="nowhere cannot be loaded"):
+        run(tmp_path / "nowhere", out, domain)
+    assert not out.exists()

@@ -1,0 +1,338 @@
+"""The page: complete, self-contained, safe, and good with pieces missing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from drpruning.errors import BadInput
+from drpruning.report import load_run, results_table, write_report
+from drpruning.report.page import ranges, run_labels
+from drpruning.report.table import format_perplexity
+
+MakeRun = Callable[..., Any]
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+PHASE_FIGURES = (
+    "training-loss",
+    "validation-loss",
+    "ratio",
+    "reference-ratio",
+    "realised-share",
+    "excess",
+)
+EVERY_FIGURE = {
+    *(f"run1-{phase}-{name}" for phase in ("prune", "pretrain") for name in PHASE_FIGURES),
+    "run1-prune-sparsity",
+    "run1-mask-convergence",
+}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance; collects ids, tags and table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = text
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def figures(self) -> dict[str, ET.Element]:
+        found = re.findall(r"<svg.*?</svg>", self.text, re.DOTALL)
+        trees = [ET.fromstring(svg) for svg in found]  # noqa: S314
+        return {figure.get("id", ""): figure for figure in trees}
+
+    def cells(self, table: str) -> list[list[str]]:
+        body = self.text.split(f'id="{table}"')[1].split("</table>")[0]
+        rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
+        return [
+            [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+            for row in rows
+        ]
+
+
+def report(*runs: Any) -> Page:
+    output = write_report([run.folder for run in runs])
+    return Page(output.read_text(encoding="utf-8"))
+
+
+def line_of(figure: ET.Element, name: str) -> ET.Element:
+    return next(e for e in figure.iter() if e.get("id") == f"{figure.get('id')}-{name}")
+
+
+def points_of(figure: ET.Element, name: str) -> int:
+    """Corners of a line's path."""
+    path = next(e for e in line_of(figure, name).iter() if e.tag.endswith("path"))
+    return len(re.findall("[ML]", path.get("d", "")))
+
+
+def test_html_is_well_formed_and_ids_are_unique(page: str) -> None:
+    parsed = Page(page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    links = [attrs["href"] for tag, attrs in parsed.tags if tag == "a"]
+    assert links
+    assert {link.removeprefix("#") for link in links if link} <= set(parsed.ids)
+
+
+def test_nothing_is_fetched(page: str) -> None:
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"(src|href)\s*=\s*(?![\"']?#)", without_namespaces)
+    assert not re.search(r"url\((?!#)", without_namespaces)
+    assert not re.search(r"https?://|@import|<script|<link|<iframe", without_namespaces)
+
+
+def test_every_figure_is_there_and_speaks(page: str) -> None:
+    figures = Page(page).figures()
+    assert set(figures) == EVERY_FIGURE
+    for ident, figure in figures.items():
+        title, description = list(figure)[:2]
+        assert figure.get("aria-labelledby") == f"{ident}-title {ident}-desc"
+        assert title.text
+        assert len(description.text or "") > 30
+
+
+def test_figures_hold_every_domain_and_point(page: str, complete_run: Any) -> None:
+    figures = Page(page).figures()
+    for phase, evaluations in (("prune", 21), ("pretrain", 17)):
+        for name in complete_run.domains:
+            shown = figures[f"run1-{phase}-validation-loss"]
+            assert points_of(shown, f"loss-{name}") == evaluations
+            assert line_of(shown, f"reference-{name}") is not None
+            realised = line_of(figures[f"run1-{phase}-realised-share"], f"realised-{name}")
+            dots = [element for element in realised.iter() if element.tag.endswith("use")]
+            assert len(dots) == evaluations - 1
+            for kind in ("ratio", "reference-ratio", "excess"):
+                text = "".join(figures[f"run1-{phase}-{kind}"].itertext())
+                assert name in text
+                assert line_of(figures[f"run1-{phase}-{kind}"], f"line-{name}") is not None
+    for name in ("layer", "hidden", "head", "intermediate"):
+        assert line_of(figures["run1-prune-sparsity"], f"sparsity-{name}") is not None
+        assert line_of(figures["run1-prune-sparsity"], f"target-{name}") is not None
+        assert points_of(figures["run1-mask-convergence"], f"similarity-{name}") == 17
+
+
+def test_a_domain_keeps_its_colour_in_all_figures(page: str, complete_run: Any) -> None:
+    figures = Page(page).figures()
+    for index, name in enumerate(complete_run.domains):
+        for ident, line in (
+            ("validation-loss", f"loss-{name}"),
+            ("ratio", f"line-{name}"),
+            ("excess", f"line-{name}"),
+            ("realised-share", f"realised-{name}"),
+        ):
+            shown = ET.tostring(line_of(figures[f"run1-pretrain-{ident}"], line), "unicode")
+            assert set(re.findall(r"--series-\d", shown)) == {f"--series-{index}"}
+
+
+def test_result_table_equals_the_files(page: str, complete_run: Any) -> None:
+    rows = {row[0]: row[1:] for row in Page(page).cells("results-table") if len(row) > 1}
+    table = results_table([load_run(complete_run.folder)])
+    assert rows["Model"] == ["source", "as cut", "recovered"]
+    assert rows["total"] == ["8,507,648", "3,197,920", "3,197,920"]
+    assert rows["other"] == ["6,410,496", "1,887,200", "1,887,200"]
+    for index, column in enumerate(table.columns):
+        wanted = [format_perplexity(table.values(row)[index]) for row in table.rows]
+        assert rows[column] == wanted
+
+
+def test_ratio_table_equals_the_log(page: str, complete_run: Any) -> None:
+    log = (complete_run.folder / "metrics.jsonl").read_text().splitlines()
+    last = [r for r in map(json.loads, log) if r["kind"] == "eval" and r["phase"] == "pretrain"][-1]
+    _, *rows = Page(page).cells("run1-pretrain-updates")
+    assert [row[0] for row in rows] == complete_run.domains
+    for name, initial, ratio, reference, _, loss, reference_loss in rows:
+        share = complete_run.share[name]
+        assert initial == f"{share:.2%}"
+        assert ratio == f"{last['ratio'][name]:.2%} ×{last['ratio'][name] / share:.2f}"
+        assert reference.startswith(f"{last['reference_ratio'][name]:.2%}")
+        assert loss == f"{last['loss'][name]:.3f}"
+        assert reference_loss == f"{last['reference_loss'][name]:.3f}"
+
+
+def test_title_plan_provenance_and_recipe(page: str) -> None:
+    assert "base-8m pruned to 6 layers, hidden 160, intermediate 440, 5 heads" in page
+    assert "8,507,648 parameters became 3,197,920 (37.6%)" in page
+    assert "these go: 3, 6" in page
+    assert "torch 2.13.0; commit 0123abcd" in page
+    assert "ratio updates 340 ms" in page
+    assert "Measured on 48 blocks of 256 tokens a domain." in page
+    assert "policy: drpruning" in page
+
+
+def test_runs_are_compared(complete_run: Any, constant_run: Any, tmp_path: Path) -> None:
+    output = write_report([complete_run.folder, constant_run.folder], tmp_path / "two.html")
+    page = Page(output.read_text(encoding="utf-8"))
+    figures = page.figures()
+    assert len(page.ids) == len(set(page.ids))
+    assert {name for name in figures if name.startswith("comparison")} == {
+        "comparison-prune",
+        "comparison-pretrain",
+    }
+    for kind in ("average", "worst"):
+        for index in range(2):
+            assert points_of(figures["comparison-pretrain"], f"{kind}-{index}") == 17
+    last = [
+        load_run(run.folder).phases["pretrain"].evals[-1] for run in (complete_run, constant_run)
+    ]
+    text = "".join(figures["comparison-pretrain"].itertext())
+    for point in last:
+        assert f"{sum(point.loss.values()) / 5:.3f}" in text
+        assert f"{max(point.loss.values()):.3f}" in text
+    assert any(attrs.get("class") == "best" for tag, attrs in page.tags if tag == "td")
+
+
+def test_hostile_names_stay_text(fake_run: MakeRun) -> None:
+    hostile = ["<script>alert(1)</script>", '"><img src=x onerror=y>', "$\\frac{", "Übung 中"]
+    run = fake_run("a<b>&c", hostile).everything()
+    page = report(run)
+    assert {"script", "img"}.isdisjoint(tag for tag, _ in page.tags)
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.text
+    assert set(page.figures()) == EVERY_FIGURE
+
+
+@pytest.mark.parametrize("count", [1, 12, 30])
+def test_any_number_of_domains(fake_run: MakeRun, count: int) -> None:
+    run = fake_run(domains=[f"domain-{index}" for index in range(count)])
+    run.metrics("prune", total_steps=100, every=20)
+    figures = report(run).figures()
+    for index in range(count):
+        assert line_of(figures["run1-prune-ratio"], f"line-domain-{index}") is not None
+
+
+def test_a_run_that_has_just_begun(fake_run: MakeRun) -> None:
+    run = fake_run()
+    run.recipe()
+    run.metrics("prune", total_steps=400, every=25, until=0)
+    page = report(run)
+    assert "not complete: last record at step 0" in page.text
+    assert "run1-prune-validation-loss" in page.figures()
+    assert "run1-prune-excess" not in page.figures()
+
+
+def test_only_continued_pretraining(fake_run: MakeRun) -> None:
+    run = fake_run()
+    run.metrics("pretrain", total_steps=100, every=20, until=60)
+    page = report(run)
+    assert "continued pretraining" in page.text
+    assert {name.split("-")[1] for name in page.figures()} == {"pretrain"}
+
+
+def test_only_steps(fake_run: MakeRun) -> None:
+    run = fake_run()
+    run.append(run.start("prune", 100), run.step("prune", 10, 100))
+    assert set(report(run).figures()) == {"run1-prune-training-loss", "run1-prune-sparsity"}
+
+
+def test_only_evaluations(fake_run: MakeRun) -> None:
+    run = fake_run()
+    run.evaluations("source")
+    page = report(run)
+    assert page.figures() == {}
+    assert "results-table" in page.ids
+
+
+def test_only_the_plan(fake_run: MakeRun) -> None:
+    run = fake_run()
+    run.plan()
+    run.similarity()
+    page = report(run)
+    assert set(page.figures()) == {"run1-mask-convergence"}
+    assert "run1-shapes" in page.ids
+
+
+def test_nothing_to_show_names_the_files(fake_run: MakeRun) -> None:
+    run = fake_run()
+    run.recipe()
+    with pytest.raises(BadInput, match=r"metrics\.jsonl.*evaluation/\*\.json"):
+        write_report([run.folder])
+    assert not (run.folder / "report.html").exists()
+    with pytest.raises(BadInput, match="at least one"):
+        write_report([])
+
+
+def test_same_files_give_the_same_page(fake_run: MakeRun, tmp_path: Path) -> None:
+    run = fake_run()
+    run.metrics("pretrain", total_steps=20, every=20)
+    one = write_report([run.folder])
+    again = write_report([run.folder], tmp_path / "new" / "again.html")
+    assert again.read_text(encoding="utf-8") == one.read_text(encoding="utf-8")
+    assert [path.name for path in again.parent.iterdir()] == ["again.html"]
+
+
+def test_labels_tell_runs_apart(fake_run: MakeRun) -> None:
+    runs = [load_run(fake_run(name).folder) for name in ("a/x", "b/x")]
+    assert run_labels(runs) == ["a/x", "b/x"]
+    assert run_labels(runs[:1]) == ["x"]
+    assert len(set(run_labels([runs[0], runs[0]]))) == 2
+
+
+def test_ranges() -> None:
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
+    assert ranges([]) == ""
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, drpruning.report;"
+        "print([m for m in ('torch', 'matplotlib', 'jinja2') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.browser
+def test_a_browser_shows_it(page: str, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium here")
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    picture = tmp_path / "page.png"
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1000,4000",
+            f"--screenshot={picture}",
+            (tmp_path / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert picture.stat().st_size > 50_000
+    assert "CONSOLE" not in done.stderr
