@@ -178,3 +178,7 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -214,6 +214,19 @@ def test_state_of_other_data_is_refused(other, field):
         mixture.load_state_dict({**mixture.state_dict(), "version": 99})
 
 
+def test_a_later_phase_reads_on_where_the_earlier_stopped():
+    earlier = Mixture({"a": 60}, global_batch=5, seed=1)
+    segment = earlier.plan_segment({"a": 1.0}, 5)
+    earlier.advance(segment)
+    later = Mixture({"a": 60}, global_batch=7, seed=1)
+    later.continue_from(json.loads(json.dumps(earlier.state_dict())))
+    assert later.step == 0
+    read = [block for _, block in batches(segment) + batches(later.plan_segment({"a": 1.0}, 5))]
+    assert sorted(np.concatenate(read).tolist()) == list(range(60))
+    with pytest.raises(ValueError, match="seed"):
+        Mixture({"a": 60}, 7, seed=2).continue_from(earlier.state_dict())
+
+
 def test_advance_refuses_a_segment_from_elsewhere():
     mixture = Mixture(SIZES, 5, 1)
     segment = mixture.plan_segment(RATIO, 2)

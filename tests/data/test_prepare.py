@@ -110,6 +110,12 @@ def test_every_token_is_accounted_for(tokenizer, tmp_path):
     )
 
 
+def test_text_that_utf8_cannot_express_is_kept_readable(tokenizer, tmp_path):
+    documents = ["w1 \ud800 w2", *texts(200)]
+    data = run(tokenizer, tmp_path / "out", source(write(tmp_path / "a.jsonl", documents)))
+    assert data.domains["cc"].documents == 201
+
+
 def test_held_out_documents_are_in_no_train_block(tokenizer, tmp_path):
     documents = texts(400)
     data = run(tokenizer, tmp_path / "out", source(write(tmp_path / "a.jsonl", documents * 2)))

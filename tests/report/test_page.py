@@ -242,6 +242,21 @@ def test_only_continued_pretraining(fake_run: MakeRun) -> None:
     assert {name.split("-")[1] for name in page.figures()} == {"pretrain"}
 
 
+def test_numbers_that_are_not_known(fake_run: MakeRun) -> None:
+    runs = [fake_run("one"), fake_run("two")]
+    for run in runs:
+        point = run.evaluation_point("prune", 0, 100, run.share, run.share)
+        later = run.evaluation_point("prune", 50, 100, run.share, run.share)
+        unknown = dict.fromkeys(run.domains)
+        names = ("loss", "ratio", "reference_ratio", "realised_share", "excess")
+        run.append(point | dict.fromkeys(names, unknown), later | {"ratio": unknown})
+    assert "comparison-prune" in report(*runs).figures()
+    first = fake_run("three")
+    first.append(point | dict.fromkeys(names, unknown))
+    first.evaluations("source")
+    assert report(first).figures() == {}
+
+
 def test_only_steps(fake_run: MakeRun) -> None:
     run = fake_run()
     run.append(run.start("prune", 100), run.step("prune", 10, 100))

@@ -141,19 +141,7 @@ def collect(
         wanted = sum(collector.limit or 0 for collector in collectors)
         piece_size = min(piece_size, _BYTES_PER_TOKEN * wanted)
     key = seed.to_bytes(8, "little", signed=True)
-    texts: list[bytes] = []
-    hashes: list[int] = []
-    owners: list[int] = []
-
-    def flush() -> None:
-        if texts:
-            tokens, lengths = tokenizer.encode(texts, workers)
-            _distribute(collectors, tokens, lengths, np.array(hashes, np.uint64), np.array(owners))
-        report()
-        for pending in (texts, hashes, owners):
-            pending.clear()
-
-    size = 0
+    piece = _Piece()
     for place, number, row in rows:
         takers = [i for i, taker in enumerate(collectors) if not taker.full and taker.accepts(row)]
         if not takers:
@@ -163,35 +151,50 @@ def collect(
             for index in takers:
                 collectors[index].empty += 1
             continue
+        piece.add(text, takers, key)
+        if piece.size >= piece_size:
+            piece.distribute(collectors, tokenizer, workers)
+            piece = _Piece()
+            report()
+            if all(collector.full for collector in collectors):
+                return
+    piece.distribute(collectors, tokenizer, workers)
+    report()
+
+
+@dataclass
+class _Piece:
+    """Documents to be tokenized at once, and whose they are (an index of the collectors)."""
+
+    size: int = 0
+    texts: list[bytes] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+
+    def add(self, text: str, takers: Sequence[int], key: bytes) -> None:
         # A lone surrogate, which JSON can express and UTF-8 cannot, becomes a question mark.
         raw = text.encode("utf-8", errors="replace")
         digest = hashlib.blake2b(raw, digest_size=8, key=key).digest()
         for index in takers:
-            texts.append(raw)
-            hashes.append(int.from_bytes(digest, "little"))
-            owners.append(index)
-        size += len(raw) * len(takers)
-        if size >= piece_size:
-            flush()
-            size = 0
-            if all(collector.full for collector in collectors):
-                return
-    flush()
+            self.size += len(raw)
+            self.texts.append(raw)
+            self.hashes.append(int.from_bytes(digest, "little"))
+            self.owners.append(index)
 
-
-def _distribute(
-    collectors: Sequence[Collector],
-    tokens: NDArray[Any],
-    lengths: Indices,
-    hashes: NDArray[np.uint64],
-    owners: Indices,
-) -> None:
-    for index, collector in enumerate(collectors):
-        mine = owners == index
-        if mine.all():
-            collector.add(tokens, lengths, hashes)
-        elif mine.any():
-            collector.add(tokens[np.repeat(mine, lengths)], lengths[mine], hashes[mine])
+    def distribute(
+        self, collectors: Sequence[Collector], tokenizer: DocumentTokenizer, workers: int
+    ) -> None:
+        if not self.texts:
+            return
+        tokens, lengths = tokenizer.encode(self.texts, workers)
+        hashes = np.array(self.hashes, dtype=np.uint64)
+        owners = np.array(self.owners)
+        for index, collector in enumerate(collectors):
+            mine = owners == index
+            if mine.all():
+                collector.add(tokens, lengths, hashes)
+            elif mine.any():
+                collector.add(tokens[np.repeat(mine, lengths)], lengths[mine], hashes[mine])
 
 
 def _text_of(row: Row, domain: DomainSource, place: str, number: int) -> str:

@@ -108,6 +108,7 @@ class Masks(nn.Module):
     @torch.no_grad()
     def kept(self, mode: Literal["current", "target"]) -> dict[str, Tensor]:
         """Which units stay, as booleans; never none of a kind."""
+        self.clamp()
         kept = {}
         for name, log_alpha in self.log_alpha.items():
             count: Tensor | int = self._kept[name]

@@ -174,15 +174,13 @@ class ModelShape:
         if not self.family.heads_divide_hidden or self.hidden_size % self.num_heads == 0:
             return
         sizes = _nearest_multiples(self.hidden_size, self.num_heads, source.hidden_size)
-        heads = [
-            n
-            for n in range(source.queries_per_group, source.num_heads + 1, source.queries_per_group)
-            if self.hidden_size % n == 0
-        ]
-        closest = sorted(sorted(heads, key=lambda n: abs(n - self.num_heads))[:2])
+        step = source.queries_per_group
+        heads = [n for n in range(step, source.num_heads + 1, step) if self.hidden_size % n == 0]
+        below = [n for n in heads if n < self.num_heads][-1:]
+        above = [n for n in heads if n > self.num_heads][:1]
         remedies = [f"hidden_size {sizes}"] if sizes else []
-        if closest:
-            remedies.append(f"num_heads {' or '.join(map(str, closest))}")
+        if below or above:
+            remedies.append(f"num_heads {' or '.join(map(str, below + above))}")
         raise BadInput(
             f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}, "
             f"as the {self.model_type} configuration demands; possible: {'; '.join(remedies)}"

@@ -109,7 +109,7 @@ def validation_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> 
     )
     changes = {name: _change(phase.evals, name) for name in shown}
     caption = f"Each panel is one domain with its own scale. {_range_of_changes(changes)} "
-    if any(point.reference_loss for point in phase.evals):
+    if any(_finite(point.reference_loss) for point in phase.evals):
         caption += (
             "The distance from the solid line to the dashed one is the excess loss that draws data "
             "to a domain."
@@ -266,7 +266,7 @@ def comparison(title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]]) 
         ident: The figure's id.
         runs: Label and records of each.
     """
-    runs = [(label, phase) for label, phase in runs if any(point.loss for point in phase.evals)]
+    runs = [(label, phase) for label, phase in runs if any(_finite(p.loss) for p in phase.evals)]
     if len(runs) < 2:
         return None
     figure, axes = panels(2, columns=2, height=2.6)
@@ -406,9 +406,10 @@ def _range_of_changes(changes: Numbers) -> str:
 
 def _largest_moves(evals: Sequence[EvalPoint], pick: Callable[[EvalPoint], Numbers]) -> str:
     """What grew and what shrank by the largest factor between first and last evaluation."""
-    known = [pick(point) for point in evals if pick(point)]
+    known = [pick(point) for point in evals if _finite(pick(point))]
     first, last = known[0], known[-1]
     factors = {name: last[name] / first[name] for name in last if first.get(name, 0.0) > 0}
+    factors = {name: factor for name, factor in factors.items() if math.isfinite(factor)}
     if not factors or max(abs(factor - 1) for factor in factors.values()) < 0.005:
         return "It has not moved."
     up = max(factors, key=lambda name: factors[name])

@@ -28,6 +28,7 @@ _ALPHAS_BETAS = tuple(itertools.product((-0.5, 0.1, 0.5, 1, 2.5), (-0.5, 0.05, 0
 _FIRST_ROUND, _FINALISTS, _FINAL_ROUND = 8, 8, 60
 _BEST = 3
 _MAX_STEP = 3.0
+_CONSTANT = 1e-4  # P that varies by less than this, relatively, tells nothing of alpha
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _log_ratio(
 def _varies(x: FloatArray, used: BoolArray) -> BoolArray:
     high = np.where(used, x, -np.inf).max(axis=1, initial=-np.inf)
     low = np.where(used, x, np.inf).min(axis=1, initial=np.inf)
-    varies: BoolArray = high > low
+    varies: BoolArray = high - low > _CONSTANT
     return varies
 
 

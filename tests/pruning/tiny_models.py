@@ -1,4 +1,5 @@
-import pytest
+"""Tiny random models for the pruning tests."""
+
 import torch
 from transformers import (
     LlamaConfig,
@@ -7,6 +8,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 
 
 def tiny(
@@ -67,11 +70,19 @@ TARGETS = {
 }
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return tiny(**request.param)
+TOKENS = torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture
-def tokens() -> torch.Tensor:
-    return torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(3))
+def masked(
+    model: PreTrainedModel, *, random_masks: bool = True, seed: int = 0, **target: int
+) -> MaskedModel:
+    """Masks towards a target, spread out at random so that cuts come from the middle."""
+    result = attach_masks(model, ModelShape.of(model).pruned_to(**target), seed=seed)
+    if random_masks:
+        generator = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            for log_alpha in result.masks.log_alpha.values():
+                log_alpha.copy_(
+                    torch.randn(log_alpha.shape, generator=generator).mul(2).clamp(-4, 4)
+                )
+    return result

@@ -1,0 +1,94 @@
+"""A tiny model, its tokenizer and three small domains, made once a session."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = {
+    "numbers": "one two three four five six seven eight nine ten".split(),
+    "colours": "red green blue white black grey pink".split(),
+    "animals": "cat dog cow hen fox owl bee ant".split(),
+}
+SHARES = {"numbers": 0.6, "colours": 0.3, "animals": 0.1}
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(0)
+    for name, words in WORDS.items():
+        lines = [" ".join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(120)]
+        text = "\n".join(json.dumps({"text": line}) for line in lines)
+        (folder / f"{name}.jsonl").write_text(text + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    words = ["</s>", "<unk>", *(word for words in WORDS.values() for word in words)]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_values(model_folder: Path, text_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """A recipe that runs in seconds: both phases, three domains."""
+    return {
+        "model": {
+            "source": str(model_folder),
+            "target": {
+                "num_layers": 2,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+            },
+        },
+        "data": {
+            "root": str(text_folder),
+            "sequence_length": 16,
+            "validation_blocks": 6,
+            "workers": 1,
+            "domains": {
+                name: {"source": f"{name}.jsonl", "share": share} for name, share in SHARES.items()
+            },
+        },
+        "prune": {
+            "steps": 20,
+            "global_batch": 8,
+            "evaluate_every": 2,
+            "learning_rate": 1e-2,
+            "mask_samples": 2,
+        },
+        "pretrain": {"steps": 12, "global_batch": 8, "evaluate_every": 2, "learning_rate": 1e-2},
+        "training": {
+            "micro_batch": 4,
+            "precision": "fp32",
+            "log_every": 3,
+            "checkpoint": {"every_steps": 5},
+        },
+        "output": str(tmp_path / "run"),
+    }

@@ -1,0 +1,323 @@
+import copy
+
+import pytest
+import torch
+from tiny_models import TARGETS, TOKENS, VARIANTS, masked, tiny
+
+from drpruning.errors import BadInput
+from drpruning.pruning import ModelShape, attach_masks
+from drpruning.pruning.gating import GatedWeight
+
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+
+
+def gradients(model, *, part=0):
+    model.zero_grad()
+    model.set_step(5, 0.5, part)
+    loss = model(input_ids=TOKENS, labels=TOKENS).loss + model.lagrangian()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@variants
+def test_masks_of_one_are_the_source(variant):
+    model = tiny(**variant)
+    expected = model(TOKENS).logits
+    wrapped = masked(model, **TARGETS["all"])
+    for mode in (True, False):
+        wrapped.train(mode).use_masks("ones")
+        assert torch.allclose(wrapped(input_ids=TOKENS).logits, expected, atol=1e-6, rtol=0)
+
+
+def test_train_samples_and_eval_is_deterministic():
+    wrapped = masked(tiny(), **TARGETS["all"])
+    assert wrapped.train().mode == "sampled"
+    assert wrapped.eval().mode == "current"
+    assert torch.equal(wrapped(TOKENS).logits, wrapped(TOKENS).logits)
+    wrapped.use_masks("target")
+    assert wrapped.train().mode == "sampled"
+    with pytest.raises(BadInput, match="'half' is none of sampled, current, target, ones"):
+        wrapped.use_masks("half")
+
+
+def test_noise_depends_on_seed_step_and_part_only():
+    wrapped = masked(tiny(), seed=4, **TARGETS["all"])
+
+    def sampled(model, step, part, consume=0):
+        torch.rand(consume)
+        for log_alpha in model.masks.log_alpha.values():
+            torch.nn.init.zeros_(log_alpha)
+        model.set_step(step, 0.3, part)
+        return model.masks.values("sampled")
+
+    first = sampled(wrapped, 7, 2)
+    wrapped.set_part(3)
+    other_part = wrapped.masks.values("sampled")
+    others = [
+        sampled(wrapped, 8, 2),
+        sampled(masked(tiny(), seed=5, **TARGETS["all"]), 7, 2),
+        other_part,
+    ]
+    fresh = masked(tiny(), seed=4, **TARGETS["all"])
+    for name, value in sampled(fresh, 7, 2, consume=9).items():
+        assert torch.equal(value, first[name])
+        if name != "layer":
+            assert all(not torch.equal(value, other[name]) for other in others)
+
+
+@variants
+def test_every_mask_multiplier_and_weight_gets_a_gradient(variant):
+    wrapped = masked(tiny(**variant), random_masks=False, **TARGETS["all"]).train()
+    with torch.no_grad():
+        for log_alpha in wrapped.masks.log_alpha.values():
+            log_alpha.fill_(0.5)
+    wrapped.set_step(0, 0.5)
+    names, reached = set(dict(wrapped.named_parameters())), set()
+    for part in range(40):
+        _, found = gradients(wrapped, part=part)
+        reached |= {name for name, grad in found.items() if grad is not None and grad.any()}
+    assert reached == names
+
+
+def test_every_single_mask_entry_is_trained():
+    wrapped = masked(tiny(), random_masks=False, **TARGETS["all"]).train()
+    with torch.no_grad():
+        for log_alpha in wrapped.masks.log_alpha.values():
+            log_alpha.fill_(0.0)
+    reached = {name: torch.zeros_like(a).bool() for name, a in wrapped.masks.log_alpha.items()}
+    for part in range(60):
+        wrapped.zero_grad()
+        wrapped.set_step(0, 0.5, part)
+        wrapped(input_ids=TOKENS, labels=TOKENS).loss.backward()
+        for name, log_alpha in wrapped.masks.log_alpha.items():
+            reached[name] |= log_alpha.grad != 0
+    assert all(entries.all() for entries in reached.values())
+
+
+def test_gated_gradients_are_those_of_the_plain_product():
+    generator = torch.Generator().manual_seed(0)
+    weight, row, column = (
+        torch.randn(*size, dtype=torch.float64, generator=generator).requires_grad_()
+        for size in ((4, 3), (4,), (3,))
+    )
+    for inputs in ((weight, row, column), (weight, row, None), (weight, None, column)):
+        assert torch.autograd.gradcheck(GatedWeight.apply, inputs)
+
+
+def test_gated_weight_keeps_its_type():
+    weight = torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    row, column = torch.rand(4, requires_grad=True), torch.rand(3, requires_grad=True)
+    gated = GatedWeight.apply(weight, row, column)
+    gated.sum().backward()
+    assert gated.dtype == weight.grad.dtype == torch.bfloat16
+    assert row.grad.dtype == column.grad.dtype == torch.float32
+    assert torch.allclose(row.grad, weight.detach().float() @ column.detach(), rtol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    plain = masked(tiny("qwen2", kv_heads=2), **TARGETS["all"]).train()
+    recomputed = masked(tiny("qwen2", kv_heads=2), **TARGETS["all"]).train()
+    recomputed.model.gradient_checkpointing_enable()
+    loss, expected = gradients(plain)
+    other_loss, found = gradients(recomputed)
+    assert torch.equal(loss, other_loss)
+    for name, grad in expected.items():
+        assert torch.equal(grad, found[name]), name
+
+
+def test_compiled_layers_compute_the_same():
+    eager, compiled = (masked(tiny(), **TARGETS["all"]).train() for _ in range(2))
+    for layer in compiled.model.model.layers:
+        layer.compile(backend="aot_eager", fullgraph=True)
+    loss, expected = gradients(eager)
+    other_loss, found = gradients(compiled)
+    assert torch.allclose(loss, other_loss, atol=1e-5)
+    for name, grad in expected.items():
+        assert torch.allclose(grad, found[name], atol=1e-4), name
+
+
+def test_embedding_is_masked_in_training():
+    wrapped = masked(tiny(), random_masks=False, hidden_size=12).train()
+    with torch.no_grad():
+        wrapped.masks.log_alpha["hidden"][:5] = -100.0
+    seen = []
+    wrapped.model.model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    wrapped(input_ids=TOKENS)
+    zeros = wrapped.masks.values("sampled")["hidden"] == 0
+    assert zeros[:5].sum() >= 3
+    assert (seen[0][..., zeros] == 0).all()
+    assert (seen[0][..., ~zeros] != 0).all()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_axes_left_alone_have_no_masks(name):
+    wrapped = masked(tiny(), **TARGETS[name])
+    axes = {"num_layers": "layer", "hidden_size": "hidden", "num_heads": "head",
+            "intermediate_size": "intermediate"}  # fmt: skip
+    expected = {axes[dimension] for dimension in TARGETS[name]}
+    assert set(wrapped.masks.granularities) == expected
+    assert set(wrapped.sparsity()) == set(wrapped.target_sparsity()) == expected
+    assert len(list(wrapped.masks.parameters())) == 3 * len(expected)
+
+
+@variants
+def test_expected_parameters(variant):
+    wrapped = masked(tiny(**variant), **TARGETS["all"])
+    source, target = wrapped.source.num_parameters(), wrapped.target.num_parameters()
+    hard = {name: keep.float() for name, keep in wrapped.masks.kept("target").items()}
+    assert wrapped.masks.parameter_count(hard) == target
+    assert wrapped.masks.parameter_count({n: torch.ones_like(k) for n, k in hard.items()}) == source
+    assert 0 < wrapped.expected_parameters() < source
+
+
+def test_current_masks_have_as_many_zeros_as_expected():
+    wrapped = masked(tiny(), **TARGETS["all"]).eval()
+    values = wrapped.masks.values("current")
+    for name, scores in wrapped.masks.expected_scores().items():
+        zeros = (values[name] == 0).sum(-1)
+        expected = (1 - scores).sum(-1).round().clamp(max=scores.shape[-1] - 1)
+        assert (zeros - expected).abs().max() <= 1
+    with torch.no_grad():
+        for log_alpha in wrapped.masks.log_alpha.values():
+            log_alpha.fill_(-100.0)
+    assert all((value != 0).any(-1).all() for value in wrapped.masks.values("current").values())
+
+
+def test_first_masks_are_tied_and_nearly_open():
+    wrapped = masked(tiny(), random_masks=False, **TARGETS["all"])
+    values = wrapped.masks.values("current")
+    assert all((value == value.flatten()[0]).all() for value in values.values())
+    assert values["hidden"][0].item() == pytest.approx(0.996, abs=1e-3)
+    assert all(share == pytest.approx(0.002, abs=1e-3) for share in wrapped.sparsity().values())
+
+
+def test_scheduled_sparsity_follows_the_warm_up():
+    wrapped = masked(tiny(), **TARGETS["all"])
+    final = {"layer": 0.5, "hidden": 0.5, "head": 0.5, "intermediate": 0.55}
+    for progress in (0.0, 0.4, 1.0):
+        wrapped.set_step(1, progress)
+        for name, share in wrapped.target_sparsity().items():
+            assert share == pytest.approx(progress * final[name])
+    with pytest.raises(ValueError, match="progress"):
+        wrapped.set_step(1, 1.2)
+
+
+def test_lagrangian_is_equation_1():
+    wrapped = masked(tiny(), **TARGETS["all"])
+    wrapped.set_step(0, 0.5)
+    assert wrapped.lagrangian() == 0
+    expected = 0.0
+    for name, scores in wrapped.masks.expected_scores().items():
+        with torch.no_grad():
+            wrapped.masks.linear[name].fill_(2.0)
+            wrapped.masks.quadratic[name].fill_(3.0)
+        deviation = 1 - scores.mean(-1) - wrapped.target_sparsity()[name]
+        expected += (2 * deviation + 3 * deviation**2).mean().item()
+        assert wrapped.sparsity_deviation()[name] == pytest.approx(deviation.abs().max().item())
+    assert wrapped.lagrangian().item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_optimisation_reaches_the_target_in_every_layer():
+    torch.manual_seed(1)
+    wrapped = masked(tiny(), random_masks=False, **TARGETS["all"]).train()
+    groups = wrapped.parameter_groups(learning_rate=1e-3, mask_learning_rate=1.0)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    steps = 150
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] *= 1.0 if step < steps // 2 else 0.97
+        wrapped.set_step(step, min(1.0, step / 40))
+        optimizer.zero_grad()
+        loss = wrapped(input_ids=TOKENS, labels=TOKENS).loss + wrapped.lagrangian()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
+        optimizer.step()
+    for name, deviation in wrapped.sparsity_deviation().items():
+        assert deviation < 0.05, (name, wrapped.sparsity(), wrapped.target_sparsity())
+    assert all((p != 0).all() for p in wrapped.masks.linear.values())
+
+
+def test_parameter_groups_cover_everything_once():
+    wrapped = masked(tiny(tied=True), **TARGETS["all"])
+    weights, masks, multipliers = wrapped.parameter_groups(
+        learning_rate=1e-4, mask_learning_rate=0.5, multiplier_learning_rate=2.0, weight_decay=0.1
+    )
+    together = [p for g in (weights, masks, multipliers) for p in g["params"]]
+    assert {id(p) for p in together} == {id(p) for p in wrapped.parameters()}
+    assert len(together) == len({id(p) for p in together})
+    assert [g["lr"] for g in (weights, masks, multipliers)] == [1e-4, 0.5, 2.0]
+    assert [g["weight_decay"] for g in (weights, masks, multipliers)] == [0.1, 0, 0]
+    assert multipliers["maximize"]
+
+
+def test_state_round_trip():
+    wrapped = masked(tiny(), seed=1, **TARGETS["all"]).eval()
+    other = masked(tiny(seed=9), seed=2, **TARGETS["all"]).eval()
+    other.load_state_dict(wrapped.state_dict())
+    assert torch.equal(wrapped(TOKENS).logits, other(TOKENS).logits)
+    assert set(wrapped.masks.state_dict()) == {
+        f"{kind}.{name}"
+        for kind in ("log_alpha", "linear", "quadratic")
+        for name in ("layer", "hidden", "head", "intermediate")
+    }
+
+
+def test_plain_state_has_the_models_own_names_and_weights():
+    model = tiny("qwen2", tied=True)
+    before = copy.deepcopy(model.state_dict())
+    wrapped = masked(model, **TARGETS["all"])
+    plain = wrapped.plain_state_dict()
+    assert plain.keys() == before.keys()
+    assert all(torch.equal(plain[name], value) for name, value in before.items())
+    other = tiny("qwen2", tied=True, seed=5).state_dict()
+    wrapped.load_plain_state_dict(other)
+    assert all(torch.equal(wrapped.plain_state_dict()[name], other[name]) for name in other)
+
+
+def test_wrapped_inner_model_still_works():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args, **kwargs):
+            return self.module(*args, **kwargs)
+
+    wrapped = masked(tiny(), **TARGETS["all"]).train()
+    loss, _ = gradients(wrapped)
+    wrapped.model = Wrapper(wrapped.model)
+    assert gradients(wrapped)[0] == loss
+    assert "model.embed_tokens.weight" in wrapped.plain_state_dict()
+    assert wrapped.export().num_parameters() == wrapped.target.num_parameters()
+
+
+def test_copies_are_independent_even_between_passes():
+    wrapped = masked(tiny(), **TARGETS["all"]).train()
+    loss, _ = gradients(wrapped)
+    copied = copy.deepcopy(wrapped)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            parameter.zero_()
+    wrapped(TOKENS)
+    assert gradients(copied)[0] == loss
+
+
+def test_bad_targets_and_models_are_refused():
+    model = tiny()
+    shape = ModelShape.of(model)
+    with pytest.raises(BadInput, match="nothing to prune"):
+        attach_masks(model, shape)
+    with pytest.raises(BadInput, match="model_type"):
+        attach_masks(model, ModelShape.of(tiny("qwen2")).pruned_to(num_layers=1))
+    with pytest.raises(BadInput, match="hidden_size 48 is larger"):
+        attach_masks(model, ModelShape.of(tiny(hidden_size=48, head_dim=6)))
+    wrapped = attach_masks(model, shape.pruned_to(num_layers=1))
+    for again in (model, wrapped):
+        with pytest.raises(BadInput, match="attached already"):
+            attach_masks(again, shape.pruned_to(num_layers=1))
+    foreign = tiny()
+    foreign.model.layers[1].mlp.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(BadInput, match="extra"):
+        attach_masks(foreign, shape.pruned_to(num_layers=1))
+    with pytest.raises(BadInput, match="not a LlamaForCausalLM"):
+        attach_masks(tiny().model, shape.pruned_to(num_layers=1))

@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_models import VARIANTS, tiny
+from transformers import LlamaConfig
+
+from drpruning.errors import BadInput
+from drpruning.pruning import ModelShape
+
+LLAMA_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
+LLAMA_13B = LLAMA_7B | {
+    "num_hidden_layers": 40,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_attention_heads": 40,
+}
+QWEN2_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_hidden_layers": 28,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "parameters"),
+    [
+        (LLAMA_7B, (32, 4096, 11008, 32), 6_738_415_616),
+        (LLAMA_13B, (40, 5120, 13824, 40), 13_015_864_320),
+        (LLAMA_7B, (32, 2560, 6912, 20), 2_701_560_320),
+        (LLAMA_7B, (24, 2048, 5504, 16), 1_345_423_360),
+        (LLAMA_13B, (24, 2048, 5504, 16), 1_345_423_360),
+        (LLAMA_7B, (24, 1024, 2816, 8), 373_867_520),
+        (QWEN2_7B, (28, 3584, 18944, 28), 7_615_616_512),
+        (QWEN2_7B, (28, 1536, 8960, 14), 1_799_508_480),
+    ],
+)
+def test_parameters_of_the_papers_shapes(source, target, parameters):
+    names = ("num_layers", "hidden_size", "intermediate_size", "num_heads")
+    shape = ModelShape.of(source).pruned_to(**dict(zip(names, target, strict=True)))
+    assert shape.num_parameters() == parameters
+    assert shape.head_dim == 128
+    assert shape.num_embedding_parameters() == 2 * shape.vocab_size * shape.hidden_size
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_count_is_the_models_own(variant):
+    model = tiny(**variant)
+    shape = ModelShape.of(model)
+    assert shape.num_parameters() == model.num_parameters()
+    matrices = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    assert shape.num_embedding_parameters() == sum(m.numel() for m in matrices)
+
+
+def test_every_source_of_a_shape_gives_the_same(tmp_path):
+    model = tiny("qwen2", kv_heads=2, tied=True)
+    model.save_pretrained(tmp_path)
+    shapes = [
+        ModelShape.of(model),
+        ModelShape.of(model.config),
+        ModelShape.of(model.config.to_dict()),
+        ModelShape.of(tmp_path),
+        ModelShape.of(str(tmp_path / "config.json")),
+    ]
+    assert all(shape == shapes[0] for shape in shapes)
+    assert shapes[0].tied_embeddings
+    assert shapes[0].num_kv_heads == 2
+
+
+def test_dictionary_round_trip():
+    shape = ModelShape.of(tiny(biases=True))
+    assert shape.switches == ("attention_bias", "mlp_bias")
+    assert ModelShape.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
+
+
+def test_key_value_heads_follow():
+    mha, gqa = ModelShape.of(LLAMA_7B), ModelShape.of(QWEN2_7B)
+    assert mha.pruned_to(num_heads=16).num_kv_heads == 16
+    assert gqa.pruned_to(num_heads=14).num_kv_heads == 2
+    assert gqa.pruned_to(num_kv_heads=3).num_heads == 21
+    assert gqa.pruned_to(num_heads=7, num_kv_heads=1).num_kv_heads == 1
+    assert gqa.pruned_to() == gqa
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        (LLAMA_7B, {"hidden_size": 4097}, r"hidden_size 4097 .* at most 4096"),
+        (LLAMA_7B, {"num_layers": 0}, r"num_layers must be at least 1, not 0"),
+        (LLAMA_7B, {"num_layers": 2.5}, r"num_layers must be a whole number, not 2.5"),
+        (LLAMA_7B, {"num_layers": True}, r"num_layers must be a whole number, not True"),
+        (LLAMA_7B, {"layers": 3}, r"'layers' cannot be pruned; name any of num_layers"),
+        (LLAMA_7B, {"head_dim": 64}, r"'head_dim' cannot be pruned"),
+        (LLAMA_7B, {"num_heads": 16, "num_kv_heads": 8}, r"write num_kv_heads 16"),
+        (QWEN2_7B, {"num_heads": 12}, r"num_heads 12 .* 7 query heads.* 7 or 14"),
+        (QWEN2_7B, {"num_heads": 14, "num_kv_heads": 4}, r"num_kv_heads 4 with num_heads 14"),
+        (LLAMA_7B, {"hidden_size": 100, "num_heads": 16}, r"96 or 112.* num_heads 10 or 20"),
+        (LLAMA_7B, {"num_heads": 20}, r"hidden_size 4096 .* 4080; num_heads 16 or 32"),
+    ],
+)  # fmt: skip
+def test_unreachable_targets_name_the_dimension_and_the_remedy(source, target, told):
+    with pytest.raises(BadInput, match=told):
+        ModelShape.of(source).pruned_to(**target)
+
+
+def test_refused_targets_are_those_that_transformers_refuses():
+    sizes = {"num_attention_heads": 3, "hidden_size": 16, "head_dim": 4}
+    with pytest.raises(Exception, match="hidden size"):
+        LlamaConfig(**sizes, num_key_value_heads=3)
+    with pytest.raises(BadInput):
+        ModelShape.of(tiny(hidden_size=16)).pruned_to(num_heads=3)
+    assert ModelShape.of(tiny("qwen2", hidden_size=16)).pruned_to(num_heads=3).num_heads == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "not a causal language model"),
+        ({"model_type": "llama", "architectures": ["LlamaModel"]}, "LlamaModel is not a causal"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "not a causal language model"),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "known families: llama, q"),
+        ({}, "known families"),
+        ({"model_type": "llama", "hidden_size": 4}, "num_hidden_layers must be a whole number"),
+        (LLAMA_7B | {"vocab_size": None}, "vocab_size"),
+        (LLAMA_7B | {"num_key_value_heads": 5}, "multiple of num_kv_heads 5"),
+        (LLAMA_7B | {"architectures": "LlamaForCausalLM"}, "must be a list"),
+        (17, "not from int"),
+        ("nowhere/at-all", "does not exist"),
+    ],
+)
+def test_what_is_no_prunable_model_is_refused(config, told):
+    with pytest.raises(BadInput, match=told):
+        ModelShape.of(config)
+
+
+def test_broken_config_files_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadInput, match="not valid JSON"):
+        ModelShape.of(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(BadInput, match="JSON object"):
+        ModelShape.of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_layers": None}, "num_layers"),
+        ({"color": 3}, "has no color"),
+        ({"switches": ["gate_bias"]}, "gate_bias"),
+        ({"switches": "x"}, "list of names"),
+        ({"model_type": "gpt9"}, "known families"),
+    ],
+)
+def test_bad_shape_dictionaries_are_refused(change, told):
+    with pytest.raises(BadInput, match=told):
+        ModelShape.from_dict(ModelShape.of(LLAMA_7B).to_dict() | change)
+
+
+def test_missing_fields_of_a_shape_are_named():
+    with pytest.raises(BadInput, match="lacks vocab_size"):
+        ModelShape.from_dict(
+            {k: v for k, v in ModelShape.of(LLAMA_7B).to_dict().items() if k != "vocab_size"}
+        )
+
+
+def test_shapes_and_plans_need_no_torch():
+    program = (
+        "import sys; from drpruning.pruning import ModelShape, PruningPlan, FAMILIES;"
+        f"print(ModelShape.of({LLAMA_7B!r}).num_parameters());"
+        "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    output = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert output.splitlines() == ["6738415616", "[]"]

@@ -1,0 +1,150 @@
+"""Recipes: what is accepted, what the message says of what is not, defaults of the paper."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from drpruning.errors import BadInput
+from drpruning.recipe import load_recipe, parse_recipe
+
+SMALLEST = {
+    "model": {"source": "m"},
+    "data": {"domains": {"a": {"source": "a.jsonl", "share": 1.0}}},
+    "pretrain": {"steps": 10},
+    "output": "out",
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    values: dict[str, Any] = copy.deepcopy(SMALLEST)
+    place = values
+    *parents, last = path.split(".")
+    for key in parents:
+        place = place.setdefault(key, {})
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return values
+
+
+def test_smallest_recipe_has_the_papers_settings() -> None:
+    recipe = parse_recipe({**SMALLEST, "model": {"source": "m", "target": {"num_layers": 2}},
+                           "prune": {"steps": 5}})  # fmt: skip
+    assert recipe.prune is not None
+    assert recipe.pretrain is not None
+    assert (recipe.prune.global_batch, recipe.prune.evaluate_every) == (32, 50)
+    assert (recipe.prune.warmup, recipe.prune.sparsity_warmup) == (0.1, 0.2)
+    assert (recipe.pretrain.global_batch, recipe.pretrain.evaluate_every) == (256, 400)
+    assert (recipe.pretrain.warmup, recipe.pretrain.learning_rate) == (0.03, 1e-4)
+    assert recipe.pretrain.betas == (0.9, 0.95)
+    assert recipe.data.sequence_length == 4096
+    assert recipe.scheduling.policy == "drpruning"
+
+
+def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = parse_recipe(changed("scheduling", {"rho": 0.2}))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml())
+    assert load_recipe(file) == recipe
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("pretrain.steps", ..., ["pretrain.steps", "missing"]),
+        ("pretrain.steps", "ten", ["pretrain.steps", "integer", "'ten'"]),
+        ("pretrain.steps", 0, ["pretrain.steps", "greater than 0"]),
+        ("pretrain.stepz", 3, ["pretrain.stepz", "did you mean 'steps'"]),
+        ("datas", {}, ["datas", "did you mean 'data'"]),
+        ("data.domains.a.shar", 1, ["data.domains.a.shar", "did you mean 'share'"]),
+        ("data.domains.a.share", 0.9, ["data.domains", "sum to 0.9"]),
+        ("data.domains.a.share", -1.0, ["data.domains.a.share", "greater than 0"]),
+        ("data.domains.a.source", 3, ["data.domains.a.source", "string"]),
+        ("data.domains.a.where", {"k": None}, ["where.k", "None"]),
+        ("data.domains", {}, ["data.domains", "at least one"]),
+        ("data.domains", {"../a": {"source": "x", "share": 1.0}}, ["'../a'", "file names"]),
+        ("data.sequence_length", 4, ["data.sequence_length", "8"]),
+        ("pretrain", None, ["at least one phase"]),
+        ("prune", {"steps": 3}, ["model.target", "needed"]),
+        ("model.target", {"num_layers": 2}, ["prune", "missing"]),
+        ("model.target", {}, ["model.target", "num_layers"]),
+        ("model", {}, ["model", "source"]),
+        ("scheduling.policy", "best", ["scheduling.policy", "'drpruning'", "'best'"]),
+        ("scheduling.policy", "sheared", ["scheduling.reference_loss", "sheared"]),
+        ("scheduling.reference_loss", {"b": 1.0}, ["scheduling.reference_loss", "['a']", "['b']"]),
+        ("scheduling.rho", 0.0, ["scheduling.rho", "greater than 0"]),
+        ("training.precision", "fp16", ["training.precision", "'bf16'"]),
+        ("training.micro_batch", True, ["training.micro_batch", "integer"]),
+        ("output", ..., ["output", "missing"]),
+    ],
+)
+def test_wrong_field_is_named_with_a_remedy(path: str, value: Any, expected: list[str]) -> None:
+    with pytest.raises(BadInput) as error:
+        parse_recipe(changed(path, value))
+    message = str(error.value)
+    for words in expected:
+        assert words in message, message
+    assert "pydantic" not in message
+
+
+def test_mask_samples_must_divide_the_batch() -> None:
+    values = {**SMALLEST, "model": {"source": "m", "target": {"num_layers": 1}},
+              "prune": {"steps": 1, "global_batch": 6, "mask_samples": 4}}  # fmt: skip
+    with pytest.raises(BadInput, match=r"mask_samples \(4\) must divide .*\[1, 2, 3, 6\]"):
+        parse_recipe(values)
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    values = changed("pretrain.steps", "x")
+    values["training"] = {"seed": -1}
+    with pytest.raises(BadInput) as error:
+        parse_recipe(values)
+    assert "pretrain.steps" in str(error.value)
+    assert "training.seed" in str(error.value)
+
+
+def test_overrides_reach_every_level(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(SMALLEST))
+    recipe = load_recipe(
+        file, ["pretrain.learning_rate=3e-4", "training.checkpoint.keep=5", "output=elsewhere"]
+    )
+    assert recipe.pretrain is not None
+    assert recipe.pretrain.learning_rate == 3e-4
+    assert recipe.training.checkpoint.keep == 5
+    assert recipe.output == "elsewhere"
+
+
+@pytest.mark.parametrize("assignment", ["nothing", "=3", "a..b=1", "output.deeper=1"])
+def test_wrong_override_is_refused(tmp_path: Path, assignment: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(SMALLEST))
+    with pytest.raises(BadInput, match="--set"):
+        load_recipe(file, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [1", "not valid YAML"),
+        (b"a: 1\na: 2\n", "stands twice"),
+        (b"- 1\n", "a recipe is a mapping"),
+        (b"\xff\xfe\xfa", "UTF-8"),
+        (b"", "a recipe is a mapping"),
+    ],
+)
+def test_broken_file_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=words) as error:
+        load_recipe(file)
+    assert "broken.yaml" in str(error.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="none.yaml: No such file"):
+        load_recipe(tmp_path / "none.yaml")

@@ -1,0 +1,161 @@
+"""Learning rate, micro-batches, checkpoints, metrics, console: the loop's parts on their own."""
+
+import io
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import nn
+
+from drpruning.console import Reporter, seconds_text
+from drpruning.errors import BadInput
+from drpruning.recipe import Pretrain
+from drpruning.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from drpruning.training.interruption import InterruptGuard
+from drpruning.training.metrics import MetricsLog
+from drpruning.training.optimization import learning_rate_factor, micro_batches
+
+
+def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
+    settings = Pretrain(steps=1000, warmup=0.1)
+    factors = [learning_rate_factor(step, settings) for step in range(1000)]
+    assert factors[0] == pytest.approx(0.01)
+    assert factors[99] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(0.1)
+    assert factors[549] == pytest.approx(0.55)
+    assert all(a <= b for a, b in zip(factors[:99], factors[1:100], strict=True))
+    assert all(a >= b for a, b in zip(factors[99:-1], factors[100:], strict=True))
+
+
+@given(
+    parts=st.sampled_from([1, 2, 4, 8]),
+    rows_a_part=st.integers(1, 12),
+    micro=st.integers(1, 20),
+    ranks=st.sampled_from([1, 2, 4]),
+)
+def test_micro_batches_cover_every_row_once_and_keep_to_their_part(
+    parts: int, rows_a_part: int, micro: int, ranks: int
+) -> None:
+    batch = parts * rows_a_part
+    if batch % ranks or (parts % ranks and ranks % parts):
+        return
+    pieces = [micro_batches(batch, micro, parts, rank, ranks) for rank in range(ranks)]
+    rows = [row for rank in pieces for p in rank for row in range(p.rows.start, p.rows.stop)]
+    assert rows == list(range(batch))
+    assert len({len(rank) for rank in pieces}) == 1
+    for rank in pieces:
+        for piece in rank:
+            assert 1 <= piece.rows.stop - piece.rows.start <= micro
+            assert piece.rows.start // rows_a_part == piece.part
+            assert (piece.rows.stop - 1) // rows_a_part == piece.part
+
+
+def test_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(BadInput, match="global_batch: 6 blocks .* multiple of 4"):
+        micro_batches(6, 2, ranks=4)
+    with pytest.raises(BadInput, match="mask_samples: .* multiple or a divisor of 2"):
+        micro_batches(6, 2, parts=3, ranks=2)
+
+
+def trained_pair() -> tuple[nn.Linear, torch.optim.AdamW]:
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    return layer, optimizer
+
+
+def test_checkpoint_brings_weights_and_optimizer_back_to_the_bit(tmp_path: Path) -> None:
+    layer, optimizer = trained_pair()
+    parameters = dict(layer.named_parameters())
+    state = {"ratio": {"a": 1 / 3}}
+    path = save_checkpoint(
+        tmp_path, "prune", 3, parameters=parameters, optimizer=optimizer, state=state, keep=2
+    )
+    other = nn.Linear(3, 2)
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.1, fused=True)
+    loaded = load_checkpoint(path, dict(other.named_parameters()), fresh)
+    assert loaded["ratio"] == state["ratio"]
+    assert loaded["step"] == 3
+    for model, adamw in ((layer, optimizer), (other, fresh)):
+        adamw.zero_grad()
+        model(torch.ones(1, 3)).square().sum().backward()
+        adamw.step()
+    assert torch.equal(layer.weight, other.weight)
+    assert torch.equal(layer.bias, other.bias)
+
+
+def test_only_the_newest_checkpoints_stay_and_torn_ones_do_not_count(tmp_path: Path) -> None:
+    layer, optimizer = trained_pair()
+    for step in (5, 10, 15):
+        save_checkpoint(tmp_path, "prune", step, parameters=dict(layer.named_parameters()),
+                        optimizer=optimizer, state={}, keep=2)  # fmt: skip
+    (tmp_path / ".prune-00000020.partial").mkdir()
+    assert [p.name for p in list_checkpoints(tmp_path, "prune")] == [
+        "prune-00000010",
+        "prune-00000015",
+    ]
+    assert list_checkpoints(tmp_path, "pretrain") == []
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    layer, optimizer = trained_pair()
+    path = save_checkpoint(tmp_path, "prune", 3, parameters=dict(layer.named_parameters()),
+                           optimizer=optimizer, state={}, keep=2)  # fmt: skip
+    other = nn.Linear(3, 2, bias=False)
+    fresh = torch.optim.AdamW(other.parameters())
+    with pytest.raises(BadInput, match="another model"):
+        load_checkpoint(path, dict(other.named_parameters()), fresh)
+
+
+def test_metrics_are_json_without_nan_and_can_be_cut_back(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, "prune")
+    log.record("step", 1, loss=math.nan, ratio={"a": 0.5, "b": math.inf})
+    size = log.size()
+    log.record("step", 2, loss=1.0)
+    assert [r["step"] for r in log.read()] == [1, 2]
+    log.cut(size)
+    (record,) = log.read()
+    assert record["loss"] is None
+    assert record["ratio"] == {"a": 0.5, "b": None}
+    assert record["phase"] == "prune"
+    json.loads((tmp_path / "metrics.jsonl").read_text())
+
+
+def test_first_signal_is_noted_and_the_second_acts() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with InterruptGuard() as guard:
+        assert not guard.requested
+        signal.raise_signal(signal.SIGINT)
+        assert guard.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_without_a_terminal_progress_is_plain_lines() -> None:
+    out = io.StringIO()
+    reporter = Reporter(console=Console(file=out, force_terminal=False))
+    with reporter.task("prune", 10) as task:
+        for step in range(1, 11):
+            task.update(step, f"loss {step}")
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("prune 1/10  loss 1")
+    assert lines[-1].startswith("prune 10/10  loss 10")
+    assert len(lines) == 2, "lines between come only every few seconds"
+    assert "\x1b" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59, "59s"), (185, "3m05s"), (7800, "2h10m"), (97200, "1d03h")]
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
