@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 WORDS = {
-    "numbers": "one two three four five six seven eight nine ten".split(),
-    "colours": "red green blue white black grey pink".split(),
-    "animals": "cat dog cow hen fox owl bee ant".split(),
+    "numbers": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+    "colours": ["red", "green", "blue", "white", "black", "grey", "pink"],
+    "animals": ["cat", "dog", "cow", "hen", "fox", "owl", "bee", "ant"],
 }
 SHARES = {"numbers": 0.6, "colours": 0.3, "animals": 0.1}
 

@@ -146,5 +146,5 @@ def test_broken_file_is_refused_by_name(tmp_path: Path, content: bytes, words: s
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="none.yaml: No such file"):
+    with pytest.raises(BadInput, match=r"none\.yaml: No such file"):
         load_recipe(tmp_path / "none.yaml")

@@ -67,7 +67,8 @@ def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signa
 
 @app.callback()
 def _program(
-    version: Annotated[  # noqa: ARG001 - handled by the callback
+    *,
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
 ) -> None:
@@ -78,15 +79,10 @@ def _program(
 
 
 def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
-    from drpruning.planning import plan_run
     from drpruning.recipe import load_recipe
-
-    parsed = load_recipe(recipe, overrides or [])
-    if problems := plan_run(parsed).problems:
-        raise BadInput("\n".join(problems))
     from drpruning.run import Run
 
-    run = Run(parsed)
+    run = Run(load_recipe(recipe, overrides or []))
     run.begin(" ".join(sys.argv))
     run.run(stages)
 

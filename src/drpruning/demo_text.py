@@ -41,7 +41,8 @@ def _take_docstrings(tree: ast.Module) -> str:
 
 
 def _code_and_docstrings() -> tuple[list[str], list[str]]:
-    code, prose = [], []
+    code: list[str] = []
+    prose: list[str] = []
     for _, tree in _modules():
         docstrings = _take_docstrings(tree)
         if sum(map(len, code)) < DOMAIN_CHARACTERS:

@@ -93,15 +93,14 @@ class Run:
             raise BadInput("\n".join(plan.problems))
         if self.recipe.model.source is None:
             raise BadInput("model.source: missing; a shape alone can be planned, not trained")
-        if not self.accelerator.is_main_process:
-            self.accelerator.wait_for_everyone()
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / RECIPE_FILE).write_text(self.recipe.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"output: {self.folder}: {error.strerror}") from None
-        self._note_session(command)
+        # Every rank has checked the folder once the accelerator is there; then one writes.
+        if self.accelerator.is_main_process:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / RECIPE_FILE).write_text(self.recipe.to_yaml(), encoding="utf-8")
+            except OSError as error:
+                raise BadInput(f"output: {self.folder}: {error.strerror}") from None
+            self._note_session(command)
         self.accelerator.wait_for_everyone()
 
     def _note_session(self, command: str) -> None:
@@ -162,8 +161,8 @@ class Run:
     def _report_data(self) -> None:
         for name, domain in self.data.domains.items():
             self.reporter.line(
-                f"prepared {name}: {domain.documents:,} documents, {domain.train_tokens:,} training "
-                f"tokens in {len(domain.train):,} blocks, {len(domain.validation):,} validation "
+                f"prepared {name}: {domain.documents:,} documents, {domain.train_tokens:,} tokens "
+                f"in {len(domain.train):,} training blocks, {len(domain.validation):,} validation "
                 "blocks"
             )
         for warning in repetition_warnings(plan_domains(self.recipe, self.data)):

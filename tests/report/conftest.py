@@ -30,7 +30,7 @@ class FakeRun:
         self.folder = folder
         self.domains = list(domains)
         self.policy = policy
-        self.random = random.Random(f"{policy}{len(domains)}")  # noqa: S311
+        self.random = random.Random(f"{policy}{len(domains)}")
         weights = (
             [0.5, *[0.5 / (len(domains) - 1)] * (len(domains) - 1)] if len(domains) > 1 else [1.0]
         )
@@ -103,21 +103,18 @@ class FakeRun:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
-    def start(
-        self, phase: str, total_steps: int, resumed_from: int | None = None
-    ) -> dict[str, Any]:
+    def start(self, phase: str, total_steps: int) -> dict[str, Any]:
         return {
             "kind": "start",
             "phase": phase,
-            "step": resumed_from or 0,
-            "time": 1000.0 + (resumed_from or 0),
+            "step": 0,
+            "time": 1000.0,
             "total_steps": total_steps,
             "global_batch": 16,
             "sequence_length": 256,
             "parameters": 8_507_648,
             "versions": {"drpruning": "0.1.0", "torch": "2.13.0"},
             "commit": "0123abcd",
-            "resumed_from": resumed_from,
         }
 
     def step(self, phase: str, step: int, total_steps: int) -> dict[str, Any]:

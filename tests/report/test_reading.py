@@ -129,24 +129,3 @@ def test_more_fields_and_kinds_are_passed_over(fake_run: MakeRun) -> None:
     before = load_run(run.folder)
     run.append({"kind": "note", "phase": "prune", "step": 50, "text": "hello"})
     assert load_run(run.folder) == before
-
-
-def test_resumed_steps_count_once_as_last_done(fake_run: MakeRun) -> None:
-    run = fake_run()
-    run.metrics("pretrain", total_steps=100, every=20, until=60)
-    redone = [run.step("pretrain", step, 100) | {"loss": 1.5} for step in (50, 60, 70)]
-    run.append(run.start("pretrain", 100, resumed_from=40), *redone)
-    phase = load_run(run.folder).phases["pretrain"]
-    assert [point.step for point in phase.steps] == [10, 20, 30, 40, 50, 60, 70]
-    assert [point.loss for point in phase.steps[4:]] == [1.5, 1.5, 1.5]
-    assert [point.step for point in phase.evals] == [0, 20, 40]
-    assert phase.end is None
-    assert phase.last_step == 70
-
-
-def test_a_phase_that_began_again_forgets_its_first_try(fake_run: MakeRun) -> None:
-    run = fake_run()
-    run.metrics("prune", total_steps=100, every=20, until=40)
-    run.metrics("prune", total_steps=100, every=20, until=20)
-    phase = load_run(run.folder).phases["prune"]
-    assert [point.step for point in phase.evals] == [0, 20]

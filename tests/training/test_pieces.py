@@ -1,6 +1,7 @@
 """Learning rate, micro-batches, checkpoints, metrics, console: the loop's parts on their own."""
 
 import io
+import itertools
 import json
 import math
 import signal
@@ -29,8 +30,8 @@ def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
     assert factors[99] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.1)
     assert factors[549] == pytest.approx(0.55)
-    assert all(a <= b for a, b in zip(factors[:99], factors[1:100], strict=True))
-    assert all(a >= b for a, b in zip(factors[99:-1], factors[100:], strict=True))
+    assert all(a <= b for a, b in itertools.pairwise(factors[:100]))
+    assert all(a >= b for a, b in itertools.pairwise(factors[99:]))
 
 
 @given(
@@ -57,9 +58,9 @@ def test_micro_batches_cover_every_row_once_and_keep_to_their_part(
 
 
 def test_batch_that_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(BadInput, match="global_batch: 6 blocks .* multiple of 4"):
+    with pytest.raises(BadInput, match=r"global_batch: 6 blocks .* multiple of 4"):
         micro_batches(6, 2, ranks=4)
-    with pytest.raises(BadInput, match="mask_samples: .* multiple or a divisor of 2"):
+    with pytest.raises(BadInput, match=r"mask_samples: .* multiple or a divisor of 2"):
         micro_batches(6, 2, parts=3, ranks=2)
 
 
@@ -155,7 +156,8 @@ def test_without_a_terminal_progress_is_plain_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0s"), (59, "59s"), (185, "3m05s"), (7800, "2h10m"), (97200, "1d03h")]
+    ("seconds", "text"),
+    [(0.4, "0s"), (59, "59s"), (185, "3m05s"), (7800, "2h10m"), (97200, "1d03h")],
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text

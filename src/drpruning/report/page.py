@@ -272,16 +272,14 @@ def _about(run: RunRecord) -> str:
 def _facts(phase: PhaseRecord) -> list[str]:
     """Size, state and cost of a phase."""
     facts = []
-    if phase.starts:
-        start = phase.starts[-1]
+    if phase.start:
+        start = phase.start
         facts.append(
             f"{start.total_steps:,} steps of {start.global_batch:,} × {start.sequence_length:,} "
             "tokens"
         )
         if phase.end is None:
             facts.append(f"not complete: last record at step {phase.last_step:,}")
-        if len(phase.starts) > 1:
-            facts.append(f"resumed {len(phase.starts) - 1} times")
     facts.append(f"{len(phase.evals)} evaluations")
     facts.append(f"{_duration(phase.seconds)} in all")
     for name, seconds in (
@@ -299,7 +297,8 @@ def _provenance(run: RunRecord) -> list[str]:
     """Versions and commits that the phases were run with, each said once."""
     said: dict[str, None] = {}
     for phase in run.phases.values():
-        for start in phase.starts:
+        if phase.start:
+            start = phase.start
             versions = ", ".join(f"{name} {version}" for name, version in start.versions.items())
             commit = f"commit {start.commit}" if start.commit else "commit not known"
             said[f"{versions or 'versions not known'}; {commit}"] = None

@@ -190,15 +190,7 @@ def _read_metrics(path: Path) -> dict[str, PhaseRecord]:
     for fields in _read_lines(path):
         name = fields.text("phase")
         _add_record(phases.setdefault(name, PhaseRecord(name)), fields)
-    for phase in phases.values():
-        phase.steps = _last_of_each_step(phase.steps)
-        phase.evals = _last_of_each_step(phase.evals)
     return phases
-
-
-def _last_of_each_step(points: list[_Point]) -> list[_Point]:
-    by_step = {point.step: point for point in points}
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _add_record(phase: PhaseRecord, fields: _Fields) -> None:
@@ -206,9 +198,7 @@ def _add_record(phase: PhaseRecord, fields: _Fields) -> None:
     kind = fields.text("kind")
     step = fields.integer("step")
     if kind == "start":
-        start = _read_start(fields)
-        phase.forget_after(start.resumed_from)
-        phase.starts.append(start)
+        phase.start = _read_start(fields)
     elif kind == "step":
         phase.steps.append(
             StepPoint(
@@ -248,9 +238,6 @@ def _read_start(fields: _Fields) -> Start:
         sequence_length=fields.integer("sequence_length"),
         versions={str(name): str(version) for name, version in versions.items()},
         commit="" if fields.raw.get("commit") is None else fields.text("commit"),
-        resumed_from=(
-            None if fields.raw.get("resumed_from") is None else fields.integer("resumed_from")
-        ),
     )
 
 

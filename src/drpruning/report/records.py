@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A phase begins, or goes on after an interruption (``kind: start``)."""
+    """A phase begins (``kind: start``)."""
 
     time: float
     total_steps: int
@@ -17,7 +17,6 @@ class Start:
     sequence_length: int
     versions: dict[str, str]
     commit: str
-    resumed_from: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class PhaseRecord:
     """What ``metrics.jsonl`` says of one phase, in the order of steps."""
 
     name: str
-    starts: list[Start] = field(default_factory=list)
+    start: Start | None = None
     steps: list[StepPoint] = field(default_factory=list)
     evals: list[EvalPoint] = field(default_factory=list)
     end: End | None = None
@@ -76,23 +75,17 @@ class PhaseRecord:
     @property
     def total_steps(self) -> int | None:
         """The steps that the phase was to have, or None where its start was not recorded."""
-        return self.starts[-1].total_steps if self.starts else None
+        return self.start.total_steps if self.start else None
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the phase as logged at its end, else from first to last record."""
         if self.end is not None and not math.isnan(self.end.total_seconds):
             return self.end.total_seconds
-        points: list[Start | StepPoint | EvalPoint] = [*self.starts, *self.steps, *self.evals]
+        points: list[Start | StepPoint | EvalPoint] = [*self.steps, *self.evals]
+        points += [self.start] if self.start else []
         times = [point.time for point in points if not math.isnan(point.time)]
         return max(times) - min(times) if times else 0.0
-
-    def forget_after(self, step: int | None) -> None:
-        """Drop what lies after ``step`` (all where it is None): it is about to be done again."""
-        keep = -1 if step is None else step
-        self.steps = [point for point in self.steps if point.step <= keep]
-        self.evals = [point for point in self.evals if point.step <= keep]
-        self.end = None
 
 
 @dataclass(frozen=True, kw_only=True)
