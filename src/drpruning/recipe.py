@@ -1,7 +1,7 @@
 """What a run is: one strict, frozen description, read from YAML.
 
-Every field has its unit, its allowed values and its default under it; the defaults are the paper's
-(DRPruning, ACL 2025, Table 8 and section 4.1). An error names the field and what to write instead.
+Every field has its unit, its allowed values and its default under it; the defaults are those of the
+DRPruning paper (ACL 2025). An error names the field and what to write instead.
 """
 
 import difflib

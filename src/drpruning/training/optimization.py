@@ -11,7 +11,7 @@ from drpruning.recipe import Phase
 
 
 def learning_rate_factor(step: int, settings: Phase) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then a cosine (paper, Table 8).
+    """Share of the peak learning rate at a step: linear warm-up, then a cosine.
 
     Args:
         step: Index of the step, from 0.
