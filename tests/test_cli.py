@@ -110,6 +110,17 @@ def test_plan_shows_numbers_and_warns_of_repetition(
     assert not Path(recipe_values["output"]).exists()
 
 
+def test_plan_warns_where_the_floor_leaves_no_room(
+    recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    for domain in recipe_values["data"]["domains"].values():
+        domain["share"] = 1 / 3
+    path = write(recipe_values, tmp_path)
+    assert "scheduling.floor" in runner.invoke(app, ["plan", str(path)]).output
+    lower = runner.invoke(app, ["plan", str(path), "--set", "scheduling.floor=0.1"]).output
+    assert "scheduling.floor" not in lower
+
+
 BAD = [
     ("data.domains.numbers.source", "none.jsonl", ["data.domains.numbers", "none.jsonl"]),
     ("data.domains.numbers.share", 0.5, ["data.domains", "sum to 0.9"]),

@@ -44,6 +44,13 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
             except BadInput as error:
                 typer.echo(f"drprune: {error}", err=True)
                 raise typer.Exit(BAD_INPUT) from None
+            except ModuleNotFoundError as error:
+                if str(error.name).startswith("drpruning"):
+                    raise
+                typer.echo(
+                    f"drprune: this needs {error.name}: pip install 'drpruning[train]'", err=True
+                )
+                raise typer.Exit(BAD_INPUT) from None
             except KeyboardInterrupt:
                 typer.echo("drprune: interrupted", err=True)
                 raise typer.Exit(INTERRUPTED) from None

@@ -1,18 +1,13 @@
-"""What a person sees while something runs: one live line on a terminal, plain lines elsewhere."""
+"""What a person sees while something runs: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines of one task."""
@@ -32,48 +27,49 @@ class Task:
 
     def __init__(self, reporter: "Reporter", title: str, total: int, done: int = 0):
         """Begin at `done` of `total` steps (an interrupted task goes on)."""
-        self._reporter, self._title, self.total = reporter, title, total
+        self._reporter, self._title, self._total = reporter, title, total
         self._first, self._start = done, time.monotonic()
         self._last_plain = float("-inf")
-        self._progress: Progress | None = None
+        self._live: Live | None = None
         if reporter.live:
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=32),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=reporter.console,
-                transient=True,
-                expand=False,
             )
-            self._id = self._progress.add_task(title, total=total, completed=done, detail="")
-            self._progress.start()
+            self._id = self._progress.add_task(title, total=total, completed=done, left="")
+            self._detail = Text()
+            self._live = Live(
+                Group(self._progress, self._detail), console=reporter.console, transient=True
+            )
+            self._live.start()
 
     def update(self, done: int, detail: str = "") -> None:
-        """Say how far it is; `detail` stands beside the count. Plain lines come now and then."""
-        if self._progress is not None:
-            fields = {"detail": detail} if detail else {}
-            self._progress.update(self._id, completed=done, total=self.total, **fields)  # type: ignore[arg-type]
-            return
+        """Say how far it is, with details under the bar; plain lines come only now and then."""
         now = time.monotonic()
-        if detail and (now - self._last_plain >= PLAIN_INTERVAL or done == self.total):
+        left = self._seconds_left(done, now)
+        if self._live is not None:
+            self._progress.update(self._id, completed=done, total=self._total, left=left)
+            if detail:
+                self._detail.plain = detail
+        elif detail and (now - self._last_plain >= PLAIN_INTERVAL or done == self._total):
             self._last_plain = now
-            left = self._seconds_left(done, now)
-            self._reporter.line(f"{self._title} {done}/{self.total}  {detail}{left}")
+            words = [f"{self._title} {done:,}/{self._total:,}", detail, left]
+            self._reporter.line("  ".join(filter(None, words)))
 
     def _seconds_left(self, done: int, now: float) -> str:
-        if done <= self._first or done >= self.total:
+        if done <= self._first or done >= self._total:
             return ""
         pace = (now - self._start) / (done - self._first)
-        return f"  {seconds_text(pace * (self.total - done))} left"
+        return f"{seconds_text(pace * (self._total - done))} left"
 
     def close(self) -> None:
-        """Take the live line away."""
-        if self._progress is not None:
-            self._progress.stop()
+        """Take the live lines away."""
+        if self._live is not None:
+            self._live.stop()
 
 
 class Reporter:
@@ -85,7 +81,7 @@ class Reporter:
         self.live = self.console.is_terminal and not silent
 
     def line(self, text: str) -> None:
-        """A line of its own, above the live one."""
+        """A line of its own, above the live ones."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:

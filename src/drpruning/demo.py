@@ -16,15 +16,15 @@ from drpruning.run import Run, quiet_libraries, show_table
 VOCABULARY = 2048
 SHARES = {"code": 0.55, "docstrings": 0.25, "reference": 0.1, "unicode": 0.1}
 SOURCE = {
-    "hidden_size": 160,
-    "intermediate_size": 432,
+    "hidden_size": 128,
+    "intermediate_size": 352,
     "num_hidden_layers": 6,
-    "num_attention_heads": 5,
-    "num_key_value_heads": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "head_dim": 32,
     "max_position_embeddings": 512,
 }
-TARGET = {"num_layers": 4, "hidden_size": 96, "intermediate_size": 256, "num_heads": 3}
+TARGET = {"num_layers": 3, "hidden_size": 96, "intermediate_size": 208, "num_heads": 3}
 """A quarter of the source's parameters outside the embeddings."""
 EOS = "</s>"
 
@@ -101,14 +101,14 @@ def run_demo(folder: Path) -> None:
         quiet_libraries()
         _write_untrained_model(text, untrained)
 
-    batch = {"global_batch": 16, "learning_rate": 2e-3}
+    batch = {"global_batch": 16, "learning_rate": 1e-3}
     reporter.line("demo 1/4: training the source model")
-    base_phase = {**batch, "steps": 600, "evaluate_every": 300, "learning_rate": 3e-3}
+    base_phase = {**batch, "steps": 1200, "evaluate_every": 400, "learning_rate": 3e-3}
     base = _recipe(folder, "source", untrained, "constant", pretrain=base_phase)
     _do(base, "prepare", "pretrain")
 
-    prune = {**batch, "steps": 300, "evaluate_every": 15}
-    recover = {**batch, "steps": 400, "evaluate_every": 20}
+    prune = {**batch, "steps": 250, "evaluate_every": 10}
+    recover = {**batch, "steps": 300, "evaluate_every": 15}
     reporter.line("demo 2/4: pruning it to a quarter")
     source = folder / "source" / "model"
     steered = _recipe(folder, "drpruning", source, "drpruning", prune=prune, pretrain=recover)

@@ -19,6 +19,8 @@ from drpruning.training import phase_policy
 
 BYTES_PER_PARAMETER = 16
 """float32 weights, gradients and two AdamW moments."""
+LITTLE_FREEDOM = 0.1
+"""Share of the data that must be free to move between domains for steering to mean something."""
 RECIPE_FILE = "recipe.yaml"
 
 
@@ -303,8 +305,24 @@ def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
     }
     with collected():
         plan.domains = plan_domains(recipe, _already_prepared(recipe))
-    plan.warnings += repetition_warnings(plan.domains)
+    plan.warnings += repetition_warnings(plan.domains) + _floor_warning(recipe)
     return plan
+
+
+def _floor_warning(recipe: Recipe) -> list[str]:
+    """Whether the floor leaves the ratio no room: by default it is the smallest reference share."""
+    scheduling = recipe.scheduling
+    shares = recipe.initial_ratio.values()
+    if scheduling.policy not in {"drpruning", "naive_dro"} or len(shares) == 1:
+        return []
+    floor = min(shares) if scheduling.floor is None else scheduling.floor
+    free = 1 - len(shares) * floor
+    if free > LITTLE_FREEDOM:
+        return []
+    return [
+        f"scheduling.floor: every domain keeps at least {floor:.3g}, so only {100 * free:.0f}% of the "
+        f"data can be steered; write a smaller floor, such as {floor / 2:.2g}"
+    ]
 
 
 def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> None:

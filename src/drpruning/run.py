@@ -146,13 +146,10 @@ class Run:
         }
         prepared: PreparedData | None = None
         if self.accelerator.is_main_process:
-            with self.reporter.task("prepare", 1) as task:
-                totals: dict[str, tuple[int, int]] = {}
+            with self.reporter.task("prepare, percent", 100) as task:
 
                 def on_progress(domain: str, done: int, total: int) -> None:
-                    totals[domain] = (done, total)
-                    task.total = sum(total for _, total in totals.values())
-                    task.update(sum(done for done, _ in totals.values()), domain)
+                    task.update(100 * done // max(total, 1), domain)
 
                 prepared = prepare(domain_sources(recipe), **arguments, on_progress=on_progress)  # type: ignore[arg-type]
         self.accelerator.wait_for_everyone()
