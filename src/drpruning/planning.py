@@ -319,10 +319,11 @@ def _floor_warning(recipe: Recipe) -> list[str]:
     free = 1 - len(shares) * floor
     if free > LITTLE_FREEDOM:
         return []
-    return [
-        f"scheduling.floor: every domain keeps at least {floor:.3g}, so only {100 * free:.0f}% of the "
-        f"data can be steered; write a smaller floor, such as {floor / 2:.2g}"
-    ]
+    line = (
+        f"scheduling.floor: every domain keeps at least {floor:.3g}, so only {100 * free:.0f}% of "
+        f"the data can be steered; write a smaller floor, such as {floor / 2:.2g}"
+    )
+    return [line]
 
 
 def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> None:
