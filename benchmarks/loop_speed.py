@@ -120,9 +120,7 @@ class TimedLoop(Loop):
         self._timed("bare", self.bare)
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    run = Run(recipe(args, folder))
-    run.begin("benchmark")
+def measure(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     phase = run.recipe.pretrain
     assert phase is not None
     model = load_model(str(args.model))
@@ -159,5 +157,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
-        print(json.dumps(measure(parse(), Path(temporary))))
+    arguments = parse()
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        Run(recipe(arguments, Path(temporary))).session("benchmark") as session,
+    ):
+        print(json.dumps(measure(arguments, session)))

@@ -131,6 +131,10 @@ BAD = [
     ("scheduling.policy", "sheared", ["scheduling.reference_loss", "sheared"]),
     ("scheduling", {"policy": "constant", "rho": 0.1}, ["scheduling", "rho"]),
     ("scheduling.floor", 0.5, ["scheduling", "floor"]),
+    ("prune.betas", [0.9, 1.0], ["prune.betas.1", "less than 1"]),
+    ("data.domains", {1: {"source": "x", "share": 1.0}}, ["data.domains", "quotes"]),
+    ("output", "a\0b", ["output", "name of a folder"]),
+    ("output", "x" * 300, ["output", "cannot be a folder"]),
 ]
 
 
@@ -145,11 +149,12 @@ def test_bad_recipe_is_refused_before_anything_is_written(
     *parents, last = path.split(".")
     for key in parents:
         place = place.setdefault(key, {})
+    output = recipe_values["output"]
     place[last] = value
     message = refused(command, write(recipe_values, tmp_path))
     for word in words:
         assert word in message, message
-    assert not Path(recipe_values["output"]).exists()
+    assert not Path(output).exists()
 
 
 def test_empty_domain_is_refused(recipe_values: dict[str, Any], tmp_path: Path) -> None:
@@ -200,7 +205,104 @@ def test_model_without_weights_is_refused(
     recipe_values["model"]["source"] = str(folder)
     message = refused("run", write(recipe_values, tmp_path))
     assert "model.source" in message
-    assert "safetensors" in message
+    assert "no safetensors weights" in message
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_hidden_layers": 4}, ["no weights for", "layers.3"]),
+        ({"num_hidden_layers": 2}, ["weights that its config.json lacks", "layers.2"]),
+        ({"intermediate_size": 96}, ["has shape", "48", "96"]),
+    ],
+)
+def test_weights_of_another_config_are_refused(
+    recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path,
+    config: dict[str, int], words: list[str],
+) -> None:  # fmt: skip
+    recipe_values["model"]["source"] = str(altered_model(model_folder, tmp_path, **config))
+    message = refused("run", write(recipe_values, tmp_path))
+    for word in words:
+        assert word in message
+    assert not Path(recipe_values["output"]).exists()
+
+
+def test_torn_weights_are_refused(
+    recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    folder = altered_model(model_folder, tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    recipe_values["model"]["source"] = str(folder)
+    assert "not a whole safetensors file" in refused("plan", write(recipe_values, tmp_path))
+
+
+def test_code_that_comes_with_a_model_is_not_run(
+    recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    auto_map = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
+    folder = altered_model(model_folder, tmp_path, auto_map=auto_map)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    recipe_values["model"]["source"] = str(folder)
+    del recipe_values["pretrain"]
+    result = runner.invoke(app, ["run", str(write(recipe_values, tmp_path))])
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_that_do_not_change_the_result_may_differ_at_a_restart(
+    recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(recipe_values, tmp_path)
+    assert runner.invoke(app, ["prepare", str(path)]).exit_code == 0
+    monkeypatch.chdir(Path(recipe_values["output"]).parent)
+    name = f"./{Path(recipe_values['output']).name}"
+    arguments = ["--set", f"output={name}", "--set", "training.micro_batch=2"]
+    result = runner.invoke(app, ["prepare", str(path), *arguments])
+    assert result.exit_code == 0, result.output
+
+
+def test_two_processes_do_not_share_a_run_folder(
+    recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    from drpruning.recipe import parse_recipe
+    from drpruning.run import Run
+
+    path = write(recipe_values, tmp_path)
+    with Run(parse_recipe(recipe_values)).session("first"):
+        assert "another process" in refused("prepare", path)
+    assert runner.invoke(app, ["prepare", str(path)]).exit_code == 0
+
+
+def test_unfinished_preparation_goes_on(
+    recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drpruning.data import preparing
+
+    write_manifest, written = preparing.write_manifest, []
+
+    def interrupted(folder: Path, manifest: dict[str, Any]) -> None:
+        write_manifest(folder, manifest)
+        written.append(len(manifest["domains"]))
+        if len(manifest["domains"]) == 2:
+            raise KeyboardInterrupt
+
+    path = write(recipe_values, tmp_path)
+    monkeypatch.setattr(preparing, "write_manifest", interrupted)
+    assert runner.invoke(app, ["prepare", str(path)]).exit_code == 130
+    monkeypatch.setattr(preparing, "write_manifest", write_manifest)
+    assert runner.invoke(app, ["prepare", str(path)]).exit_code == 0
+    assert written[-1] == 2
+
+
+def test_model_with_another_tokenizer_is_not_measured(
+    recipe_values: dict[str, Any], tmp_path: Path, model_folder: Path
+) -> None:
+    assert runner.invoke(app, ["prepare", str(write(recipe_values, tmp_path))]).exit_code == 0
+    folder = altered_model(model_folder, tmp_path)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"green"', '"orange"'))
+    assert "tokenizer" in refused("evaluate", folder, "--data", recipe_values["output"])
 
 
 def test_output_with_another_run_is_refused_and_kept(
@@ -245,7 +347,8 @@ def test_evaluate_measures_a_foreign_model_on_a_runs_data(
     folder = recipe_values["output"]
     result = runner.invoke(app, ["evaluate", str(model_folder), "--data", folder])
     assert result.exit_code == 0, result.output
-    record = json.loads((Path(folder) / "evaluation" / f"{model_folder.name}.json").read_text())
+    name = f"{model_folder.parent.name}-{model_folder.name}.json"
+    record = json.loads((Path(folder) / "evaluation" / name).read_text())
     source = json.loads((Path(folder) / "evaluation" / "source.json").read_text())
     assert record["loss"] == source["loss"]
     page = tmp_path / "page.html"

@@ -66,7 +66,7 @@ def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ("data.domains.a.source", 3, ["data.domains.a.source", "string"]),
         ("data.domains.a.where", {"k": None}, ["where.k", "None"]),
         ("data.domains", {}, ["data.domains", "at least one"]),
-        ("data.domains", {"../a": {"source": "x", "share": 1.0}}, ["'../a'", "file names"]),
+        ("data.domains", {"../a": {"source": "x", "share": 1.0}}, ["'../a'", "use letters"]),
         ("data.sequence_length", 4, ["data.sequence_length", "8"]),
         ("pretrain", None, ["at least one phase"]),
         ("prune", {"steps": 3}, ["model.target", "needed"]),

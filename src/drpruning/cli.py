@@ -89,9 +89,8 @@ def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
     from drpruning.recipe import load_recipe
     from drpruning.run import Run
 
-    run = Run(load_recipe(recipe, overrides or []))
-    run.begin(" ".join(sys.argv))
-    run.run(stages)
+    with Run(load_recipe(recipe, overrides or [])).session(" ".join(sys.argv)) as run:
+        run.run(stages)
 
 
 @command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")

@@ -105,24 +105,25 @@ def run_demo(folder: Path) -> None:
     reporter.line("demo 1/4: training the source model")
     base_phase = {**batch, "steps": 1200, "evaluate_every": 400, "learning_rate": 3e-3}
     base = _recipe(folder, "source", untrained, "constant", pretrain=base_phase)
-    _do(base, "prepare", "pretrain")
+    with Run(base).session("drprune demo") as run:
+        run.run(("prepare", "pretrain"))
 
     prune = {**batch, "steps": 250, "evaluate_every": 10}
     recover = {**batch, "steps": 300, "evaluate_every": 15}
-    reporter.line("demo 2/4: pruning it to a quarter")
     source = folder / "source" / "model"
     steered = _recipe(folder, "drpruning", source, "drpruning", prune=prune, pretrain=recover)
-    _do(steered, "prune")
-    reporter.line("demo 3/4: recovering it, the data ratio steered by DRPruning")
-    _do(steered, "pretrain", "evaluate")
+    with Run(steered).session("drprune demo") as run:
+        reporter.line("demo 2/4: pruning it to a quarter")
+        run.run(("prune",))
+        reporter.line("demo 3/4: recovering it, the data ratio steered by DRPruning")
+        run.run(("pretrain", "evaluate"))
 
     reporter.line("demo 4/4: recovering it under a constant ratio")
     constant = _recipe(folder, "constant", source, "constant", prune=prune, pretrain=recover)
-    run = _claim(constant)
-    for part in ("prune", "pruned"):
-        if not (run.folder / part).exists():
-            shutil.copytree(folder / "drpruning" / part, run.folder / part)
-    run.run(("pretrain", "evaluate"))
+    with Run(constant).session("drprune demo") as run:
+        for part in ("prune", "pruned"):
+            _copy_once(folder / "drpruning" / part, run.folder / part)
+        run.run(("pretrain", "evaluate"))
 
     folders = [folder / "drpruning", folder / "constant"]
     report = write_report(folders, folder / "report.html")
@@ -132,11 +133,8 @@ def run_demo(folder: Path) -> None:
     reporter.line(f"demo: done in {seconds_text(time.monotonic() - begin)}")
 
 
-def _claim(recipe: Recipe) -> Run:
-    run = Run(recipe)
-    run.begin("drprune demo")
-    return run
-
-
-def _do(recipe: Recipe, *stages: str) -> None:
-    _claim(recipe).run(stages)
+def _copy_once(source: Path, target: Path) -> None:
+    if not target.exists():
+        temporary = target.with_name(f".{target.name}.partial")
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        temporary.rename(target)

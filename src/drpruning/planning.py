@@ -4,7 +4,6 @@ Everything here comes from configs, file sizes and arithmetic, so it runs on a m
 GPUs, without torch, and for local files without a network.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +13,16 @@ from typing import Any
 from drpruning.data import DomainSource, PreparedData, check_sources, estimate_tokens
 from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape
-from drpruning.recipe import Domain, Phase, Recipe
+from drpruning.recipe import Domain, Phase, Recipe, parse_recipe, read_values
+from drpruning.source_model import check_tokenizer, check_weights, source_config, source_shape
 from drpruning.training import phase_policy
 
 BYTES_PER_PARAMETER = 16
 """float32 weights, gradients and two AdamW moments."""
+LARGEST_SPARSITY = 0.95
+"""Expected sparsity of masks at the lower end of their range."""
+FORECAST_POINTS = 4
+"""Evaluations that a forecast needs."""
 LITTLE_FREEDOM = 0.1
 """Share of the data that must be free to move between domains for steering to mean something."""
 RECIPE_FILE = "recipe.yaml"
@@ -82,45 +86,6 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
         )
 
     return [source(name, domain) for name, domain in recipe.data.domains.items()]
-
-
-def source_shape(recipe: Recipe) -> ModelShape:
-    """Shape of the source model: from its folder, the recipe's `model.shape`, or the Hub.
-
-    Raises:
-        BadInput: There is no such model, or it is none that can be used.
-    """
-    source, shape = recipe.model.source, recipe.model.shape
-    if source is not None and (Path(source) / "config.json").is_file():
-        found = ModelShape.of(source)
-        if shape is not None and ModelShape.of(shape) != found:
-            raise BadInput(f"model.shape: is not the shape of {source}; leave it out")
-        return found
-    if shape is not None:
-        return ModelShape.of(shape)
-    if source is None or Path(source).exists() or source.count("/") > 1:
-        raise BadInput(f"model.source: {source} is no folder with a config.json, nor a Hub name")
-    return ModelShape.of(_hub_config(source))
-
-
-def _hub_config(name: str) -> dict[str, Any]:
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise BadInput(
-            f"model.source: {name} is no folder here, and looking it up on the Hub needs "
-            "`pip install drpruning[train]`"
-        ) from None
-    try:
-        path = hf_hub_download(name, "config.json")
-    except Exception as error:  # the Hub client has a dozen unrelated error types
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"model.source: {name} is no folder here and not to be had from the Hub ({reason}); "
-            "give a folder, or model.shape to plan without it"
-        ) from None
-    config: dict[str, Any] = json.loads(Path(path).read_text())
-    return config
 
 
 def estimate_memory(shape: ModelShape, recipe: Recipe, *, masked: bool) -> int:
@@ -199,32 +164,45 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
 def check_output(recipe: Recipe) -> None:
     """Refuse an output folder that belongs to something else.
 
+    Settings that do not change what a run computes may differ from those it was begun with.
+
     Raises:
         BadInput: It holds the run of another recipe, or files that are no run.
     """
     folder = Path(recipe.output)
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"output: {folder} is a file; name a folder")
-    existing = folder / RECIPE_FILE
-    if existing.is_file():
-        here = recipe.model_dump(mode="json")
-        differing = _differences(here, _read_yaml(existing))
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"output: {folder} is a file; name a folder")
+        existing = folder / RECIPE_FILE
+        begun = existing.is_file()
+        foreign = not begun and folder.is_dir() and any(map(_is_foreign, folder.iterdir()))
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"output: {recipe.output!r} cannot be a folder: {error}") from None
+    if foreign:
+        raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
+    if begun:
+        there = parse_recipe(read_values(existing), origin=str(existing))
+        differing = _differences(_decisive(recipe), _decisive(there))
         if differing:
             raise BadInput(
                 f"output: {folder} holds the run of another recipe ({'; '.join(differing[:5])}); "
                 "name another folder, or remove this one"
             )
-    elif folder.is_dir() and any(p.name != "data" for p in folder.iterdir()):
-        raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
 
 
-def _read_yaml(path: Path) -> Any:
-    import yaml
+def _is_foreign(path: Path) -> bool:
+    return path.name != "data" and not path.name.startswith(".")
 
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise BadInput(f"{path}: cannot be read; name another output folder") from None
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what may change between two starts of one run."""
+    free = {"micro_batch", "compile", "gradient_checkpointing", "checkpoint"}
+    return recipe.model_dump(
+        mode="json",
+        exclude={"output": True, "data": {"workers", "prepared"}, "training": free},
+    )
 
 
 def _differences(here: Any, there: Any, place: str = "") -> list[str]:
@@ -238,34 +216,6 @@ def _differences(here: Any, there: Any, place: str = "") -> list[str]:
             )
         ]
     return [] if here == there else [f"{place} is {here!r} here and {there!r} there"]
-
-
-def check_tokenizer(recipe: Recipe, shape: ModelShape) -> None:
-    """Refuse a local tokenizer that is missing or has ids the model lacks.
-
-    Raises:
-        BadInput: So.
-    """
-    folder = Path(str(recipe.model.source))
-    if not folder.is_dir():
-        return
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        if any(folder.glob("*token*")) or any(folder.glob("*.model")):
-            return
-        raise BadInput(f"model.source: {folder} has no tokenizer (tokenizer.json)")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        vocabulary = content["model"]["vocab"]
-        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-        largest = max([*ids, *(token["id"] for token in content.get("added_tokens", []))])
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"model.source: {file} is not a tokenizer file") from None
-    if largest >= shape.vocab_size:
-        raise BadInput(
-            f"model.source: the tokenizer in {folder} does not fit the model: its largest id is "
-            f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
-        )
 
 
 def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
@@ -295,6 +245,7 @@ def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
     if plan.source is not None:
         shape = plan.source
         checks.append(lambda: check_tokenizer(recipe, shape))
+        checks.append(lambda: check_weights(recipe, shape))
         _plan_model(recipe, plan, collected)
     checks.append(lambda: _check_policy(recipe))
     for check in checks:
@@ -305,8 +256,23 @@ def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
     }
     with collected():
         plan.domains = plan_domains(recipe, _already_prepared(recipe))
-    plan.warnings += repetition_warnings(plan.domains) + _floor_warning(recipe)
+    plan.warnings += repetition_warnings(plan.domains)
+    plan.warnings += _floor_warning(recipe) + _update_warnings(recipe)
     return plan
+
+
+def _update_warnings(recipe: Recipe) -> list[str]:
+    """Phases in which no forecast can be made, so that the ratio would never move."""
+    scheduling = recipe.scheduling
+    if scheduling.policy != "drpruning" or scheduling.reference_loss is not None:
+        return []
+    return [
+        f"{name}.evaluate_every: {max(0, useful)} evaluations before the last step; without "
+        "scheduling.reference_loss the ratio moves only after a forecast, which takes "
+        f"{FORECAST_POINTS}"
+        for name, phase in recipe.phases.items()
+        if (useful := -(-phase.steps // phase.evaluate_every) - 1) < FORECAST_POINTS
+    ]
 
 
 def _floor_warning(recipe: Recipe) -> list[str]:
@@ -328,17 +294,34 @@ def _floor_warning(recipe: Recipe) -> list[str]:
 
 def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> None:
     assert plan.source is not None  # noqa: S101 - the caller saw to it
+    positions = source_config(recipe).get("max_position_embeddings")
+    if isinstance(positions, int) and recipe.data.sequence_length > positions:
+        plan.warnings.append(
+            f"data.sequence_length: {recipe.data.sequence_length} is beyond the {positions} "
+            "positions that the model was made for"
+        )
     if recipe.model.target is not None:
         with collected():
             target = plan.source.pruned_to(**recipe.model.target.dimensions())
             if target == plan.source:
                 raise BadInput("model.target: is the source's own shape; nothing would be pruned")
             plan.target = target
+            plan.warnings += _sparsity_warnings(plan.source, target)
     if recipe.prune is not None:
         plan.memory["prune"] = estimate_memory(plan.source, recipe, masked=True)
     if recipe.pretrain is not None:
         shape = plan.target or plan.source
         plan.memory["pretrain"] = estimate_memory(shape, recipe, masked=False)
+
+
+def _sparsity_warnings(source: ModelShape, target: ModelShape) -> list[str]:
+    """Axes of which more is cut than hard-concrete masks can express in expectation."""
+    return [
+        f"model.target.{name}: {here} -> {there} removes more than "
+        f"{100 * LARGEST_SPARSITY:.0f}%, which masks cannot reach; the cut will be abrupt"
+        for name, (here, there) in source.differences(target).items()
+        if isinstance(here, int) and isinstance(there, int) and 1 - there / here > LARGEST_SPARSITY
+    ]
 
 
 def _check_policy(recipe: Recipe) -> None:
@@ -348,8 +331,9 @@ def _check_policy(recipe: Recipe) -> None:
 
 def _already_prepared(recipe: Recipe) -> PreparedData | None:
     folder = recipe.prepared_folder
-    if not (folder / "manifest.json").is_file():
+    try:
+        prepared = PreparedData.open(folder)
+    except (BadInput, OSError):  # none, unfinished, or not ours: preparing says what is wrong
         return None
-    prepared = PreparedData.open(folder)
     same = prepared.sequence_length == recipe.data.sequence_length
     return prepared if same and set(prepared.domains) == set(recipe.data.domains) else None

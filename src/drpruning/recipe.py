@@ -23,9 +23,11 @@ from pydantic import (
 )
 
 from drpruning.errors import BadInput
+from drpruning.yaml_text import parse_yaml
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SHARES_TOLERANCE = 1e-6
 
@@ -72,8 +74,6 @@ class ModelSection(Section):
     """The source's config (as in config.json), for planning without its files."""
     target: Target | None = None
     """The shape to prune to; absent where nothing is pruned."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model; only for sources you trust."""
 
     @model_validator(mode="after")
     def _has_origin(self) -> Self:
@@ -137,9 +137,10 @@ class Data(Section):
         if not domains:
             raise ValueError("name at least one domain")
         for name in domains:
-            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) or "manifest" in name:
                 raise ValueError(
-                    f"the name {name!r} goes into file names: use letters, digits, '-', '_', '.'"
+                    f"the name {name!r} becomes a folder's beside manifest.json: use letters, "
+                    "digits, '-', '_', '.', and another name"
                 )
         total = math.fsum(domain.share for domain in domains.values())
         if abs(total - 1) > SHARES_TOLERANCE:
@@ -173,7 +174,7 @@ class Scheduling(Section):
     """Share of the steps before the reference ratio moves (drpruning); default 0.4."""
     delta: Fraction | None = None
     """How far the reference ratio moves at an update (drpruning); default 0.1."""
-    bound: Annotated[float, Field(ge=1)] | None = None
+    bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """The reference ratio stays within 1/bound and bound times the initial one; default 2."""
     handover: Literal["fresh", "continue"] = "fresh"
     """Continued pretraining starts from the initial ratio, or from what pruning ended with."""
@@ -198,11 +199,11 @@ class Phase(Section):
     """Share of the steps over which the learning rates rise linearly."""
     final_learning_rate: Fraction = 0.1
     """Learning rate at the end of the cosine, as a share of the peak."""
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)
     """AdamW's decay rates."""
     epsilon: PositiveFloat = 1e-8
     """AdamW's epsilon."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """AdamW's decoupled weight decay of the weights."""
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
@@ -284,6 +285,13 @@ class Recipe(Section):
     output: str
     """The run folder."""
 
+    @field_validator("output")
+    @classmethod
+    def _is_a_folder_name(cls, output: str) -> str:
+        if not output.strip() or "\0" in output:
+            raise ValueError("write the name of a folder")
+        return output
+
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
         if self.prune is None and self.pretrain is None:
@@ -329,39 +337,6 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with 1e-4 as a number (YAML 1.2) and without repeated keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"line {line}: the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _parse_yaml(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        detail = getattr(error, "problem", None) or error
-        raise BadInput(f"{origin}:{place} is not valid YAML: {detail}") from None
-
-
 def _override(values: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     keys = path.split(".")
@@ -374,7 +349,7 @@ def _override(values: dict[str, Any], assignment: str) -> None:
         place = place[key]
         if not isinstance(place, dict):
             raise BadInput(f"--set {assignment}: {key} is not a section")
-    place[keys[-1]] = _parse_yaml(text, f"--set {path}")
+    place[keys[-1]] = parse_yaml(text, f"--set {path}")
 
 
 def _known_keys(location: tuple[int | str, ...]) -> Iterable[str]:
@@ -399,6 +374,8 @@ def _remedy(problem: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key; {hint}"
+    if location[-1:] == ("[key]",):
+        return f"names are text; write {str(problem['input'])!r} in quotes"
     if kind == "missing":
         return "missing; write it"
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -414,6 +391,23 @@ def _location(problem: Mapping[str, Any]) -> str:
     return ".".join(parts)
 
 
+def read_values(path: str | Path) -> dict[str, Any]:
+    """A recipe file as a plain mapping, not checked further.
+
+    Raises:
+        BadInput: It cannot be read, or is no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise BadInput(f"recipe {path}: {reason}") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: a recipe is a mapping with model, data, ...; see `drprune --help`")
+    return values
+
+
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -427,14 +421,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         BadInput: The file cannot be read or a field is wrong; every wrong field is named.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise BadInput(f"recipe {path}: {reason}") from None
-    values = _parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: a recipe is a mapping with model, data, ...; see `drprune --help`")
+    values = read_values(path)
     for assignment in overrides:
         _override(values, assignment)
     return parse_recipe(values, origin=str(path))

@@ -3,34 +3,37 @@
 A stage whose result is there is not run again; one that was interrupted goes on.
 """
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drpruning.console import Reporter
-from drpruning.data import PreparedData, prepare
+from drpruning.data import PreparedData, prepare, tokenizer_digest
 from drpruning.errors import BadInput
+from drpruning.json_text import dumps
 from drpruning.planning import (
     RECIPE_FILE,
     domain_sources,
     plan_domains,
     plan_run,
     repetition_warnings,
-    source_shape,
 )
-from drpruning.recipe import Recipe, parse_recipe
+from drpruning.recipe import Recipe, parse_recipe, read_values
 from drpruning.report import load_run, render_table_text, results_table, write_report
+from drpruning.source_model import source_shape
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
-LABELS = {"source": "source", "pruned": "pruned", "model": "recovered"}
+RANK_TIMEOUT = timedelta(hours=3)
+"""How long ranks wait for one that reads text, saves or exports; a dead one is noticed at once."""
 
 
 def quiet_libraries() -> None:
@@ -50,7 +53,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """The run in a folder.
+        """The run in a folder, wherever the folder is now.
 
         Raises:
             BadInput: There is no recipe.yaml in it.
@@ -58,10 +61,7 @@ class Run:
         file = folder / RECIPE_FILE
         if not file.is_file():
             raise BadInput(f"{folder}: no run here (no {RECIPE_FILE})")
-        import yaml
-
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return cls(parse_recipe({**values, "output": str(folder)}, origin=str(file)))
+        return cls(parse_recipe({**read_values(file), "output": str(folder)}, origin=str(file)))
 
     @property
     def folder(self) -> Path:
@@ -72,21 +72,31 @@ class Run:
     def accelerator(self) -> "Accelerator":
         """Devices and ranks, as `torchrun` or `accelerate launch` set them up."""
         import torch
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
 
         quiet_libraries()
-        return Accelerator(cpu=not torch.cuda.is_available())
+        # The loop sets the precision itself, whatever the launcher's configuration says.
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)],
+        )
 
     @cached_property
     def reporter(self) -> Reporter:
         """The terminal, silent on all ranks but the first."""
         return Reporter(silent=int(os.environ.get("RANK", "0")) != 0)
 
-    def begin(self, command: str) -> None:
-        """Check everything that can be checked, claim the folder, note the session.
+    @contextmanager
+    def session(self, command: str) -> Iterator["Run"]:
+        """Check everything that can be checked, then hold the folder while the block runs.
+
+        Args:
+            command: What was started, for sessions.jsonl.
 
         Raises:
-            BadInput: Something in the recipe cannot work; every problem found is named.
+            BadInput: Something in the recipe cannot work (every problem found is named), or another
+                process works in the folder.
         """
         plan = plan_run(self.recipe)
         if plan.problems:
@@ -94,14 +104,36 @@ class Run:
         if self.recipe.model.source is None:
             raise BadInput("model.source: missing; a shape alone can be planned, not trained")
         # Every rank has checked the folder once the accelerator is there; then one writes.
-        if self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            yield self
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                self._write_recipe()
+                self._note_session(command)
+                self.accelerator.wait_for_everyone()
+                yield self
+        except PermissionError as error:
+            raise BadInput(f"{error.filename or self.folder}: {error.strerror}") from None
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Only one process writes in a run folder; the lock goes when the process ends."""
+        import fcntl
+
+        with (self.folder / ".lock").open("w") as file:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / RECIPE_FILE).write_text(self.recipe.to_yaml(), encoding="utf-8")
-            except OSError as error:
-                raise BadInput(f"output: {self.folder}: {error.strerror}") from None
-            self._note_session(command)
-        self.accelerator.wait_for_everyone()
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BadInput(f"output: another process is working in {self.folder}") from None
+            yield
+
+    def _write_recipe(self) -> None:
+        temporary = self.folder / f".{RECIPE_FILE}"
+        temporary.write_text(self.recipe.to_yaml(), encoding="utf-8")
+        temporary.replace(self.folder / RECIPE_FILE)
 
     def _note_session(self, command: str) -> None:
         from drpruning.training import commit, versions
@@ -114,7 +146,7 @@ class Run:
             "commit": commit(),
         }
         with (self.folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(session) + "\n")
+            file.write(dumps(session) + "\n")
 
     def run(self, stages: Iterable[str]) -> None:
         """Run these stages in their order."""
@@ -135,25 +167,27 @@ class Run:
     def data(self) -> PreparedData:
         """The tokenized blocks; they are made now if they are not there."""
         recipe, folder = self.recipe, self.recipe.prepared_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments = {
-            "tokenizer": str(recipe.model.source),
-            "vocab_size": source_shape(recipe).vocab_size,
-            "sequence_length": recipe.data.sequence_length,
-            "validation_blocks": recipe.data.validation_blocks,
-            "folder": folder,
-            "workers": recipe.data.workers,
-        }
-        prepared: PreparedData | None = None
         if self.accelerator.is_main_process:
             with self.reporter.task("prepare, percent", 100) as task:
 
                 def on_progress(domain: str, done: int, total: int) -> None:
                     task.update(100 * done // max(total, 1), domain)
 
-                prepared = prepare(domain_sources(recipe), **arguments, on_progress=on_progress)  # type: ignore[arg-type]
+                try:
+                    prepare(
+                        domain_sources(recipe),
+                        tokenizer=str(recipe.model.source),
+                        vocab_size=source_shape(recipe).vocab_size,
+                        sequence_length=recipe.data.sequence_length,
+                        validation_blocks=recipe.data.validation_blocks,
+                        folder=folder,
+                        workers=recipe.data.workers,
+                        on_progress=on_progress,
+                    )
+                except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+                    raise BadInput(f"data.prepared: {error.filename}: {error.strerror}") from None
         self.accelerator.wait_for_everyone()
-        return prepared or PreparedData.open(folder)
+        return PreparedData.open(folder)
 
     def _report_data(self) -> None:
         for name, domain in self.data.domains.items():
@@ -165,14 +199,21 @@ class Run:
         for warning in repetition_warnings(plan_domains(self.recipe, self.data)):
             self.reporter.warn(warning)
 
+    def _done(self, phase: str, result: str) -> bool:
+        from drpruning.training import remove_checkpoints
+
+        if not (self.folder / result).is_dir():
+            return False
+        self.reporter.line(f"{phase}: done already ({self.folder / result})")
+        if self.accelerator.is_main_process:
+            remove_checkpoints(self.folder / "checkpoints", phase)
+        return True
+
     def prune(self) -> None:
         """Prune, unless it is done or the recipe has no such phase."""
         from drpruning.training import prune
 
-        if self.recipe.prune is None:
-            return
-        if (self.folder / "pruned").is_dir():
-            self.reporter.line(f"prune: done already ({self.folder / 'pruned'})")
+        if self.recipe.prune is None or self._done("prune", "pruned"):
             return
         prune(self.recipe, self.data, self.accelerator, self.reporter)
 
@@ -184,10 +225,7 @@ class Run:
         """
         from drpruning.training import pretrain
 
-        if self.recipe.pretrain is None:
-            return
-        if (self.folder / "model").is_dir():
-            self.reporter.line(f"pretrain: done already ({self.folder / 'model'})")
+        if self.recipe.pretrain is None or self._done("pretrain", "model"):
             return
         if self.recipe.prune is not None and not (self.folder / "pruned").is_dir():
             raise BadInput(
@@ -207,28 +245,32 @@ class Run:
         Args:
             again: Also those that have been measured.
         """
+        for name, path in self.models().items():
+            if again or not (self.folder / "evaluation" / f"{name}.json").is_file():
+                self.measure(name, self._label(name), path)
+
+    def _label(self, name: str) -> str:
+        if name != "model":
+            return name
+        verb = "recovered" if self.recipe.prune else "trained"
+        return f"{verb}, {self.recipe.scheduling.policy}"
+
+    def measure(self, name: str, label: str, model: str) -> None:
+        """Measure a model on this run's validation blocks and write evaluation/NAME.json."""
         from drpruning.evaluation import evaluate_perplexity, write_evaluation
 
-        for name, path in self.models().items():
-            if (self.folder / "evaluation" / f"{name}.json").is_file() and not again:
-                continue
-            label = LABELS[name]
-            if name == "model":
-                verb = "recovered" if self.recipe.prune else "trained"
-                label = f"{verb}, {self.recipe.scheduling.policy}"
-            record = evaluate_perplexity(
-                name,
-                label,
-                path,
-                self.data,
-                self.accelerator,
-                self.reporter,
-                batch_size=self.recipe.training.micro_batch,
-                precision=self.recipe.training.precision,
-                trust_remote_code=self.recipe.model.trust_remote_code,
-            )
-            if self.accelerator.is_main_process:
-                write_evaluation(record, self.folder / "evaluation")
+        record = evaluate_perplexity(
+            name,
+            label,
+            model,
+            self.data,
+            self.accelerator,
+            self.reporter,
+            batch_size=self.recipe.training.micro_batch,
+            precision=self.recipe.training.precision,
+        )
+        if self.accelerator.is_main_process:
+            write_evaluation(record, self.folder / "evaluation")
 
     def report(self) -> None:
         """Write report.html and show the table."""
@@ -256,34 +298,33 @@ def evaluate_targets(targets: list[Path], data: Path | None) -> None:
         data: The run whose blocks the models are measured on.
 
     Raises:
-        BadInput: A target is neither, or a model is given without data.
+        BadInput: A target is neither, a model is given without data, or has another tokenizer.
     """
-    from drpruning.evaluation import evaluate_perplexity, write_evaluation
-
-    runs = [target for target in targets if (target / RECIPE_FILE).is_file()]
-    models = [target for target in targets if target not in runs]
+    folders = [target for target in targets if (target / RECIPE_FILE).is_file()]
+    models = [target for target in targets if target not in folders]
     for model in models:
         if not (model / "config.json").is_file():
             raise BadInput(f"{model}: neither a run folder nor a model folder")
         if data is None:
             raise BadInput(f"{model}: name the run whose data it is measured on with --data RUN")
-    for folder in runs:
-        Run.open(folder).evaluate(again=True)
+    runs = [_evaluated_run(folder) for folder in folders]
+    for run in runs:
+        run.evaluate(again=True)
     if data is not None:
-        home = Run.open(data)
+        home = _evaluated_run(data)
         for model in models:
-            record = evaluate_perplexity(
-                model.resolve().name,
-                str(model),
-                str(model),
-                home.data,
-                home.accelerator,
-                home.reporter,
-                batch_size=home.recipe.training.micro_batch,
-                precision=home.recipe.training.precision,
-            )
-            write_evaluation(record, home.folder / "evaluation")
-        runs.append(data)
-    reporter = Reporter()
-    if runs:
-        show_table(list(dict.fromkeys(runs)), reporter)
+            if tokenizer_digest(model) != home.data.tokenizer_digest:
+                raise BadInput(f"{model}: its tokenizer is not the one that {data} was made with")
+            place = model.resolve()
+            home.measure(f"{place.parent.name}-{place.name}", str(model), str(model))
+        runs.append(home)
+    folders = list(dict.fromkeys(run.folder for run in runs))
+    if runs[0].accelerator.is_main_process:
+        show_table(folders, runs[0].reporter)
+
+
+def _evaluated_run(folder: Path) -> Run:
+    """A run whose blocks are used as they are: its text need not be there any more."""
+    run = Run.open(folder)
+    run.data = PreparedData.open(run.recipe.prepared_folder)
+    return run

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drpruning.data import Mixture, exhaustion, keyed_permutation
+from drpruning.data import Mixture, keyed_permutation
 
 RATIO = {"a": 0.5, "b": 0.3, "c": 0.2}
 SIZES = {"a": 40, "b": 1000, "c": 7}
@@ -257,26 +257,3 @@ def test_bad_mixtures_are_refused(sizes, batch):
         Mixture(sizes, batch, 0)
     with pytest.raises(ValueError, match="at least one step"):
         Mixture({"a": 3}, 4, 0).plan_segment({"a": 1.0}, 0)
-
-
-def test_exhaustion_worked_example():
-    # 8 blocks a step: 6 of a, 2 of b, over 10 steps.
-    result = exhaustion({"a": 30, "b": 20}, {"a": 0.75, "b": 0.25}, global_batch=8, steps=10)
-    assert result["a"] == (2.0, 6)  # 5 steps use up 30 blocks
-    assert result["b"] == (1.0, None)
-    assert exhaustion({"a": 1, "b": 1}, {"a": 1.0, "b": 0.0}, 1, 1)["b"] == (0.0, None)
-
-
-@given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 60))
-def test_exhaustion_agrees_with_what_happens(size, batch, steps):
-    ((epochs, first),) = exhaustion({"a": size}, {"a": 1.0}, batch, steps).values()
-    seen: set[int] = set()
-    repeat = None
-    for step, (_, block) in enumerate(
-        batches(Mixture({"a": size}, batch, 0).plan_segment({"a": 1.0}, steps)), 1
-    ):
-        if repeat is None and (len(set(block)) < batch or seen & set(block)):
-            repeat = step
-        seen |= set(block)
-    assert first == repeat
-    assert epochs == pytest.approx(steps * batch / size)

@@ -161,3 +161,16 @@ def test_without_a_terminal_progress_is_plain_lines() -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+def test_a_phase_that_starts_afresh_drops_only_its_own_records(tmp_path: Path) -> None:
+    prune, pretrain = MetricsLog(tmp_path, "prune"), MetricsLog(tmp_path, "pretrain")
+    prune.record("end", 9)
+    kept = (tmp_path / "metrics.jsonl").read_bytes()
+    pretrain.record("start", 0)
+    pretrain.record("step", 1)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "ste')
+    assert len(pretrain.read()) == 3
+    pretrain.forget_phase()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == kept

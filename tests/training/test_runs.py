@@ -25,9 +25,8 @@ TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "t
 
 
 def run(values: dict[str, Any], *stages: str) -> Path:
-    this = Run(parse_recipe(values))
-    this.begin("test")
-    this.run(stages or STAGES)
+    with Run(parse_recipe(values)).session("test") as this:
+        this.run(stages or STAGES)
     return this.folder
 
 
@@ -161,6 +160,27 @@ def test_signal_saves_and_the_run_goes_on(
     monkeypatch.setattr(Loop, "_train_step", plain_step)
     run(recipe_values, "prune")
     assert (folder / "pruned" / "model.safetensors").is_file()
+
+
+def test_signal_at_the_last_evaluation_is_not_lost(
+    recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_evaluation = Loop._evaluate
+
+    def signalled(self: Loop, task: Any) -> None:
+        plain_evaluation(self, task)
+        if self.step == self.settings.steps:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_evaluate", signalled)
+    with pytest.raises(Interrupted):
+        run(recipe_values, "prune", "pretrain")
+    folder = Path(recipe_values["output"])
+    assert (folder / "checkpoints" / "prune-00000020").is_dir()
+    assert not (folder / "pruned").exists()
+    monkeypatch.setattr(Loop, "_evaluate", plain_evaluation)
+    run(recipe_values, "prune")
+    assert (folder / "pruned").is_dir()
 
 
 @pytest.mark.parametrize("handover", ["fresh", "continue"])

@@ -6,10 +6,11 @@ training between two evaluations) at a time. Nothing here imports torch.
 """
 
 from drpruning.data.blocks import Blocks, DomainBlocks, DomainCounts, PreparedData
-from drpruning.data.mixture import Mixture, Segment, exhaustion
+from drpruning.data.mixture import Mixture, Segment
 from drpruning.data.permutation import keyed_permutation
 from drpruning.data.preparing import prepare
 from drpruning.data.sources import DomainSource, check_sources, estimate_tokens
+from drpruning.data.tokenization import tokenizer_digest
 
 __all__ = [
     "Blocks",
@@ -21,7 +22,7 @@ __all__ = [
     "Segment",
     "check_sources",
     "estimate_tokens",
-    "exhaustion",
     "keyed_permutation",
     "prepare",
+    "tokenizer_digest",
 ]

@@ -107,12 +107,14 @@ class PreparedData:
     Attributes:
         folder: where it is.
         fingerprint: of tokenizer, settings and sources; equal fingerprints, equal blocks.
+        tokenizer_digest: see `tokenizer_digest`.
         sequence_length: tokens a block.
         domains: by name, in the order in which they were prepared.
     """
 
     folder: Path
     fingerprint: str
+    tokenizer_digest: str
     sequence_length: int
     domains: dict[str, DomainBlocks]
 
@@ -152,6 +154,7 @@ class PreparedData:
         return cls(
             folder=folder,
             fingerprint=manifest["fingerprint"],
+            tokenizer_digest=manifest["identity"]["tokenizer"],
             sequence_length=length,
             domains=domains,
         )
@@ -188,7 +191,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest at once: a reader finds the old one or the new one."""
-    temporary = folder / "manifest.json.tmp"
+    temporary = folder / ".manifest.json.partial"
     with temporary.open("w", encoding="utf-8") as stream:
         json.dump(manifest, stream, indent=1)
         stream.flush()

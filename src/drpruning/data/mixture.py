@@ -1,6 +1,5 @@
 """Which blocks come next: global batches that follow a data ratio, planned a segment at a time."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -223,32 +222,6 @@ class Mixture:
 
     def _by_name(self, values: NDArray[Any]) -> dict[str, Any]:
         return dict(zip(self.domains, values.tolist(), strict=True))
-
-
-def exhaustion(
-    sizes: Mapping[str, int], ratio: Mapping[str, float], global_batch: int, steps: int
-) -> dict[str, tuple[float, int | None]]:
-    """How often each domain would be used under a constant ratio.
-
-    Args:
-        sizes: train blocks of each domain.
-        ratio: share of each domain, summing to 1.
-        global_batch: blocks a step.
-        steps: length of the training.
-
-    Returns:
-        For each domain the passes over it in the whole training, and the first step (counted from
-        1) at which a block comes again; None where that does not happen.
-    """
-    shares = _checked_ratio(ratio, tuple(sizes))
-    result: dict[str, tuple[float, int | None]] = {}
-    for (name, size), share in zip(sizes.items(), shares.tolist(), strict=True):
-        blocks_a_step = share * global_batch
-        if blocks_a_step * steps <= size:
-            result[name] = (blocks_a_step * steps / size, None)
-        else:
-            result[name] = (blocks_a_step * steps / size, math.floor(size / blocks_a_step) + 1)
-    return result
 
 
 def _checked_ratio(ratio: Mapping[str, float], domains: tuple[str, ...]) -> NDArray[np.float64]:

@@ -152,7 +152,7 @@ class _Job:
         return manifest
 
     def _claim_folder(self) -> None:
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if self.folder.is_dir() and any(p.name[0] != "." for p in self.folder.iterdir()):
             raise BadInput(
                 f"{self.folder} is not empty and holds no prepared data; give data.prepared "
                 "another folder, or empty it"

@@ -175,6 +175,18 @@ def _load(name: str) -> Any:
     return tokenizer
 
 
+def tokenizer_digest(name: str | Path) -> str:
+    """What a tokenizer does to text, as 32 hexadecimal digits; equal where two cut text alike.
+
+    Args:
+        name: folder or Hub name.
+
+    Raises:
+        BadInput: it cannot be loaded or has no EOS token.
+    """
+    return DocumentTokenizer.load(name, vocab_size=None).digest
+
+
 def _digest(tokenizer: Any) -> str:
     if tokenizer.is_fast:
         content = json.loads(tokenizer.backend_tokenizer.to_str())

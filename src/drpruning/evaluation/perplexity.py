@@ -1,6 +1,5 @@
 """Perplexity of a model on the validation blocks of every domain."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from accelerate import Accelerator
 
 from drpruning.console import Reporter
 from drpruning.data import PreparedData
+from drpruning.json_text import dumps
 from drpruning.pruning import ModelShape
 from drpruning.training import domain_losses, load_model
 
@@ -23,7 +23,6 @@ def evaluate_perplexity(
     *,
     batch_size: int,
     precision: str,
-    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Load a model, measure its loss on every domain.
 
@@ -36,12 +35,11 @@ def evaluate_perplexity(
         reporter: Shows progress.
         batch_size: Blocks a forward pass.
         precision: `fp32` or `bf16`.
-        trust_remote_code: Run the code that comes with the model.
 
     Returns:
         The record of docs/run-folder.md, evaluation/NAME.json.
     """
-    model = load_model(model_path, trust_remote_code=trust_remote_code)
+    model = load_model(model_path)
     model.to(accelerator.device).eval()
     blocks = {domain: d.validation for domain, d in data.domains.items()}
     with reporter.task(f"evaluate {name}", sum(map(len, blocks.values()))) as task:
@@ -75,6 +73,6 @@ def write_evaluation(record: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['name']}.json"
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(record, indent=1))
+    temporary.write_text(dumps(record, indent=1))
     temporary.replace(path)
     return path

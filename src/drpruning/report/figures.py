@@ -1,10 +1,17 @@
 """The figures of the report. Each answers None where its data is not there yet."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drpruning.report.captions import (
+    Numbers,
+    finite,
+    largest_moves,
+    range_of_changes,
+    settled_step,
+)
 from drpruning.report.drawing import (
     INK,
     MUTED,
@@ -19,9 +26,7 @@ from drpruning.report.drawing import (
     signed,
     to_svg,
 )
-from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord, SimilarityPoint
-
-Numbers = Mapping[str, float]
+from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +113,8 @@ def validation_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> 
         ("forecast at the end of training", _FORECAST),
     )
     changes = {name: _change(phase.evals, name) for name in shown}
-    caption = f"Each panel is one domain with its own scale. {_range_of_changes(changes)} "
-    if any(_finite(point.reference_loss) for point in phase.evals):
+    caption = f"Each panel is one domain with its own scale. {range_of_changes(changes)} "
+    if any(finite(point.reference_loss) for point in phase.evals):
         caption += (
             "The distance from the solid line to the dashed one is the excess loss that draws data "
             "to a domain."
@@ -131,7 +136,7 @@ def ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | N
         f"{prefix}-ratio",
         "Data ratio",
         "Share of each domain in the batches, set at each evaluation for the steps that follow. "
-        + _largest_moves(phase.evals, lambda point: point.ratio),
+        + largest_moves(phase.evals, lambda point: point.ratio),
     )
 
 
@@ -146,7 +151,7 @@ def reference_ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> 
         "Reference ratio",
         "The ratio from which the data ratio may depart only so far; it follows slowly, from the "
         "point of training at which it is released. "
-        + _largest_moves(phase.evals, lambda point: point.reference_ratio),
+        + largest_moves(phase.evals, lambda point: point.reference_ratio),
     )
 
 
@@ -248,7 +253,7 @@ def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
     percent(axis)
     axis.set_ylabel("same decision")
     legend(figure, *((shorten(name), ink_style(index)) for index, name in enumerate(names)))
-    settled = _settled(rows, names, 0.95)
+    settled = settled_step(rows, names, 0.95)
     caption = (
         "Share of parts on which the plan that would have been cut at a step agrees with the one "
         "that was cut. "
@@ -266,7 +271,7 @@ def comparison(title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]]) 
         ident: The figure's id.
         runs: Label and records of each.
     """
-    runs = [(label, phase) for label, phase in runs if any(_finite(p.loss) for p in phase.evals)]
+    runs = [(label, phase) for label, phase in runs if any(finite(p.loss) for p in phase.evals)]
     if len(runs) < 2:
         return None
     figure, axes = panels(2, columns=2, height=2.6)
@@ -279,8 +284,8 @@ def comparison(title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]]) 
     for axis, (kind, summary) in zip(axes, summaries, strict=True):
         ends = []
         for index, (label, phase) in enumerate(runs):
-            evals = [point for point in phase.evals if _finite(point.loss)]
-            values = [summary(_finite(point.loss)) for point in evals]
+            evals = [point for point in phase.evals if finite(point.loss)]
+            values = [summary(finite(point.loss)) for point in evals]
             axis.plot(
                 [point.step for point in evals],
                 values,
@@ -311,10 +316,6 @@ def _finish(figure: Any, ident: str, title: str, caption: str) -> Figure:
     caption = caption.strip()
     svg = to_svg(figure, ident=ident, title=title, description=caption)
     return Figure(ident=ident, title=title, caption=caption, svg=svg)
-
-
-def _finite(values: Numbers) -> list[float]:
-    return [value for value in values.values() if math.isfinite(value)]
 
 
 def _present(
@@ -393,38 +394,3 @@ def _shares(
 def _change(evals: Sequence[EvalPoint], name: str) -> float:
     values = _series(evals, lambda point: point.loss, name)[1]
     return values[-1] - values[0]
-
-
-def _range_of_changes(changes: Numbers) -> str:
-    lowest = min(changes, key=lambda name: changes[name])
-    highest = max(changes, key=lambda name: changes[name])
-    return (
-        "From the first evaluation to the last the loss changed by between "
-        f"{signed(changes[lowest])} ({lowest}) and {signed(changes[highest])} nats ({highest})."
-    )
-
-
-def _largest_moves(evals: Sequence[EvalPoint], pick: Callable[[EvalPoint], Numbers]) -> str:
-    """What grew and what shrank by the largest factor between first and last evaluation."""
-    known = [pick(point) for point in evals if _finite(pick(point))]
-    first, last = known[0], known[-1]
-    factors = {name: last[name] / first[name] for name in last if first.get(name, 0.0) > 0}
-    factors = {name: factor for name, factor in factors.items() if math.isfinite(factor)}
-    if not factors or max(abs(factor - 1) for factor in factors.values()) < 0.005:
-        return "It has not moved."
-    up = max(factors, key=lambda name: factors[name])
-    down = min(factors, key=lambda name: factors[name])
-    return (
-        f"Between the first and the last evaluation {up} moved most upwards (to "
-        f"{factors[up]:.2f} times its share) and {down} most downwards ({factors[down]:.2f} times)."
-    )
-
-
-def _settled(rows: Sequence[SimilarityPoint], names: Sequence[str], level: float) -> int | None:
-    """The first step from which all similarities stay at ``level`` or above."""
-    settled = None
-    for row in reversed(rows):
-        if not all(row.similarity.get(name, 0.0) >= level for name in names):
-            break
-        settled = row.step
-    return settled

@@ -100,7 +100,7 @@ class Policy(Protocol):
 class PolicyBase:
     """Domains, ratio and state of a policy that knows nothing but the losses.
 
-    A subclass gives `name` and `scores_to_ratio`, or its own `decide`.
+    A subclass gives `name` and `_ratio_from`, or its own `_decide`.
     """
 
     name = ""

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from drpruning.training.checkpoint import remove_checkpoints
     from drpruning.training.interruption import Interrupted
     from drpruning.training.phases import load_model, pretrain, prune
     from drpruning.training.policy import phase_policy
@@ -22,6 +23,7 @@ _HOMES = {
     "phase_policy": "policy",
     "pretrain": "phases",
     "prune": "phases",
+    "remove_checkpoints": "checkpoint",
     "versions": "provenance",
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "phase_policy",
     "pretrain",
     "prune",
+    "remove_checkpoints",
     "versions",
 ]
 

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from drpruning.console import Reporter, Task
 from drpruning.data import Mixture, PreparedData, Segment
+from drpruning.errors import BadInput
 from drpruning.recipe import Phase, Training
 from drpruning.scheduling import Decision, Policy
 from drpruning.training import provenance
 from drpruning.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from drpruning.training.interruption import Interrupted, InterruptGuard
+from drpruning.training.messages import evaluation_text, step_text
 from drpruning.training.metrics import MetricsLog
 from drpruning.training.optimization import (
     MicroBatch,
@@ -49,11 +51,6 @@ class Setting(NamedTuple):
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of what is random inside the model (dropout) at a step on a rank."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def share_text(ratio: Mapping[str, float]) -> str:
-    """A ratio for people, in percent."""
-    return " ".join(f"{name} {100 * share:.1f}%" for name, share in ratio.items())
 
 
 class Loop:
@@ -88,6 +85,8 @@ class Loop:
         self.metrics = MetricsLog(self.folder, self.phase)
         self.step = 0
         self.evaluated = -1
+        self.saved = 0
+        self.resumed_at: float | None = None
         self.ratio = dict(policy.ratio)
         self.segment: Segment | None = None
         self.sums: dict[str, float | Tensor] = {}
@@ -110,7 +109,9 @@ class Loop:
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
         if self.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            # Transformers renamed it within version 5.
+            newer = getattr(model, "activation_checkpointing_enable", None)
+            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
         if self.training.compile:
             model.compile()
         wrapped: nn.Module = self.accelerator.prepare_model(model)
@@ -158,19 +159,19 @@ class Loop:
         """
         self._begin()
         start = time.monotonic() - self.seconds["total"]
-        title, total = self.phase, self.settings.steps
-        with InterruptGuard() as guard, self.reporter.task(title, total, self.step) as task:
+        total = self.settings.steps
+        with InterruptGuard() as guard, self.reporter.task(self.phase, total, self.step) as task:
             while True:
                 if self.evaluated < self.step and self.step == self._segment_end():
                     self._evaluate(task)
-                last = self.step == total
                 self.seconds["total"] = time.monotonic() - start
-                if self._stop_requested(guard) and not last:
+                stop = self._agree_to_stop(guard)
+                due = self.step % self.training.checkpoint.every_steps == 0 or self.step == total
+                if (due or stop) and self.step > self.saved:
                     self._save()
+                if stop:
                     raise Interrupted
-                if self.step and (last or self.step % self.training.checkpoint.every_steps == 0):
-                    self._save()
-                if last:
+                if self.step == total:
                     break
                 self._train_step()
                 if self.step % self.training.log_every == 0 or self.step == total:
@@ -178,10 +179,8 @@ class Loop:
                 else:
                     task.update(self.step)
         if self.accelerator.is_main_process:
-            tokens = self._tokens()
-            self.metrics.record(
-                "end", self.step, total_seconds=self.seconds["total"], tokens=tokens
-            )
+            seconds, tokens = self.seconds["total"], self._tokens()
+            self.metrics.record("end", self.step, total_seconds=seconds, tokens=tokens)
 
     def _begin(self) -> None:
         checkpoints = list_checkpoints(self.folder / "checkpoints", self.phase)
@@ -189,7 +188,7 @@ class Loop:
             self._load(checkpoints[-1])
             self.reporter.line(f"{self.phase}: going on from step {self.step}")
         elif self.accelerator.is_main_process:
-            self._forget_unsaved()
+            self.metrics.forget_phase()
             self.metrics.record(
                 "start",
                 0,
@@ -202,18 +201,10 @@ class Loop:
             )
         self.accelerator.wait_for_everyone()
 
-    def _forget_unsaved(self) -> None:
-        """Without a checkpoint the phase starts afresh: drop what an earlier try logged of it."""
-        kept = [r for r in self.metrics.read() if r["phase"] != self.phase]
-        self.metrics.cut(0)
-        for record in kept:
-            self.metrics.write(record)
-
-    def _stop_requested(self, guard: InterruptGuard) -> bool:
+    def _agree_to_stop(self, guard: InterruptGuard) -> bool:
+        """Whether a signal reached any rank; every rank gets the same answer."""
         if self.accelerator.num_processes == 1:
             return guard.requested
-        if self.step % self.training.log_every:
-            return False
         flag = torch.tensor(float(guard.requested), device=self.device)
         return bool(self.accelerator.reduce(flag).item())
 
@@ -234,7 +225,8 @@ class Loop:
         return torch.from_numpy(blocks[rows]).to(self.device, non_blocking=True)
 
     def _train_step(self) -> None:
-        begin = time.monotonic()
+        if self.resumed_at is None:
+            self.resumed_at = time.monotonic()
         batch_BT = self._batch()
         torch.manual_seed(step_seed(self.training.seed, self.step, self.accelerator.process_index))
         self.prepare_step()
@@ -255,7 +247,6 @@ class Loop:
         for name, value in (logged | {"gradient_norm": norm}).items():
             self.sums[name] = self.sums.get(name, 0.0) + value.double()
         self.step += 1
-        self.seconds["training"] += time.monotonic() - begin
 
     def _backward(self, piece: MicroBatch, rows_BT: Tensor, share: float) -> Tensor:
         """Gradients of one micro-batch; returns its part of the step's mean loss."""
@@ -272,6 +263,7 @@ class Loop:
         return self.step * self.settings.global_batch * self.data.sequence_length
 
     def _log(self, task: Task) -> None:
+        self._pause_clock()
         self._check_finite()
         steps = (self.step - 1) % self.training.log_every + 1
         means = {name: float(value) / steps for name, value in self.sums.items()}
@@ -288,7 +280,15 @@ class Loop:
         }
         if self.accelerator.is_main_process:
             self.metrics.record("step", self.step, **fields)
-        task.update(self.step, self._detail(fields))
+        task.update(self.step, step_text(fields, self.ratio))
+
+    def _pause_clock(self) -> None:
+        """Add the time since training went on, once the device has done what it was given."""
+        if self.resumed_at is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds["training"] += time.monotonic() - self.resumed_at
+            self.resumed_at = None
 
     def _check_finite(self) -> None:
         if not all(np.isfinite(float(value)) for value in self.sums.values()):
@@ -297,19 +297,10 @@ class Loop:
                 f"{self.step}; the last checkpoint stands; lower learning_rate or check the data"
             )
 
-    def _detail(self, fields: Mapping[str, Any]) -> str:
-        words = [f"loss {fields['loss']:.3f}"]
-        if "sparsity" in fields:
-            pairs = fields["sparsity"], fields["target_sparsity"]
-            reached = " ".join(f"{n} {pairs[0][n]:.2f}/{pairs[1][n]:.2f}" for n in pairs[0])
-            words.append(f"sparsity {reached}")
-        words.append(f"{fields['tokens_per_second']:,.0f} tokens/s")
-        words.append(share_text(self.ratio))
-        return " | ".join(words)
-
     # Evaluation and the ratio.
 
     def _evaluate(self, task: Task) -> None:
+        self._pause_clock()
         realised = None
         if self.segment is not None:
             realised = self.segment.realised_share
@@ -346,7 +337,8 @@ class Loop:
         self.evaluated = self.step
         steps = min(self.settings.evaluate_every, self.settings.steps - self.step)
         self.segment = self.mixture.plan_segment(self.ratio, steps) if steps else None
-        self._say(losses)
+        where = f"{self.phase} {self.step}/{self.settings.steps}"
+        self.reporter.line(f"{where}  {evaluation_text(losses, self.ratio)}")
         self.after_evaluation()
 
     def _decision_fields(self, decision: Decision) -> dict[str, Any]:
@@ -364,18 +356,12 @@ class Loop:
         shares = torch.tensor(list(ratio.values()), dtype=torch.float64, device=self.device)
         return dict(zip(ratio, broadcast(shares).tolist(), strict=True))
 
-    def _say(self, losses: Mapping[str, float]) -> None:
-        worst = max(losses, key=lambda name: losses[name])
-        mean = sum(losses.values()) / len(losses)
-        self.reporter.line(
-            f"{self.phase} {self.step}/{self.settings.steps}  validation loss {mean:.3f}, worst "
-            f"{worst} {losses[worst]:.3f} | next {share_text(self.ratio)}"
-        )
-
     # Checkpoints.
 
     def _save(self) -> None:
+        self._pause_clock()
         self._check_finite()
+        self.saved = self.step
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
             return
@@ -403,10 +389,14 @@ class Loop:
 
     def _load(self, path: Path) -> None:
         state = load_checkpoint(path, self.parameters, self.optimizer)
-        self.step, self.evaluated = state["step"], state["evaluated"]
+        self.step = self.saved = state["step"]
+        self.evaluated = state["evaluated"]
         self.ratio, self.sums, self.seconds = state["ratio"], state["sums"], state["seconds"]
-        self.policy.load_state_dict(state["policy"])
-        self.mixture.load_state_dict(state["mixture"])
+        try:
+            self.policy.load_state_dict(state["policy"])
+            self.mixture.load_state_dict(state["mixture"])
+        except ValueError as error:
+            raise BadInput(f"{path} does not fit: {error}") from None
         if state["segment_steps"] is not None:
             self.segment = self.mixture.plan_segment(self.ratio, state["segment_steps"])
         self.load_extra_state(state)

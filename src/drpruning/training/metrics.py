@@ -1,23 +1,13 @@
 """metrics.jsonl: one JSON object a line, cut back to a checkpoint when a run goes on from it."""
 
 import json
-import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinities as null, as JSON has neither."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+from drpruning.json_text import dumps
 
 
 class JsonLines:
@@ -29,7 +19,7 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one object."""
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+        line = dumps(record)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -48,10 +38,26 @@ class JsonLines:
 
     def read(self) -> list[dict[str, Any]]:
         """All objects."""
+        return [record for _, record in self._records()]
+
+    def cut_from(self, first: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop everything from the first object that `first` is true of, and a torn last line."""
+        for start, record in self._records():
+            if first(record):
+                self.cut(start)
+                return
+
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each object with the byte it starts at; a line that a crash tore is cut off."""
         if not self.path.exists():
-            return []
-        with self.path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            return
+        start = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                self.cut(start)
+                return
+            yield start, json.loads(line)
+            start += len(line)
 
 
 class MetricsLog(JsonLines):
@@ -61,6 +67,10 @@ class MetricsLog(JsonLines):
         """Append to `folder`/metrics.jsonl."""
         super().__init__(folder / "metrics.jsonl")
         self._phase = phase
+
+    def forget_phase(self) -> None:
+        """Drop what an earlier try at this phase, of which nothing was saved, has written."""
+        self.cut_from(lambda record: record["phase"] == self._phase)
 
     def record(self, kind: str, step: int, **fields: Any) -> None:
         """Append a record of this phase; its fields are those of docs/run-folder.md."""

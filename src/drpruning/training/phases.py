@@ -2,19 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 
 from drpruning.console import Reporter
 from drpruning.data import Mixture, PreparedData
 from drpruning.errors import BadInput
-from drpruning.pruning import ModelShape, attach_masks
-from drpruning.recipe import ModelSection, Phase, Recipe
+from drpruning.pruning import MaskedModel, ModelShape, attach_masks
+from drpruning.recipe import Phase, Recipe
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import publish, remove_checkpoints
 from drpruning.training.loop import Loop, Setting
@@ -23,34 +22,39 @@ from drpruning.training.policy import phase_policy
 from drpruning.training.pruning_loop import PruningLoop
 
 SCHEDULE_VERSION = 1
+LARGEST_DEVIATION = 0.05
+"""Distance of a layer's sparsity from its target at which the cut is worth a warning."""
 
 
-def load_model(source: str, *, trust_remote_code: bool = False) -> nn.Module:
-    """A causal language model with float32 weights, from safetensors only.
+def load_model(source: str) -> nn.Module:
+    """A causal language model with float32 weights, from safetensors only, without remote code.
 
     Args:
         source: A folder, or a name on the Hub.
-        trust_remote_code: Run the code that comes with it.
 
     Raises:
-        BadInput: It cannot be loaded.
+        BadInput: It cannot be loaded, or its weights are not all there.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
             f"model.source: {source} cannot be loaded as a causal language model with safetensors "
             f"weights: {reason}"
         ) from None
-    return model
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info[kind])):
+            raise BadInput(
+                f"model.source: the weights in {source} are not those of its config.json "
+                f"({kind.replace('_', ' ')}: {', '.join(keys[:3])}); fetch it again"
+            )
+    loaded: nn.Module = model
+    return loaded
 
 
 def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
@@ -89,7 +93,7 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
     folder = Path(recipe.output)
-    model = load_model(str(recipe.model.source), trust_remote_code=recipe.model.trust_remote_code)
+    model = load_model(str(recipe.model.source))
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     masked = attach_masks(model, target, seed=recipe.training.seed)
     policy = phase_policy(recipe, recipe.prune, target.num_parameters())
@@ -98,9 +102,10 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     loop.run()
     if accelerator.is_main_process:
         masked.model = accelerator.unwrap_model(masked.model)
+        _warn_of_deviation(masked, reporter)
+        exported = masked.export()
         plan = loop.write_outcome()
         _write_schedule(folder / "prune" / "schedule.json", loop)
-        exported = masked.export()
         card = model_card(recipe, ModelShape.of(exported), stage="pruned")
         save_model(exported, str(recipe.model.source), folder / "pruned", card)
         remove_checkpoints(folder / "checkpoints", "prune")
@@ -119,14 +124,13 @@ def pretrain(
     """
     assert recipe.pretrain is not None  # noqa: S101
     folder = Path(recipe.output)
-    source = _pretraining_source(recipe.model, folder, pruned=recipe.prune is not None)
-    model = load_model(source, trust_remote_code=recipe.model.trust_remote_code)
+    source = str(folder / "pruned") if recipe.prune is not None else str(recipe.model.source)
+    model = load_model(source)
     count = sum(p.numel() for p in model.parameters())
     policy = phase_policy(recipe, recipe.pretrain, count)
     mixture = _mixture(data, recipe, recipe.pretrain)
-    schedule = folder / "prune" / "schedule.json"
     if recipe.prune is not None:
-        _take_over(json.loads(schedule.read_text()), recipe, policy, mixture)
+        _take_over(folder / "prune" / "schedule.json", recipe, policy, mixture)
     setting = Setting(recipe.pretrain, recipe.training, data, folder, accelerator, reporter)
     loop = Loop(setting, model, policy, mixture)
     loop.run()
@@ -139,16 +143,25 @@ def pretrain(
     accelerator.wait_for_everyone()
 
 
-def _pretraining_source(model: ModelSection, folder: Path, *, pruned: bool) -> str:
-    return str(folder / "pruned") if pruned else str(model.source)
+def _warn_of_deviation(masked: MaskedModel, reporter: Reporter) -> None:
+    for name, deviation in masked.sparsity_deviation().items():
+        if deviation > LARGEST_DEVIATION:
+            reporter.warn(
+                f"prune: the sparsity of {name} is {deviation:.2f} off its target in a layer; the "
+                "cut is exact all the same, but abrupt; more prune.steps would help"
+            )
 
 
-def _take_over(
-    schedule: Mapping[str, Any], recipe: Recipe, policy: Policy, mixture: Mixture
-) -> None:
+def _take_over(path: Path, recipe: Recipe, policy: Policy, mixture: Mixture) -> None:
     """Go on in the data where pruning stopped; in the schedule too where the recipe says so."""
-    if schedule["version"] != SCHEDULE_VERSION:
-        raise BadInput(f"prune/schedule.json: version {schedule['version']}; prune again")
-    mixture.continue_from(schedule["mixture"])
-    if recipe.scheduling.handover == "continue":
-        policy.continue_from(schedule["policy"])
+    if not path.is_file():
+        raise BadInput(f"{path} is missing; put it back, or remove {path.parents[1] / 'pruned'}")
+    schedule = json.loads(path.read_text())
+    try:
+        if schedule["version"] != SCHEDULE_VERSION:
+            raise ValueError(f"version {schedule['version']}, not {SCHEDULE_VERSION}")
+        mixture.continue_from(schedule["mixture"])
+        if recipe.scheduling.handover == "continue":
+            policy.continue_from(schedule["policy"])
+    except ValueError as error:
+        raise BadInput(f"{path} does not fit: {error}") from None

@@ -76,6 +76,7 @@ class PruningLoop(Loop):
         return {
             "sparsity": self.masked.sparsity(),
             "target_sparsity": self.masked.target_sparsity(),
+            "sparsity_deviation": self.masked.sparsity_deviation(),
             "expected_parameters": self.parameter_count(),
         }
 
