@@ -11,6 +11,7 @@ import typer
 
 from drpruning import __version__
 from drpruning.errors import BadInput
+from drpruning.training import Interrupted
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -51,13 +52,11 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
                     f"drprune: this needs {error.name}: pip install 'drpruning[train]'", err=True
                 )
                 raise typer.Exit(BAD_INPUT) from None
+            except Interrupted:
+                typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
+                raise typer.Exit(INTERRUPTED) from None
             except KeyboardInterrupt:
                 typer.echo("drprune: interrupted", err=True)
-                raise typer.Exit(INTERRUPTED) from None
-            except Exception as error:
-                if type(error).__name__ != "Interrupted":
-                    raise
-                typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
 
         lines = "\n\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
@@ -87,9 +86,11 @@ def _program(
 
 def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
     from drpruning.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides or [])
     from drpruning.run import Run
 
-    with Run(load_recipe(recipe, overrides or [])).session(" ".join(sys.argv)) as run:
+    with Run(parsed).session(" ".join(sys.argv)) as run:
         run.run(stages)
 
 
