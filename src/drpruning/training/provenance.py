@@ -1,6 +1,7 @@
 """What a run was made with."""
 
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,8 +19,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str | None:
-    """The commit of the checkout that drpruning runs from, with `+` if it was changed since."""
+    """The commit of the checkout that drpruning runs from, with `+` if it was changed since.
+
+    Asked once a process, at its start: a checkout can move on while a run does not.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None

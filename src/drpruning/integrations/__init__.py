@@ -1,0 +1,1 @@
+"""Data scheduling in other trainers; each module needs the library that it is named after."""

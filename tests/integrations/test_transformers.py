@@ -1,0 +1,377 @@
+"""The callback in a real Trainer: shares, order, resuming, workers, ranks, wrong use."""
+
+import itertools
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_trainer import (
+    SHARES,
+    SIZES,
+    TRAIN,
+    VALIDATION,
+    RecordingTrainer,
+    arguments,
+    decisions,
+    logged,
+    prepared,
+    tiny_model,
+)
+from transformers import TrainerCallback
+
+from drpruning.errors import BadInput
+from drpruning.integrations.transformers import DomainSchedulingCallback
+from drpruning.scheduling import Constant, DRPruning, Policy
+
+NAMES = list(SHARES)
+HERE = Path(__file__).parent
+
+
+def forecasting(steps: int) -> Policy:
+    return DRPruning(SHARES, steps, floor=0.05, reference_loss=dict.fromkeys(SHARES, 3.0))
+
+
+def test_examples_follow_the_ratio_of_their_segment_within_one(tmp_path: Path) -> None:
+    trainer, _ = prepared(tmp_path, policy=forecasting(24), max_steps=24)
+    trainer.train()
+    log = decisions(trainer)
+    assert [entry["step"] for entry in log] == list(range(0, 25, 3))
+    assert len({tuple(entry["ratio"].values()) for entry in log}) > 4
+    given, wanted = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0.0)
+    for before, after in itertools.pairwise(log):
+        rows = [row for step in range(before["step"], after["step"]) for row in trainer.rows[step]]
+        assert len(rows) == 24
+        for index, name in enumerate(NAMES):
+            count = sum(row[0] == index for row in rows)
+            assert count / 24 == pytest.approx(after["realised_share"][name])
+            given[name] += count
+            wanted[name] += 24 * before["ratio"][name]
+            assert abs(given[name] - wanted[name]) < 1
+            assert after["epochs"][name] == pytest.approx(given[name] / SIZES[name])
+    assert log[0]["realised_share"] is None
+
+
+def test_every_example_comes_once_before_any_comes_again(tmp_path: Path) -> None:
+    trainer, _ = prepared(tmp_path)
+    trainer.train()
+    counts = Counter((i, number) for i, size in enumerate(SIZES.values()) for number in range(size))
+    for step in range(12):
+        counts.update(trainer.rows[step])
+        for index in range(len(SIZES)):
+            times = [count for (domain, _), count in counts.items() if domain == index]
+            assert max(times) - min(times) <= 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"dataloader_num_workers": 1},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+        {"train_sampling_strategy": "sequential"},
+        {"eval_steps": 0.25},
+    ],
+    ids=["accumulation", "worker", "persistent workers", "sequential", "share of max_steps"],
+)
+def test_order_does_not_depend_on_how_batches_are_fetched(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    policies = [Scripted(), Scripted()]
+    plain, _ = prepared(tmp_path, policy=policies[0])
+    other, _ = prepared(tmp_path, policy=policies[1], **changes)
+    plain.train()
+    other.train()
+    assert [d["ratio"] for d in decisions(plain)] == [d["ratio"] for d in decisions(other)]
+    assert plain.rows == other.rows
+
+
+class Scripted(Constant):
+    """Ratios that swing widely and do not depend on the losses, so that rounding does not count."""
+
+    def __init__(self) -> None:
+        super().__init__(SHARES)
+
+    def _ratio_from(self, losses: Any) -> Any:  # noqa: ARG002
+        return self._ratio[[1, 2, 0]]
+
+
+def test_training_twice_is_training_the_same_twice(tmp_path: Path) -> None:
+    trainer, _ = prepared(tmp_path, policy=Scripted())
+    trainer.train()
+    rows = trainer.__dict__.pop("rows")
+    trainer.train()
+    assert trainer.rows == rows
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("step", [10, 15], ids=["end of a segment", "within a segment"])
+def test_resumed_equals_uninterrupted_to_the_bit(
+    tmp_path: Path, step: int, accumulation: int
+) -> None:
+    settings = {
+        "max_steps": 20,
+        "eval_steps": 2,
+        "eval_on_start": False,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "per_device_train_batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    whole, _ = prepared(tmp_path, policy=forecasting(20), **settings)
+    whole.train()
+    resumed, callback = prepared(tmp_path / "other", policy=forecasting(20), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+
+    assert resumed.rows == {s: rows for s, rows in whole.rows.items() if s >= step}
+    assert logged(resumed) == logged(whole)
+    assert len(decisions(whole)) == 10
+    assert decisions(whole)[-1]["forecast"] is not None
+    assert resumed.state.stateful_callbacks == whole.state.stateful_callbacks
+    assert callback.mixture.step == 20
+    for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_evaluation_at_the_start_of_a_resumed_run_changes_nothing(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    whole, _ = prepared(tmp_path, **settings)
+    whole.train()
+    for step in (4, 8):
+        resumed, _ = prepared(tmp_path / str(step), **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert decisions(resumed) == decisions(whole)
+        for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_segments_without_an_evaluation_keep_the_ratio(tmp_path: Path) -> None:
+    settings = {"eval_on_start": False, "eval_delay": 5, "save_strategy": "steps", "save_steps": 3}
+    whole, _ = prepared(tmp_path, policy=Scripted(), **settings)
+    whole.train()
+    assert [entry["step"] for entry in decisions(whole)] == [6, 9, 12]
+    rows = [row[0] for step in range(6) for row in whole.rows[step]]
+    assert [rows.count(i) for i in range(3)] == pytest.approx([24, 14.4, 9.6], abs=1)
+    resumed, _ = prepared(tmp_path / "other", policy=Scripted(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.rows == {s: rows for s, rows in whole.rows.items() if s >= 3}
+    assert logged(resumed) == logged(whole)
+
+
+def test_evaluations_at_other_times_do_not_count(tmp_path: Path) -> None:
+    class Curious(TrainerCallback):
+        def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+            control.should_evaluate = True
+
+    plain, _ = prepared(tmp_path)
+    plain.train()
+    other, callback = prepared(tmp_path, callbacks=(Curious(),))
+    other.train()
+    other.evaluate()
+    assert [d["step"] for d in decisions(other)] == [0, 3, 6, 9, 12]
+    assert [d["realised_share"] for d in decisions(other)] == [
+        d["realised_share"] for d in decisions(plain)
+    ]
+    assert callback.mixture.step == 12
+
+
+def test_loss_that_is_not_a_number_leaves_the_ratio_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unlabelled = [row | {"labels": [-100] * len(row["labels"])} for row in VALIDATION["wiki"]]
+    trainer, callback = prepared(tmp_path, evaluation=VALIDATION | {"wiki": unlabelled})
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert callback.ratio == pytest.approx(SHARES)
+    assert "no finite loss for wiki" in caplog.text
+    for entry in decisions(trainer):
+        assert entry["loss"]["wiki"] is None
+        assert math.isfinite(entry["loss"]["web"])
+        assert not entry["explanation"]["ratio_updated"]
+        assert "wiki" in entry["explanation"]["unusable"]
+
+
+def test_domain_that_is_no_longer_evaluated_leaves_the_ratio_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluation = dict(VALIDATION)
+
+    class Drop(TrainerCallback):
+        def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step == 4:
+                del evaluation["wiki"]
+
+    trainer, _ = prepared(tmp_path, evaluation=evaluation, callbacks=(Drop(),))
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    log = decisions(trainer)
+    assert [entry["step"] for entry in log] == [0, 3, 6, 9, 12]
+    assert log[2]["ratio"] == log[3]["ratio"] == log[4]["ratio"] == log[1]["ratio"]
+    assert log[1]["ratio"] != log[0]["ratio"]
+    assert log[2]["explanation"]["unusable"] == {"wiki": "its loss is missing"}
+    assert caplog.text.count("no finite loss for wiki") == 3
+
+
+def test_further_evaluation_sets_are_ignored(tmp_path: Path) -> None:
+    trainer, _ = prepared(tmp_path, evaluation={"held_out": VALIDATION["web"], **VALIDATION})
+    trainer.train()
+    assert [d["step"] for d in decisions(trainer)] == [0, 3, 6, 9, 12]
+    assert set(decisions(trainer)[0]["loss"]) == set(SHARES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_strategy": "no", "eval_on_start": False}, "eval_strategy='steps'"),
+        ({"eval_strategy": "epoch"}, "eval_strategy='steps'"),
+        ({"max_steps": -1}, "set max_steps"),
+        ({"eval_steps": 5}, "set it to 10 or 15"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ({"ignore_data_skip": True}, "ignore_data_skip"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        DomainSchedulingCallback(Constant(SHARES), TRAIN, arguments(tmp_path, **changes))
+
+
+def test_policies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    with pytest.raises(BadInput, match="total_steps = 100, but max_steps is 12"):
+        DomainSchedulingCallback(Constant(SHARES, 100), TRAIN, args)
+    with pytest.raises(BadInput, match="the policy's domains are"):
+        DomainSchedulingCallback(Constant({"web": 0.5, "news": 0.5}), TRAIN, args)
+    with pytest.raises(BadInput, match="no example of wiki"):
+        DomainSchedulingCallback(Constant(SHARES), TRAIN | {"wiki": []}, args)
+    with pytest.raises(BadInput, match="streaming"):
+        DomainSchedulingCallback(Constant(SHARES), TRAIN | {"wiki": iter([])}, args)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        (VALIDATION["web"], "give a dict with one for each domain: web, code, wiki"),
+        ({k: v for k, v in VALIDATION.items() if k != "code"}, "gave no eval_code_loss"),
+        ({"other": VALIDATION["web"]}, "eval_web_loss, eval_code_loss, eval_wiki_loss"),
+    ],
+    ids=["no dict", "a domain missing", "other domains"],
+)
+@pytest.mark.parametrize("on_start", [True, False])
+def test_evaluation_sets_that_do_not_fit_are_refused(
+    tmp_path: Path, evaluation: Any, message: str, *, on_start: bool
+) -> None:
+    trainer, _ = prepared(tmp_path, evaluation=evaluation, eval_on_start=on_start)
+    with pytest.raises(BadInput, match=message):
+        trainer.train()
+
+
+def test_training_set_without_its_callback_is_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path, eval_on_start=False)
+    callback = DomainSchedulingCallback(Constant(SHARES), TRAIN, args)
+    assert next(iter(callback.train_dataset)) == TRAIN["web"][0]
+    trainer = RecordingTrainer(
+        tiny_model(), args, train_dataset=callback.train_dataset, eval_dataset=VALIDATION
+    )
+    with pytest.raises(BadInput, match=r"callbacks=\[callback\]"):
+        trainer.train()
+
+
+def test_callback_without_its_training_set_is_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    callback = DomainSchedulingCallback(Constant(SHARES), TRAIN, args)
+    trainer = RecordingTrainer(
+        tiny_model(),
+        args,
+        train_dataset=TRAIN["web"],
+        eval_dataset=VALIDATION,
+        callbacks=[callback],
+    )
+    with pytest.raises(BadInput, match=r"train_dataset=callback\.train_dataset"):
+        trainer.train()
+
+
+def test_trainer_with_other_arguments_is_refused(tmp_path: Path) -> None:
+    callback = DomainSchedulingCallback(Constant(SHARES), TRAIN, arguments(tmp_path))
+    for changes, message in (
+        ({"per_device_train_batch_size": 4}, "the data loader has 6 batches"),
+        ({"gradient_accumulation_steps": 2}, "not 6"),
+        ({"eval_steps": 2}, "eval_steps = 3, this training has 2"),
+    ):
+        trainer = RecordingTrainer(
+            tiny_model(),
+            arguments(tmp_path, **changes),
+            train_dataset=callback.train_dataset,
+            eval_dataset=VALIDATION,
+            callbacks=[callback],
+        )
+        with pytest.raises(BadInput, match=message):
+            trainer.train()
+
+
+def test_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    trainer, _ = prepared(tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-4"
+    for changes, message in (
+        ({"data_seed": 7}, "does not fit this training: .*seed"),
+        ({"per_device_train_batch_size": 4}, "global_batch"),
+        ({"policy": Constant(SHARES)}, "the state is of the policy 'naive_dro'"),
+        ({"eval_steps": 2}, "keep eval_steps"),
+    ):
+        other, _ = prepared(tmp_path / "other", **changes)  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match=message):
+            other.train(resume_from_checkpoint=str(checkpoint))
+
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text())
+    saved = state["stateful_callbacks"]["drpruning.domain_scheduling"]
+    saved["mixture"]["step"] = 0
+    path.write_text(json.dumps(state))
+    other, _ = prepared(tmp_path / "other")
+    with pytest.raises(BadInput, match="before the evaluation of that step was complete"):
+        other.train(resume_from_checkpoint=str(checkpoint))
+
+    del state["stateful_callbacks"]["drpruning.domain_scheduling"]
+    path.write_text(json.dumps(state))
+    other, _ = prepared(tmp_path / "other")
+    with pytest.raises(BadInput, match="without domain scheduling"):
+        other.train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_what_one_does(tmp_path: Path) -> None:
+    seen: dict[int, list[dict[str, Any]]] = {}
+    for ranks, micro_batch in ((1, 4), (2, 2)):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone",
+             f"--nproc-per-node={ranks}", HERE / "two_ranks.py", folder, str(micro_batch)],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+        )  # fmt: skip
+        seen[ranks] = [json.loads((folder / f"rank{i}.json").read_text()) for i in range(ranks)]
+    (one,), (first, second) = seen[1], seen[2]
+    for key in ("decisions", "decisions_resumed", "state", "state_resumed"):
+        assert first[key] == second[key]
+    assert first["decisions"] == first["decisions_resumed"]
+    for a, b in zip(one["decisions"], first["decisions"], strict=True):
+        assert a["ratio"] == pytest.approx(b["ratio"], abs=1e-4)
+        assert a["realised_share"] == b["realised_share"]
+    for step, rows in one["rows"].items():
+        assert sorted(rows) == sorted(first["rows"][step] + second["rows"][step])
+    for rank in (first, second):
+        assert rank["rows_resumed"] == {s: r for s, r in rank["rows"].items() if int(s) >= 8}

@@ -1,0 +1,39 @@
+"""Run by torchrun in a test: trains, resumes in the middle of a segment, says what it saw."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiny_trainer import decisions, prepared
+
+
+def main() -> None:
+    folder, micro_batch = Path(sys.argv[1]), int(sys.argv[2])
+    settings: dict[str, Any] = {
+        "dropout": 0.0,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": 2,
+        "per_device_eval_batch_size": 3,  # so that two ranks have equal shares of the examples
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "ddp_backend": "gloo",
+    }
+    trainer, callback = prepared(folder, **settings)
+    trainer.train()
+    resumed, again = prepared(folder / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+    seen = {
+        "rows": trainer.rows,
+        "rows_resumed": resumed.rows,
+        "decisions": decisions(trainer),
+        "decisions_resumed": decisions(resumed),
+        "state": callback.policy.state_dict(),
+        "state_resumed": again.policy.state_dict(),
+    }
+    rank = trainer.args.process_index
+    (folder / f"rank{rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()
