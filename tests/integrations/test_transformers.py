@@ -219,6 +219,38 @@ def test_domain_that_is_no_longer_evaluated_leaves_the_ratio_and_says_so(
     assert caplog.text.count("no finite loss for wiki") == 3
 
 
+def test_evaluation_that_does_not_come_leaves_the_ratio(tmp_path: Path) -> None:
+    class Veto(TrainerCallback):
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_evaluate &= state.global_step != 6
+
+    trainer, callback = prepared(tmp_path)
+    trainer.add_callback(Veto())
+    trainer.train()
+    assert [d["step"] for d in decisions(trainer)] == [0, 3, 9, 12]
+    assert callback.mixture.step == 12
+
+
+def test_callback_can_be_added_to_a_trainer_that_exists(tmp_path: Path) -> None:
+    from datasets import Dataset, concatenate_datasets
+
+    whole, _ = prepared(tmp_path, policy=Scripted())
+    whole.train()
+    domains = {name: Dataset.from_list(rows) for name, rows in TRAIN.items()}
+    args = arguments(tmp_path)
+    trainer = RecordingTrainer(
+        tiny_model(),
+        args,
+        train_dataset=concatenate_datasets(list(domains.values())),
+        eval_dataset=VALIDATION,
+    )
+    callback = DomainSchedulingCallback(Scripted(), domains, trainer.args)
+    trainer.train_dataset = callback.train_dataset
+    trainer.add_callback(callback)
+    trainer.train()
+    assert trainer.rows == whole.rows
+
+
 def test_further_evaluation_sets_are_ignored(tmp_path: Path) -> None:
     trainer, _ = prepared(tmp_path, evaluation={"held_out": VALIDATION["web"], **VALIDATION})
     trainer.train()

@@ -31,8 +31,8 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
     evaluations. So nothing that reads ahead (the one batch of accelerate, workers, accumulation)
     reaches into the next segment, and a new ratio holds from the very next step.
 
-    A share counts examples. In every segment the examples of a domain follow the ratio to less
-    than one, and what rounding owes is carried to the next segment.
+    A share counts examples. What a domain has had up to the end of a segment differs by less than
+    one example from what the ratios wanted (see `Mixture`).
 
     Every update appends an entry with the field `domain_scheduling` to `state.log_history`: `loss`,
     `realised_share` of the segment that ended (None at step 0), `epochs` (passes over each domain
@@ -112,6 +112,9 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Plan the segment that begins, or that the checkpoint lies in."""
         self._settle(args, state)
+        if self._at_end(state):  # an evaluation was due and did not come
+            self._sampler.end()
+            self._save(state)
         self._sampler.begin(self.ratio)
 
     def on_step_end(
