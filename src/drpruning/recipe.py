@@ -4,7 +4,6 @@ Every field has its unit, its allowed values and its default under it; the defau
 DRPruning paper (ACL 2025). An error names the field and what to write instead.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from drpruning.errors import BadInput
+from drpruning.field_errors import explain
 from drpruning.yaml_text import parse_yaml
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -352,45 +352,6 @@ def _override(values: dict[str, Any], assignment: str) -> None:
     place[keys[-1]] = parse_yaml(text, f"--set {path}")
 
 
-def _known_keys(location: tuple[int | str, ...]) -> Iterable[str]:
-    """The keys that the section at this place of a recipe takes."""
-    section: Any = Recipe
-    for key in location:
-        annotation = section.model_fields[key].annotation if hasattr(section, "model_fields") else 0
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        found = [c for c in candidates if isinstance(c, type) and issubclass(c, Section)]
-        section = found[0] if found else None
-        if section is None:
-            return ()
-        if section is Domain:
-            break
-    return list(section.model_fields)
-
-
-def _remedy(problem: Mapping[str, Any]) -> str:
-    location, kind = problem["loc"], problem["type"]
-    if kind == "extra_forbidden":
-        known = list(_known_keys(location[:-1]))
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key; {hint}"
-    if location[-1:] == ("[key]",):
-        return f"names are text; write {str(problem['input'])!r} in quotes"
-    if kind == "missing":
-        return "missing; write it"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = problem["input"]
-    return message if isinstance(given, dict | BaseModel) else f"{message}, not {given!r}"
-
-
-def _location(problem: Mapping[str, Any]) -> str:
-    parts = [str(part) for part in problem["loc"]]
-    if problem["type"].endswith("_type") and len(parts) > 1 and parts[-1] in {"str", "int", "bool"}:
-        parts = parts[:-1]
-    return ".".join(parts)
-
-
 def read_values(path: str | Path) -> dict[str, Any]:
     """A recipe file as a plain mapping, not checked further.
 
@@ -432,10 +393,6 @@ def parse_recipe(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            place = _location(problem)
-            lines.append(f"{place}: {_remedy(problem)}" if place else _remedy(problem))
-        unique = list(dict.fromkeys(lines))
-        joint = " " if len(unique) == 1 else "\n  "
-        raise BadInput(f"{origin}:{joint}" + "\n  ".join(unique)) from None
+        problems = explain(error, Recipe)
+        joint = " " if len(problems) == 1 else "\n  "
+        raise BadInput(f"{origin}:{joint}" + "\n  ".join(problems)) from None

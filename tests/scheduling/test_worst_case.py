@@ -50,7 +50,7 @@ def assert_within(q, p, rho, floor):
     assert divergence(q, p) <= rho + 1e-12
 
 
-def compare_with_solver(count, seed):
+def assert_agreement_with_a_solver(count, seed):
     rng = np.random.default_rng(seed)
     compared = 0
     while compared < count:
@@ -67,12 +67,12 @@ def compare_with_solver(count, seed):
 
 
 def test_agrees_with_a_convex_solver():
-    compare_with_solver(100, seed=0)
+    assert_agreement_with_a_solver(100, seed=0)
 
 
 @pytest.mark.slow
 def test_agrees_with_a_convex_solver_on_many_problems():
-    compare_with_solver(1000, seed=1)
+    assert_agreement_with_a_solver(1000, seed=1)
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -1,6 +1,7 @@
 """What every policy has in common: the protocol, the decision, domains and state."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -97,10 +98,10 @@ class Policy(Protocol):
         """
 
 
-class PolicyBase:
+class PolicyBase(ABC):
     """Domains, ratio and state of a policy that knows nothing but the losses.
 
-    A subclass gives `name` and `_ratio_from`, or its own `_decide`.
+    A subclass gives `name` and `_ratio_from`.
     """
 
     name = ""
@@ -192,9 +193,9 @@ class PolicyBase:
             self._ratio = self._ratio_from(evaluation.losses)
         return self._decision(unusable=evaluation.unusable)
 
+    @abstractmethod
     def _ratio_from(self, losses: FloatArray) -> FloatArray:
         """The next ratio [n], from finite losses [n]."""
-        raise NotImplementedError
 
     def _decision(
         self,
