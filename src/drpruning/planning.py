@@ -14,6 +14,7 @@ from drpruning.data import DomainSource, PreparedData, check_sources, estimate_t
 from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Domain, Phase, Recipe, parse_recipe, read_values
+from drpruning.scheduling import MIN_POINTS
 from drpruning.source_model import check_tokenizer, check_weights, source_config, source_shape
 from drpruning.training import phase_policy
 
@@ -21,8 +22,6 @@ BYTES_PER_PARAMETER = 16
 """float32 weights, gradients and two AdamW moments."""
 LARGEST_SPARSITY = 0.95
 """Expected sparsity of masks at the lower end of their range."""
-FORECAST_POINTS = 4
-"""Evaluations that a forecast needs."""
 LITTLE_FREEDOM = 0.1
 """Share of the data that must be free to move between domains for steering to mean something."""
 RECIPE_FILE = "recipe.yaml"
@@ -218,12 +217,11 @@ def _differences(here: Any, there: Any, place: str = "") -> list[str]:
     return [] if here == there else [f"{place} is {here!r} here and {there!r} there"]
 
 
-def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
+def plan_run(recipe: Recipe) -> RunPlan:
     """Look at everything that can be known before anything is computed.
 
     Args:
         recipe: The run.
-        check_folder: Also look whether the output folder is free for this run.
 
     Returns:
         Numbers, warnings, and every problem found (not only the first).
@@ -237,11 +235,14 @@ def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
         except BadInput as error:
             plan.problems.append(str(error))
 
-    checks: list[Callable[[], None]] = [lambda: check_sources(domain_sources(recipe))]
-    if check_folder:
-        checks.append(lambda: check_output(recipe))
+    checks: list[Callable[[], None]] = [
+        lambda: check_sources(domain_sources(recipe)),
+        lambda: check_output(recipe),
+    ]
     with collected():
-        plan.source = source_shape(recipe)
+        config = source_config(recipe)
+        plan.source = source_shape(recipe, config)
+        plan.warnings += _length_warning(recipe, config)
     if plan.source is not None:
         shape = plan.source
         checks.append(lambda: check_tokenizer(recipe, shape))
@@ -257,21 +258,21 @@ def plan_run(recipe: Recipe, *, check_folder: bool = True) -> RunPlan:
     with collected():
         plan.domains = plan_domains(recipe, _already_prepared(recipe))
     plan.warnings += repetition_warnings(plan.domains)
-    plan.warnings += _floor_warning(recipe) + _update_warnings(recipe)
+    plan.warnings += _floor_warning(recipe) + _update_warnings(recipe, plan.evaluations)
     return plan
 
 
-def _update_warnings(recipe: Recipe) -> list[str]:
+def _update_warnings(recipe: Recipe, evaluations: dict[str, int]) -> list[str]:
     """Phases in which no forecast can be made, so that the ratio would never move."""
     scheduling = recipe.scheduling
     if scheduling.policy != "drpruning" or scheduling.reference_loss is not None:
         return []
     return [
-        f"{name}.evaluate_every: {max(0, useful)} evaluations before the last step; without "
+        f"{name}.evaluate_every: {useful} evaluations before the last step; without "
         "scheduling.reference_loss the ratio moves only after a forecast, which takes "
-        f"{FORECAST_POINTS}"
-        for name, phase in recipe.phases.items()
-        if (useful := -(-phase.steps // phase.evaluate_every) - 1) < FORECAST_POINTS
+        f"{MIN_POINTS}"
+        for name, count in evaluations.items()
+        if (useful := count - 2) < MIN_POINTS  # neither step 0 nor the last step counts
     ]
 
 
@@ -294,12 +295,6 @@ def _floor_warning(recipe: Recipe) -> list[str]:
 
 def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> None:
     assert plan.source is not None  # noqa: S101 - the caller saw to it
-    positions = source_config(recipe).get("max_position_embeddings")
-    if isinstance(positions, int) and recipe.data.sequence_length > positions:
-        plan.warnings.append(
-            f"data.sequence_length: {recipe.data.sequence_length} is beyond the {positions} "
-            "positions that the model was made for"
-        )
     if recipe.model.target is not None:
         with collected():
             target = plan.source.pruned_to(**recipe.model.target.dimensions())
@@ -312,6 +307,14 @@ def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> 
     if recipe.pretrain is not None:
         shape = plan.target or plan.source
         plan.memory["pretrain"] = estimate_memory(shape, recipe, masked=False)
+
+
+def _length_warning(recipe: Recipe, config: dict[str, Any]) -> list[str]:
+    positions, length = config.get("max_position_embeddings"), recipe.data.sequence_length
+    if not isinstance(positions, int) or length <= positions:
+        return []
+    line = f"{length} is beyond the {positions} positions that the model was made for"
+    return [f"data.sequence_length: {line}"]
 
 
 def _sparsity_warnings(source: ModelShape, target: ModelShape) -> list[str]:

@@ -26,7 +26,7 @@ from drpruning.planning import (
 )
 from drpruning.recipe import Recipe, parse_recipe, read_values
 from drpruning.report import load_run, render_table_text, results_table, write_report
-from drpruning.source_model import source_shape
+from drpruning.source_model import source_config, source_shape
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -177,7 +177,7 @@ class Run:
                     prepare(
                         domain_sources(recipe),
                         tokenizer=str(recipe.model.source),
-                        vocab_size=source_shape(recipe).vocab_size,
+                        vocab_size=source_shape(recipe, source_config(recipe)).vocab_size,
                         sequence_length=recipe.data.sequence_length,
                         validation_blocks=recipe.data.validation_blocks,
                         folder=folder,

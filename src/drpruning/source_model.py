@@ -14,21 +14,20 @@ LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
 
 
-def source_shape(recipe: Recipe) -> ModelShape:
-    """Shape of the source model: from its folder, the recipe's `model.shape`, or the Hub.
+def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
+    """Shape of the source model.
+
+    Args:
+        recipe: Its `model.shape`, where given, must agree.
+        config: What `source_config` found.
 
     Raises:
-        BadInput: There is no such model, or it is none that can be used.
+        BadInput: The model is none that can be used, or not of the shape that the recipe gives.
     """
-    source, shape = recipe.model.source, recipe.model.shape
-    if source is not None and (Path(source) / "config.json").is_file():
-        found = ModelShape.of(source)
-        if shape is not None and ModelShape.of(shape) != found:
-            raise BadInput(f"model.shape: is not the shape of {source}; leave it out")
-        return found
-    if shape is not None:
-        return ModelShape.of(shape)
-    return ModelShape.of(source_config(recipe))
+    found, shape = ModelShape.of(config), recipe.model.shape
+    if shape is not None and ModelShape.of(shape) != found:
+        raise BadInput(f"model.shape: is not the shape of {recipe.model.source}; leave it out")
+    return found
 
 
 def source_config(recipe: Recipe) -> dict[str, Any]:

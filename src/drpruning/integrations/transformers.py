@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from accelerate.utils import broadcast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from drpruning.data import Mixture
 from drpruning.errors import BadInput
 from drpruning.integrations.sampling import DomainDataset, SegmentSampler
 from drpruning.scheduling import Decision, Policy
+from drpruning.training import agreed_ratio
 
 _STATE = "drpruning.domain_scheduling"  # the key in the Trainer's own state
 
@@ -105,13 +104,13 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
         """Plan the segment that begins, or that the checkpoint lies in."""
-        self._settle(args, state)
+        self._settle(state)
         if self._at_end(state):  # an evaluation was due and did not come
             self._sampler.end()
             self._save(state)
@@ -131,7 +130,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         metrics: Mapping[str, float],
@@ -154,17 +153,17 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             if (loss := metrics.get(f"eval_{name}_loss")) is not None:
                 self._losses[name] = loss
         if len(self._losses) == len(self.policy.domains):
-            self._update(args, state)
+            self._update(state)
 
     def on_train_end(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
         """Evaluations after training are not part of it."""
-        self._settle(args, state)
+        self._settle(state)
         self._training = False
 
     # The update.
@@ -173,7 +172,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         """Whether the last step of a segment is done and the segment has not been ended."""
         return bool(state.global_step == self.mixture.step + self.segment_steps)
 
-    def _settle(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _settle(self, state: TrainerState) -> None:
         """Update even though the evaluation is over and some domain had no loss."""
         if self._losses is None:
             return
@@ -184,13 +183,13 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
                 "eval_dataset must be a dict with an entry for every domain, and its examples "
                 "must have labels"
             )
-        self._update(args, state)
+        self._update(state)
 
-    def _update(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _update(self, state: TrainerState) -> None:
         losses, self._losses = self._losses or {}, None
         realised = self._sampler.end() if self._at_end(state) else None
         self.decision = self.policy.update(step=state.global_step, losses=losses)
-        self.ratio = _agreed(self.decision.ratio, args)
+        self.ratio = agreed_ratio(self.decision.ratio)
         known = {name: losses.get(name, math.nan) for name in self.policy.domains}
         known = {name: loss for name, loss in known.items() if math.isfinite(loss)}
         if state.is_world_process_zero and len(known) < len(self.policy.domains):
@@ -324,11 +323,3 @@ def _sizes(train_domains: Mapping[str, Sequence[Any]], domains: Sequence[str]) -
     if empty := [name for name, size in sizes.items() if size == 0]:
         raise BadInput(f"train_domains has no example of {', '.join(empty)}")
     return sizes
-
-
-def _agreed(ratio: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
-    """Rank 0's ratio, on every rank."""
-    if args.world_size == 1:
-        return dict(ratio)
-    shares = torch.tensor(list(ratio.values()), dtype=torch.float64, device=args.device)
-    return dict(zip(ratio, broadcast(shares).tolist(), strict=True))

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from drpruning.training.phases import load_model, pretrain, prune
     from drpruning.training.policy import phase_policy
     from drpruning.training.provenance import commit, versions
+    from drpruning.training.ranks import agreed_ratio
     from drpruning.training.validation import autocast, domain_losses
 
 _HOMES = {
     "Interrupted": "interruption",
+    "agreed_ratio": "ranks",
     "autocast": "validation",
     "commit": "provenance",
     "domain_losses": "validation",
@@ -29,6 +31,7 @@ _HOMES = {
 
 __all__ = [
     "Interrupted",
+    "agreed_ratio",
     "autocast",
     "commit",
     "domain_losses",

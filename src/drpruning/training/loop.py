@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from drpruning.console import Reporter, Task
@@ -34,6 +33,7 @@ from drpruning.training.optimization import (
     micro_batches,
     set_learning_rate,
 )
+from drpruning.training.ranks import agreed_ratio
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
 
@@ -320,7 +320,7 @@ class Loop:
         evaluated = time.monotonic()
         count = self.parameter_count()
         decision = self.policy.update(step=self.step, losses=losses, params=count)
-        self.ratio = self._agreed(decision.ratio)
+        self.ratio = agreed_ratio(decision.ratio)
         decided = time.monotonic()
         if self.accelerator.is_main_process:
             self.metrics.record(
@@ -350,11 +350,6 @@ class Loop:
             "excess": decision.excess,
             "explanation": decision.explanation,
         }
-
-    def _agreed(self, ratio: Mapping[str, float]) -> dict[str, float]:
-        """Rank 0's ratio, on every rank."""
-        shares = torch.tensor(list(ratio.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(ratio, broadcast(shares).tolist(), strict=True))
 
     # Checkpoints.
 
