@@ -221,6 +221,7 @@ def _add_record(phase: PhaseRecord, fields: _Fields) -> None:
                 ratio=fields.numbers("ratio"),
                 excess=fields.numbers("excess"),
                 realised_share=fields.numbers("realised_share"),
+                parameters=fields.number("parameters"),
                 evaluation_seconds=fields.number("evaluation_seconds"),
                 update_seconds=fields.number("update_seconds"),
             )
@@ -236,6 +237,7 @@ def _read_start(fields: _Fields) -> Start:
         total_steps=fields.integer("total_steps"),
         global_batch=fields.integer("global_batch"),
         sequence_length=fields.integer("sequence_length"),
+        final_parameters=fields.number("final_parameters"),
         versions={str(name): str(version) for name, version in versions.items()},
         commit="" if fields.raw.get("commit") is None else fields.text("commit"),
     )

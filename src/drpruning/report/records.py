@@ -15,6 +15,7 @@ class Start:
     total_steps: int
     global_batch: int
     sequence_length: int
+    final_parameters: float
     versions: dict[str, str]
     commit: str
 
@@ -46,6 +47,7 @@ class EvalPoint:
     ratio: dict[str, float]
     excess: dict[str, float]
     realised_share: dict[str, float]
+    parameters: float
     evaluation_seconds: float
     update_seconds: float
 

@@ -139,6 +139,10 @@ class Loop:
         """Parameters of the model as it is now."""
         return float(sum(p.numel() for p in self.parameters.values()))
 
+    def final_parameter_count(self) -> float:
+        """Parameters of the model at the end of the phase."""
+        return self.parameter_count()
+
     def after_evaluation(self) -> None:
         """Called when an evaluation has been logged."""
 
@@ -196,6 +200,7 @@ class Loop:
                 global_batch=self.settings.global_batch,
                 sequence_length=self.data.sequence_length,
                 parameters=self.parameter_count(),
+                final_parameters=self.final_parameter_count(),
                 versions=provenance.versions(),
                 commit=provenance.commit(),
             )

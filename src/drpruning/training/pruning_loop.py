@@ -85,6 +85,10 @@ class PruningLoop(Loop):
         """Expected parameters under the masks."""
         return float(self.masked.expected_parameters())
 
+    def final_parameter_count(self) -> float:
+        """Parameters of the target."""
+        return float(self.masked.target.num_parameters())
+
     def after_evaluation(self) -> None:
         """Keep the plan that would be cut now."""
         if self.accelerator.is_main_process:
