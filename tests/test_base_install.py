@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from logged_run import LoggedRun
+
 ROOT = Path(__file__).parents[1]
 BASE = {"numpy", "scipy", "pydantic", "typer", "rich", "pyyaml"}
 TRAIN = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors",
@@ -63,6 +65,24 @@ def test_recipes_are_checked_and_planned_without_the_extras(
     done = without_extras(f"from drpruning.cli import app\napp(['plan', {str(path)!r}])")
     assert done.returncode == 2
     assert "did you mean 'prune'" in done.stderr
+
+
+def test_runs_are_replayed_without_the_extras(tmp_path: Path) -> None:
+    run = LoggedRun(tmp_path / "run", ("prune", "pretrain"))
+    for arguments, word in (
+        ([], "identical to the run's"),
+        (["--policy", "group_dro", "--output", str(tmp_path / "replay.json")], "differ from"),
+    ):
+        command = ["replay", str(run.folder), *arguments]
+        done = without_extras(f"from drpruning.cli import app\napp({command!r})")
+        assert done.returncode == 0, done.stderr
+        assert word in done.stdout
+    assert (tmp_path / "replay.json").is_file()
+    page = str(tmp_path / "replay.html")
+    command = ["replay", str(run.folder), "--output", page]
+    done = without_extras(f"from drpruning.cli import app\napp({command!r})")
+    assert done.returncode == 2
+    assert "pip install 'drpruning[train]'" in done.stderr
 
 
 def test_running_without_the_extras_says_what_to_install(

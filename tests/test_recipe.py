@@ -76,6 +76,42 @@ def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ("scheduling.policy", "best", ["scheduling.policy", "'drpruning'", "'best'"]),
         ("scheduling.policy", "sheared", ["scheduling.reference_loss", "sheared"]),
         ("scheduling.reference_loss", {"b": 1.0}, ["scheduling.reference_loss", "['a']", "['b']"]),
+        (
+            "scheduling.reference_loss",
+            "m",
+            ["scheduling.reference_loss", "{from_model: NAME}", "'m'"],
+        ),
+        ("scheduling.reference_loss", {"a": "2"}, ["scheduling.reference_loss.a", "number", "'2'"]),
+        (
+            "scheduling.reference_loss",
+            {"from_modle": "m"},
+            ["scheduling.reference_loss.from_modle", "did you mean 'from_model'"],
+        ),
+        (
+            "scheduling.reference_loss",
+            {"from_models": ["x", "y"]},
+            ["scheduling.reference_loss.from_models", "three or more", "['x', 'y']"],
+        ),
+        ("scheduling.reference_loss", {"from_models": ["x", "y", "x"]}, ["different sizes"]),
+        (
+            "scheduling.reference_loss",
+            {"from_model": "m", "from_models": ["x", "y", "z"]},
+            ["scheduling.reference_loss", "either from_model or from_models"],
+        ),
+        ("scheduling.start", {}, ["scheduling.start", "at least one", "reference_ratio"]),
+        ("scheduling.start", {"rati": {"a": 1.0}}, ["scheduling.start.rati", "'ratio'"]),
+        ("scheduling.start", {"ratio": {"b": 1.0}}, ["scheduling.start.ratio", "['a']", "['b']"]),
+        ("scheduling.start", {"ratio": {"a": 0.5}}, ["scheduling.start.ratio", "sum to 0.5"]),
+        (
+            "scheduling.start",
+            {"reference_ratio": {"a": 0.0}},
+            ["scheduling.start.reference_ratio.a", "greater than 0"],
+        ),
+        (
+            "scheduling",
+            {"reference_loss": {"a": 1.0}, "start": {"reference_loss": {"a": 1.0}}},
+            ["scheduling.reference_loss", "scheduling.start", "drop"],
+        ),
         ("scheduling.rho", 0.0, ["scheduling.rho", "greater than 0"]),
         ("training.precision", "fp16", ["training.precision", "'bf16'"]),
         ("training.micro_batch", True, ["training.micro_batch", "integer"]),
@@ -148,3 +184,43 @@ def test_broken_file_is_refused_by_name(tmp_path: Path, content: bytes, words: s
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"none\.yaml: No such file"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "scheduling",
+    [
+        {"reference_loss": {"from_model": "m"}, "policy": "sheared"},
+        {"reference_loss": {"from_models": ["x", "y", "z"]}},
+        {"reference_loss": {"a": 2.5}},
+        {"start": {"ratio": {"a": 1.0}, "reference_loss": {"a": 0.0}}, "policy": "sheared"},
+    ],
+)
+def test_reference_losses_and_start_read_back_the_same(scheduling: dict[str, Any]) -> None:
+    recipe = parse_recipe(changed("scheduling", scheduling))
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_domain_may_have_the_name_of_a_field() -> None:
+    values = changed("scheduling", {"reference_loss": {"from_model": 2.5}})
+    values["data"]["domains"] = {"from_model": {"source": "a.jsonl", "share": 1.0}}
+    assert parse_recipe(values).scheduling.reference_loss == {"from_model": 2.5}
+    values["scheduling"] = {"reference_loss": {"from_model": "m"}}
+    models = parse_recipe(values).scheduling.reference_models
+    assert models is not None
+    assert models.models == ["m"]
+
+
+def test_start_may_be_a_file_whose_content_it_then_holds(tmp_path: Path) -> None:
+    file, found = tmp_path / "r.yaml", tmp_path / "found.yaml"
+    found.write_text("# from a run\nratio: {a: 1.0}\nreference_loss: {a: 2.25}\n")
+    file.write_text(yaml.safe_dump(changed("scheduling.start", str(found))))
+    recipe = load_recipe(file)
+    assert recipe.scheduling.start is not None
+    assert recipe.scheduling.start.reference_loss == {"a": 2.25}
+    assert str(found) not in recipe.to_yaml()
+    found.write_text("- 1\n")
+    with pytest.raises(BadInput, match=r"found\.yaml: scheduling\.start is a mapping with ratio"):
+        load_recipe(file)
+    found.unlink()
+    with pytest.raises(BadInput, match=r"scheduling\.start: .*found\.yaml: No such file"):
+        load_recipe(file)

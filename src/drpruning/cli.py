@@ -164,6 +164,125 @@ def report(
     typer.echo(f"report: {write_report(runs, output)}")
 
 
+@command(
+    "drprune replay runs/a     the run's own policy: gives its ratio again\n"
+    "drprune replay runs/a --policy sheared\n"
+    "drprune replay runs/a --set rho=0.2 --set forecast=false --output replay.html"
+)
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder; it stays as it is.")],
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another policy; default: the run's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting, named as in the recipe's section scheduling; may be given several "
+            "times. The value is YAML.",
+        ),
+    ] = None,
+    phase: Annotated[
+        str | None, typer.Option(metavar="PHASE", help="Only prune or only pretrain.")
+    ] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a page with figures (.html) or every number (.json); may be given "
+            "several times.",
+        ),
+    ] = None,
+) -> None:
+    """Show which data ratio another policy or setting would have given for a run's losses.
+
+    The losses stay those of the run as it was: this is what the policy would
+    have decided at each evaluation, not what training under it would have
+    given. Needs no GPU and no torch.
+    """
+    from drpruning.replay import check_output, replay_run, write_replay
+    from drpruning.replay_text import print_replay
+
+    for file in output or []:
+        check_output(file)
+    replayed = replay_run(run, policy, settings or [], [phase] if phase else None)
+    for file in output or []:
+        write_replay(replayed, file)
+    print_replay(replayed)
+    for file in output or []:
+        typer.echo(f"replay: {file}")
+
+
+@command(
+    "drprune reference-loss recipe.yaml     the models that the recipe names\n"
+    "drprune reference-loss recipe.yaml --model large-model\n"
+    "drprune reference-loss runs/a --model 7b --model 13b --model 70b --params 2700000000\n"
+    "drprune reference-loss recipe.yaml --model large-model --output start.yaml"
+)
+def reference_loss(
+    target: Annotated[
+        Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe or a run folder.")
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="A model's own losses; given three times or more, the law over these sizes. "
+            "Default: the models of the recipe.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    parameters: Annotated[
+        int | None,
+        typer.Option(
+            "--params", min=1, help="Read the law off at this size; default: the target's."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also save them, as a file for scheduling.start.")
+    ] = None,
+) -> None:
+    """Measure reference losses: of a model, or by the scaling law over several sizes.
+
+    Prepares the data of a recipe if needed, and changes nothing else in its run folder.
+    """
+    from drpruning.reference_loss_command import compute_reference_losses
+
+    compute_reference_losses(target, models or [], overrides or [], parameters, output)
+
+
+@command(
+    "drprune export-schedule runs/a\n"
+    "drprune export-schedule runs/a --phase prune --output found.yaml\n"
+    "drprune run other.yaml --set scheduling.start=runs/a/start.yaml"
+)
+def export_schedule(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    phase: Annotated[
+        str | None,
+        typer.Option(metavar="PHASE", help="prune or pretrain; default: the last one."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The file; default: start.yaml in the run folder.")
+    ] = None,
+) -> None:
+    """Save the reference losses and ratios that a run has found, for another recipe to start from.
+
+    Needs no torch.
+    """
+    from drpruning.schedule_export import START_FILE, export_schedule, start_text, write_start
+
+    found = export_schedule(run, phase)
+    file = output or run / START_FILE
+    write_start(file, found.start, found.comments)
+    typer.echo(start_text(found.start, found.comments))
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"saved: {file}; a recipe takes it as scheduling: {{start: {file}}}")
+
+
 @command("drprune demo\ndrprune demo --output /tmp/demo")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),

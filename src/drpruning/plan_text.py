@@ -86,6 +86,28 @@ def _domains(plan: RunPlan) -> Table:
     return table
 
 
+def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
+    """Where reference losses and the first ratio come from."""
+    scheduling = recipe.scheduling
+    models = scheduling.reference_models
+    if models is not None:
+        sizes = plan.reference_models
+        named = [f"{m} ({sizes[m]:,} parameters)" if m in sizes else m for m in models.models]
+        final = plan.target or plan.source
+        at = f", at {final.num_parameters():,} parameters" if final else ""
+        origin = f"law over {', '.join(named)}{at}" if models.from_models else f"from {named[0]}"
+        origin += "; measured before training"
+    elif scheduling.reference_loss is not None:
+        origin = "numbers in the recipe"
+    elif scheduling.started_reference_loss is not None:
+        origin = "scheduling.start"
+    elif scheduling.policy == "drpruning" and scheduling.forecast is not False:
+        origin = "none until the first forecast"
+    else:
+        return []
+    return [f"reference losses: {origin}"]
+
+
 def print_plan(recipe: Recipe, plan: RunPlan) -> None:
     """Print shapes, phases, domains and warnings; problems are the caller's to show."""
     console = Console(highlight=False)
@@ -96,5 +118,7 @@ def print_plan(recipe: Recipe, plan: RunPlan) -> None:
     console.print(_phases(recipe, plan))
     if plan.domains:
         console.print(_domains(plan))
+    for line in _schedule_lines(recipe, plan):
+        console.print(line, markup=False, soft_wrap=True)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

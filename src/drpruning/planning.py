@@ -14,8 +14,15 @@ from drpruning.data import DomainSource, PreparedData, check_sources, estimate_t
 from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Domain, Phase, Recipe, parse_recipe, read_values
+from drpruning.reference_losses import check_reference_models
 from drpruning.scheduling import MIN_POINTS
-from drpruning.source_model import check_tokenizer, check_weights, source_config, source_shape
+from drpruning.source_model import (
+    SOURCE,
+    check_tokenizer,
+    check_weights,
+    source_config,
+    source_shape,
+)
 from drpruning.training import phase_policy
 
 BYTES_PER_PARAMETER = 16
@@ -62,6 +69,8 @@ class RunPlan:
     """Phase -> estimated bytes a GPU."""
     evaluations: dict[str, int] = field(default_factory=dict)
     """Phase -> evaluations, each with one ratio update."""
+    reference_models: dict[str, int] = field(default_factory=dict)
+    """Models that the reference losses are from -> their number of parameters."""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -245,10 +254,13 @@ def plan_run(recipe: Recipe) -> RunPlan:
         plan.warnings += _length_warning(recipe, config)
     if plan.source is not None:
         shape = plan.source
-        checks.append(lambda: check_tokenizer(recipe, shape))
-        checks.append(lambda: check_weights(recipe, shape))
+        checks.append(lambda: check_tokenizer(str(recipe.model.source), shape, SOURCE))
+        checks.append(lambda: check_weights(str(recipe.model.source), shape, SOURCE))
         _plan_model(recipe, plan, collected)
     checks.append(lambda: _check_policy(recipe))
+    if (models := recipe.scheduling.reference_models) is not None:
+        with collected():
+            plan.reference_models = check_reference_models(models, str(recipe.model.source))
     for check in checks:
         with collected():
             check()
@@ -265,7 +277,8 @@ def plan_run(recipe: Recipe) -> RunPlan:
 def _update_warnings(recipe: Recipe, evaluations: dict[str, int]) -> list[str]:
     """Phases in which no forecast can be made, so that the ratio would never move."""
     scheduling = recipe.scheduling
-    if scheduling.policy != "drpruning" or scheduling.reference_loss is not None:
+    given = [scheduling.reference_loss, scheduling.started_reference_loss]
+    if scheduling.policy != "drpruning" or given != [None, None]:
         return []
     return [
         f"{name}.evaluate_every: {useful} evaluations before the last step; without "
@@ -328,8 +341,9 @@ def _sparsity_warnings(source: ModelShape, target: ModelShape) -> list[str]:
 
 
 def _check_policy(recipe: Recipe) -> None:
+    unknown = dict.fromkeys(recipe.data.domains, 1.0)  # reference losses are measured later
     for phase in recipe.phases.values():
-        phase_policy(recipe, phase, final_params=1.0)
+        phase_policy(recipe, phase, final_params=1.0, reference_loss=unknown)
 
 
 def _already_prepared(recipe: Recipe) -> PreparedData | None:

@@ -11,33 +11,40 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from drpruning.errors import BadInput
 from drpruning.field_errors import explain
+from drpruning.recipe_scheduling import ReferenceModels, Scheduling, Start
+from drpruning.recipe_section import (
+    SHARES_TOLERANCE,
+    Decay,
+    Fraction,
+    PositiveFloat,
+    Section,
+    Share,
+)
 from drpruning.yaml_text import parse_yaml
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-SHARES_TOLERANCE = 1e-6
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values are not coerced, nothing changes."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
-    )
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Domain",
+    "ModelSection",
+    "Phase",
+    "Pretrain",
+    "Prune",
+    "Recipe",
+    "ReferenceModels",
+    "Scheduling",
+    "Section",
+    "Start",
+    "Target",
+    "Training",
+    "load_recipe",
+    "parse_recipe",
+    "read_values",
+]
 
 
 class Target(Section):
@@ -91,7 +98,7 @@ class Domain(Section):
     """Initial share of the blocks (every block has the same number of tokens); they sum to 1."""
     text_field: str = "text"
     """The field or column that holds a document's text."""
-    where: dict[str, Any] = {}
+    where: dict[str, Any] = Field(default_factory=dict)
     """Keep documents whose (dotted) field has this value, or one of these values."""
     validation: str | None = None
     """Source of validation text; absent: held out by document from `source`."""
@@ -147,41 +154,6 @@ class Data(Section):
             scaled = ", ".join(f"{n}: {d.share / total:.6g}" for n, d in domains.items())
             raise ValueError(f"the shares sum to {total:.6g}, not 1; in proportion: {scaled}")
         return domains
-
-
-class Scheduling(Section):
-    """How the data ratio moves (paper, sections 2.2, 3.1 to 3.3)."""
-
-    policy: Literal["drpruning", "naive_dro", "sheared", "constant", "group_dro", "cvar"] = (
-        "drpruning"
-    )
-    """Which rule gives the next ratio."""
-    rho: PositiveFloat | None = None
-    """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.1."""
-    floor: Fraction | None = None
-    """Smallest share of any domain (drpruning, naive_dro); default: the smallest reference one."""
-    reference_loss: dict[str, PositiveFloat] | None = None
-    """Reference loss a domain in nats; absent: none until the first forecast."""
-    loss_weight: Share | None = None
-    """Weight of the newest loss in the average of losses (drpruning); default 1, no average."""
-    forecast: bool | None = None
-    """Forecast the reference loss (drpruning); default true."""
-    forecast_start: Fraction | None = None
-    """Share of the steps before the first forecast (drpruning); default 0.2."""
-    moving_reference: bool | None = None
-    """Let the reference ratio follow the ratio (drpruning); default true."""
-    reference_start: Fraction | None = None
-    """Share of the steps before the reference ratio moves (drpruning); default 0.4."""
-    delta: Fraction | None = None
-    """How far the reference ratio moves at an update (drpruning); default 0.1."""
-    bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """The reference ratio stays within 1/bound and bound times the initial one; default 2."""
-    handover: Literal["fresh", "continue"] = "fresh"
-    """Continued pretraining starts from the initial ratio, or from what pruning ended with."""
-
-    def options(self) -> dict[str, Any]:
-        """The policy's own settings, those that are given."""
-        return self.model_dump(exclude={"policy", "handover"}, exclude_none=True)
 
 
 class Phase(Section):
@@ -303,17 +275,7 @@ class Recipe(Section):
                 "prune: missing although model.target is given; write `prune: {steps: ...}` "
                 "or leave model.target out"
             )
-        reference = self.scheduling.reference_loss
-        if reference is not None and set(reference) != set(self.data.domains):
-            raise ValueError(
-                "scheduling.reference_loss: must name exactly the domains "
-                f"{sorted(self.data.domains)}, not {sorted(reference)}"
-            )
-        if self.scheduling.policy == "sheared" and reference is None:
-            raise ValueError(
-                "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
-                "losses; write one a domain"
-            )
+        self.scheduling.check(self.data.domains)
         return self
 
     @property
@@ -352,21 +314,34 @@ def _override(values: dict[str, Any], assignment: str) -> None:
     place[keys[-1]] = parse_yaml(text, f"--set {path}")
 
 
+def _read_mapping(path: str | Path, label: str, expected: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise BadInput(f"{label} {path}: {reason}") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: {expected}")
+    return values
+
+
 def read_values(path: str | Path) -> dict[str, Any]:
     """A recipe file as a plain mapping, not checked further.
 
     Raises:
         BadInput: It cannot be read, or is no mapping.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise BadInput(f"recipe {path}: {reason}") from None
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: a recipe is a mapping with model, data, ...; see `drprune --help`")
-    return values
+    expected = "a recipe is a mapping with model, data, ...; see `drprune --help`"
+    return _read_mapping(path, "recipe", expected)
+
+
+def _put_start_in_place(values: dict[str, Any]) -> None:
+    """Replace the name of a file in `scheduling.start` by what the file says."""
+    scheduling = values.get("scheduling")
+    if isinstance(scheduling, dict) and isinstance(scheduling.get("start"), str):
+        expected = f"scheduling.start is a mapping with {', '.join(Start.model_fields)}"
+        scheduling["start"] = _read_mapping(scheduling["start"], "scheduling.start:", expected)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -377,7 +352,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         overrides: `key.path=value` assignments, the value in YAML, applied on top.
 
     Returns:
-        The recipe, checked as far as that is possible without its files.
+        The recipe, checked as far as that is possible without its files. A file named in
+        `scheduling.start` has been read into it.
 
     Raises:
         BadInput: The file cannot be read or a field is wrong; every wrong field is named.
@@ -385,6 +361,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     values = read_values(path)
     for assignment in overrides:
         _override(values, assignment)
+    _put_start_in_place(values)
     return parse_recipe(values, origin=str(path))
 
 

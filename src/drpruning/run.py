@@ -25,8 +25,10 @@ from drpruning.planning import (
     repetition_warnings,
 )
 from drpruning.recipe import Recipe, parse_recipe, read_values
+from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
 from drpruning.source_model import source_config, source_shape
+from drpruning.training import REFERENCE_LOSS_FILE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -88,11 +90,12 @@ class Run:
         return Reporter(silent=int(os.environ.get("RANK", "0")) != 0)
 
     @contextmanager
-    def session(self, command: str) -> Iterator["Run"]:
+    def session(self, command: str | None) -> Iterator["Run"]:
         """Check everything that can be checked, then hold the folder while the block runs.
 
         Args:
-            command: What was started, for sessions.jsonl.
+            command: What was started, for sessions.jsonl; None: the run is not begun by it, so
+                that its recipe may still change.
 
         Raises:
             BadInput: Something in the recipe cannot work (every problem found is named), or another
@@ -111,8 +114,9 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
-                self._write_recipe()
-                self._note_session(command)
+                if command is not None:
+                    self._write_recipe()
+                    self._note_session(command)
                 self.accelerator.wait_for_everyone()
                 yield self
         except PermissionError as error:
@@ -215,6 +219,7 @@ class Run:
 
         if self.recipe.prune is None or self._done("prune", "pruned"):
             return
+        self.measure_reference_losses()
         prune(self.recipe, self.data, self.accelerator, self.reporter)
 
     def pretrain(self) -> None:
@@ -231,7 +236,21 @@ class Run:
             raise BadInput(
                 f"{self.folder / 'pruned'}: not there yet; run `drprune prune` or `drprune run`"
             )
+        self.measure_reference_losses()
         pretrain(self.recipe, self.data, self.accelerator, self.reporter)
+
+    def measure_reference_losses(self) -> None:
+        """Write reference_loss.json where the recipe names models, unless it is there."""
+        models = self.recipe.scheduling.reference_models
+        if models is None or (self.folder / REFERENCE_LOSS_FILE).is_file():
+            return
+        found = measure_reference_losses(
+            models, self.recipe, self.data, self.accelerator, self.reporter
+        )
+        if self.accelerator.is_main_process:
+            found.write(self.folder)
+            self.reporter.console.print(reference_losses_table(found))
+        self.accelerator.wait_for_everyone()
 
     def models(self) -> dict[str, str]:
         """The models of this run that are there: name -> folder or Hub name."""
@@ -307,11 +326,11 @@ def evaluate_targets(targets: list[Path], data: Path | None) -> None:
             raise BadInput(f"{model}: neither a run folder nor a model folder")
         if data is None:
             raise BadInput(f"{model}: name the run whose data it is measured on with --data RUN")
-    runs = [_evaluated_run(folder) for folder in folders]
+    runs = [run_as_it_is(folder) for folder in folders]
     for run in runs:
         run.evaluate(again=True)
     if data is not None:
-        home = _evaluated_run(data)
+        home = run_as_it_is(data)
         for model in models:
             if tokenizer_digest(model) != home.data.tokenizer_digest:
                 raise BadInput(f"{model}: its tokenizer is not the one that {data} was made with")
@@ -323,7 +342,7 @@ def evaluate_targets(targets: list[Path], data: Path | None) -> None:
         show_table(folders, runs[0].reporter)
 
 
-def _evaluated_run(folder: Path) -> Run:
+def run_as_it_is(folder: Path) -> Run:
     """A run whose blocks are used as they are: its text need not be there any more."""
     run = Run.open(folder)
     run.data = PreparedData.open(run.recipe.prepared_folder)

@@ -1,4 +1,4 @@
-"""The source model as its files describe it: shape, tokenizer, weights; nothing is loaded."""
+"""Models as their files describe them: shape, tokenizer, weights; nothing is loaded."""
 
 import json
 import struct
@@ -10,6 +10,8 @@ from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Recipe
 
+SOURCE = "model.source"
+"""The field that names the source model."""
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
 
@@ -30,35 +32,58 @@ def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
     return found
 
 
+def final_shape(recipe: Recipe) -> ModelShape:
+    """Shape of the model at the end of the run: the target's, or the source's without pruning.
+
+    Raises:
+        BadInput: The source cannot be used, or not be pruned to that target.
+    """
+    shape = source_shape(recipe, source_config(recipe))
+    target = recipe.model.target
+    return shape if target is None else shape.pruned_to(**target.dimensions())
+
+
 def source_config(recipe: Recipe) -> dict[str, Any]:
     """The source's config.json, or `model.shape` where that is given and the model is not here.
 
     Raises:
         BadInput: There is neither.
     """
-    source = recipe.model.source
-    path = Path(str(source)) / "config.json"
+    name, shape = str(recipe.model.source), recipe.model.shape
+    if shape is not None and not (Path(name) / "config.json").is_file():
+        return shape
+    return read_config(name, SOURCE, "give a folder, or model.shape to plan without it")
+
+
+def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[str, Any]:
+    """The config.json of a model.
+
+    Args:
+        name: A folder, or a name on the Hub.
+        field: The field of the recipe that names the model, for the message.
+        remedy: What to do where the Hub does not have it.
+
+    Raises:
+        BadInput: There is none.
+    """
+    path = Path(name) / "config.json"
     if not path.is_file():
-        if recipe.model.shape is not None:
-            return recipe.model.shape
-        if source is None or Path(source).exists() or source.count("/") > 1:
-            raise BadInput(
-                f"model.source: {source} is no folder with a config.json, nor a Hub name"
-            )
-        path = _hub_config(source)
+        if Path(name).exists() or name.count("/") > 1:
+            raise BadInput(f"{field}: {name} is no folder with a config.json, nor a Hub name")
+        path = _hub_config(name, field, remedy)
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"model.source: {path} is not JSON: {error}") from None
+        raise BadInput(f"{field}: {path} is not JSON: {error}") from None
     return config
 
 
-def _hub_config(name: str) -> Path:
+def _hub_config(name: str, field: str, remedy: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise BadInput(
-            f"model.source: {name} is no folder here, and looking it up on the Hub needs "
+            f"{field}: {name} is no folder here, and looking it up on the Hub needs "
             "`pip install drpruning[train]`"
         ) from None
     try:
@@ -66,72 +91,90 @@ def _hub_config(name: str) -> Path:
     except Exception as error:  # the Hub client has a dozen unrelated error types
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
-            f"model.source: {name} is no folder here and not to be had from the Hub ({reason}); "
-            "give a folder, or model.shape to plan without it"
+            f"{field}: {name} is no folder here and not to be had from the Hub ({reason}); {remedy}"
         ) from None
 
 
-def check_tokenizer(recipe: Recipe, shape: ModelShape) -> None:
+def vocabulary(name: str, field: str) -> dict[str, int] | None:
+    """Token -> id of the tokenizer in a model folder; None where that cannot be read from JSON.
+
+    Raises:
+        BadInput: The folder has no tokenizer, or its tokenizer.json is none.
+    """
+    folder = Path(name)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("*.model")):
+            return None
+        raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        entries = content["model"]["vocab"]
+        if isinstance(entries, list):
+            entries = {token: index for index, (token, _) in enumerate(entries)}
+        added = {token["content"]: int(token["id"]) for token in content.get("added_tokens", [])}
+        return {**entries, **added}
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{field}: {file} is not a tokenizer file") from None
+
+
+def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
     """Refuse a local tokenizer that is missing or has ids the model lacks.
+
+    Args:
+        name: Of the model.
+        shape: Its shape.
+        field: The field of the recipe that names it.
 
     Raises:
         BadInput: So.
     """
-    folder = Path(str(recipe.model.source))
-    if not folder.is_dir():
-        return
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        if any(folder.glob("*token*")) or any(folder.glob("*.model")):
-            return
-        raise BadInput(f"model.source: {folder} has no tokenizer (tokenizer.json)")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        vocabulary = content["model"]["vocab"]
-        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-        largest = max([*ids, *(token["id"] for token in content.get("added_tokens", []))])
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"model.source: {file} is not a tokenizer file") from None
-    if largest >= shape.vocab_size:
+    tokens = vocabulary(name, field)
+    if tokens and (largest := max(tokens.values())) >= shape.vocab_size:
         raise BadInput(
-            f"model.source: the tokenizer in {folder} does not fit the model: its largest id is "
+            f"{field}: the tokenizer in {name} does not fit the model: its largest id is "
             f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
         )
 
 
-def check_weights(recipe: Recipe, shape: ModelShape) -> None:
+def check_weights(name: str, shape: ModelShape, field: str) -> None:
     """Refuse local weights that are not those of the config, from the headers of their files.
+
+    Args:
+        name: Of the model.
+        shape: Its shape.
+        field: The field of the recipe that names it.
 
     Raises:
         BadInput: No safetensors, a file that is torn, or a parameter missing, unknown or of another
             size.
     """
-    folder = Path(str(recipe.model.source))
+    folder = Path(name)
     if not folder.is_dir():
         return
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise BadInput(f"model.source: {folder} has no safetensors weights; convert them first")
-    found = dict(pair for file in files for pair in _header(file))
+        raise BadInput(f"{field}: {folder} has no safetensors weights; convert them first")
+    found = dict(pair for file in files for pair in _header(file, field))
     tied = shape.tied_embeddings
     table = shape.family.full_table(shape.num_layers, shape.switches, tied=tied)
     sizes = shape.axis_sizes()
-    for name, axes in table.items():
+    for parameter, axes in table.items():
         expected = [sizes[axis] for axis in axes]
-        if name not in found:
-            raise BadInput(f"model.source: {folder} has no weights for {name}")
-        if found[name] != expected:
+        if parameter not in found:
+            raise BadInput(f"{field}: {folder} has no weights for {parameter}")
+        if found[parameter] != expected:
             raise BadInput(
-                f"model.source: {name} has shape {found[name]} in {folder}, where its config.json "
-                f"says {expected}"
+                f"{field}: {parameter} has shape {found[parameter]} in {folder}, where its "
+                f"config.json says {expected}"
             )
     head = f"{shape.family.output}.weight"
     allowed = {*table, head} if tied else {*table}
     if odd := [n for n in found if n not in allowed and not n.endswith("rotary_emb.inv_freq")]:
-        raise BadInput(f"model.source: {folder} has weights that its config.json lacks: {odd[0]}")
+        raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
 
 
-def _header(file: Path) -> Iterator[tuple[str, list[int]]]:
+def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
     """Name and shape of every tensor in a safetensors file that is as long as it says."""
     size = file.stat().st_size
     try:
@@ -146,5 +189,5 @@ def _header(file: Path) -> Iterator[tuple[str, list[int]]]:
     except (ValueError, KeyError, TypeError, struct.error):
         complete = False
     if not complete:
-        raise BadInput(f"model.source: {file} is not a whole safetensors file; fetch it again")
+        raise BadInput(f"{field}: {file} is not a whole safetensors file; fetch it again")
     yield from ((name, shape) for name, shape, _ in entries)

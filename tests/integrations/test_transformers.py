@@ -1,12 +1,9 @@
-"""The callback in a real Trainer: shares, order, resuming, workers, ranks, wrong use."""
+"""The callback in a real Trainer: shares, order, resuming, workers, wrong use."""
 
 import itertools
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,10 @@ from tiny_trainer import (
     TRAIN,
     VALIDATION,
     RecordingTrainer,
+    Scripted,
     arguments,
     decisions,
+    forecasting,
     logged,
     prepared,
     tiny_model,
@@ -29,14 +28,9 @@ from transformers import TrainerCallback
 
 from drpruning.errors import BadInput
 from drpruning.integrations.transformers import DomainSchedulingCallback
-from drpruning.scheduling import Constant, DRPruning, Policy
+from drpruning.scheduling import Constant
 
 NAMES = list(SHARES)
-HERE = Path(__file__).parent
-
-
-def forecasting(steps: int) -> Policy:
-    return DRPruning(SHARES, steps, floor=0.05, reference_loss=dict.fromkeys(SHARES, 3.0))
 
 
 def test_examples_follow_the_ratio_of_their_segment_within_one(tmp_path: Path) -> None:
@@ -91,16 +85,6 @@ def test_order_does_not_depend_on_how_batches_are_fetched(
     other.train()
     assert [d["ratio"] for d in decisions(plain)] == [d["ratio"] for d in decisions(other)]
     assert plain.rows == other.rows
-
-
-class Scripted(Constant):
-    """Ratios that swing widely and do not depend on the losses, so that rounding does not count."""
-
-    def __init__(self) -> None:
-        super().__init__(SHARES)
-
-    def _ratio_from(self, losses: Any) -> Any:  # noqa: ARG002
-        return self._ratio[[1, 2, 0]]
 
 
 def test_training_twice_is_training_the_same_twice(tmp_path: Path) -> None:
@@ -219,16 +203,75 @@ def test_domain_that_is_no_longer_evaluated_leaves_the_ratio_and_says_so(
     assert caplog.text.count("no finite loss for wiki") == 3
 
 
-def test_evaluation_that_does_not_come_leaves_the_ratio(tmp_path: Path) -> None:
+def test_evaluation_that_does_not_come_leaves_the_ratio_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Veto(TrainerCallback):
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_evaluate &= state.global_step != 6
 
     trainer, callback = prepared(tmp_path)
     trainer.add_callback(Veto())
-    trainer.train()
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
     assert [d["step"] for d in decisions(trainer)] == [0, 3, 9, 12]
     assert callback.mixture.step == 12
+    assert caplog.text.count("no evaluation came") == 1
+    assert "step 6" in caplog.text
+
+
+def test_checkpoint_between_a_step_and_its_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class SaveAtOnce(TrainerCallback):  # as the Trainer does at SIGTERM
+        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step == 6:
+                whole._save_checkpoint(whole.model, trial=None)
+
+    whole, _ = prepared(tmp_path, callbacks=(SaveAtOnce(),), dropout=0.0)
+    whole.train()
+    checkpoint = str(tmp_path / "checkpoint-6")
+    resumed, _ = prepared(tmp_path / "evaluated", dropout=0.0)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert decisions(resumed) == decisions(whole)
+    assert resumed.rows == {s: rows for s, rows in whole.rows.items() if s >= 6}
+    for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert "no evaluation came" not in caplog.text
+
+    other, callback = prepared(tmp_path / "other", eval_on_start=False)
+    other.train(resume_from_checkpoint=checkpoint)
+    assert [d["step"] for d in decisions(other)] == [0, 3, 9, 12]
+    assert callback.mixture.step == 12
+    assert "step 6: the data ratio stays as it is, because no evaluation came" in caplog.text
+
+
+def test_domain_that_is_no_longer_evaluated_does_not_stop_a_resumed_run(tmp_path: Path) -> None:
+    whole, _ = prepared(tmp_path, save_strategy="steps", save_steps=4)
+    whole.train()
+    evaluation = {name: VALIDATION[name] for name in ("web", "code")}
+    resumed, _ = prepared(tmp_path / "other", evaluation=evaluation)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    before, *after = decisions(resumed)[1:]
+    assert all(entry["ratio"] == before["ratio"] for entry in after)
+
+
+def test_evaluation_of_something_else_in_its_place_leaves_the_ratio_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Instead(TrainerCallback):
+        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                trainer.evaluate(VALIDATION["web"])  # cancels the evaluation that was due
+
+    trainer, _ = prepared(tmp_path)
+    trainer.add_callback(Instead())
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    log = decisions(trainer)
+    assert [entry["step"] for entry in log] == [0, 3, 6, 9, 12]
+    assert log[0]["ratio"] == log[1]["ratio"] != log[2]["ratio"]
+    assert "no finite loss for web, code, wiki" in caplog.text
 
 
 def test_callback_can_be_added_to_a_trainer_that_exists(tmp_path: Path) -> None:
@@ -294,7 +337,7 @@ def test_policies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("evaluation", "message"),
     [
-        (VALIDATION["web"], "give a dict with one for each domain: web, code, wiki"),
+        (VALIDATION["web"], "gave no eval_web_loss, .*eval_dataset must be a dict"),
         ({k: v for k, v in VALIDATION.items() if k != "code"}, "gave no eval_code_loss"),
         ({"other": VALIDATION["web"]}, "eval_web_loss, eval_code_loss, eval_wiki_loss"),
     ],
@@ -340,6 +383,7 @@ def test_trainer_with_other_arguments_is_refused(tmp_path: Path) -> None:
         ({"per_device_train_batch_size": 4}, "the data loader has 6 batches"),
         ({"gradient_accumulation_steps": 2}, "not 6"),
         ({"eval_steps": 2}, "eval_steps = 3, this training has 2"),
+        ({"max_steps": 10}, "set it to 9 or 12"),
     ):
         trainer = RecordingTrainer(
             tiny_model(),
@@ -372,7 +416,7 @@ def test_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     saved["mixture"]["step"] = 0
     path.write_text(json.dumps(state))
     other, _ = prepared(tmp_path / "other")
-    with pytest.raises(BadInput, match="before the evaluation of that step was complete"):
+    with pytest.raises(BadInput, match="has the place in the data of step 0"):
         other.train(resume_from_checkpoint=str(checkpoint))
 
     del state["stateful_callbacks"]["drpruning.domain_scheduling"]
@@ -380,30 +424,3 @@ def test_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     other, _ = prepared(tmp_path / "other")
     with pytest.raises(BadInput, match="without domain scheduling"):
         other.train(resume_from_checkpoint=str(checkpoint))
-
-
-@pytest.mark.slow
-def test_two_ranks_train_on_what_one_does(tmp_path: Path) -> None:
-    seen: dict[int, list[dict[str, Any]]] = {}
-    for ranks, micro_batch in ((1, 4), (2, 2)):
-        folder = tmp_path / str(ranks)
-        folder.mkdir()
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone",
-             f"--nproc-per-node={ranks}", HERE / "two_ranks.py", folder, str(micro_batch)],
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-        )  # fmt: skip
-        seen[ranks] = [json.loads((folder / f"rank{i}.json").read_text()) for i in range(ranks)]
-    (one,), (first, second) = seen[1], seen[2]
-    for key in ("decisions", "decisions_resumed", "state", "state_resumed"):
-        assert first[key] == second[key]
-    assert first["decisions"] == first["decisions_resumed"]
-    for a, b in zip(one["decisions"], first["decisions"], strict=True):
-        assert a["ratio"] == pytest.approx(b["ratio"], abs=1e-4)
-        assert a["realised_share"] == b["realised_share"]
-    for step, rows in one["rows"].items():
-        assert sorted(rows) == sorted(first["rows"][step] + second["rows"][step])
-    for rank in (first, second):
-        assert rank["rows_resumed"] == {s: r for s, r in rank["rows"].items() if int(s) >= 8}

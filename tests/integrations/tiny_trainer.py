@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from drpruning.integrations.transformers import DomainSchedulingCallback
-from drpruning.scheduling import NaiveDRO, Policy
+from drpruning.scheduling import Constant, DRPruning, NaiveDRO, Policy
 
 SHARES = {"web": 0.5, "code": 0.3, "wiki": 0.2}
 SIZES = {"web": 40, "code": 23, "wiki": 9}
@@ -27,6 +27,20 @@ def examples(domain: int, count: int, seed: int = 0) -> list[dict[str, list[int]
 
 TRAIN = {name: examples(i, SIZES[name]) for i, name in enumerate(SHARES)}
 VALIDATION = {name: examples(i, 6, seed=1) for i, name in enumerate(SHARES)}
+
+
+class Scripted(Constant):
+    """Ratios that swing widely and do not depend on the losses, so that rounding does not count."""
+
+    def __init__(self) -> None:
+        super().__init__(SHARES)
+
+    def _ratio_from(self, losses: Any) -> Any:  # noqa: ARG002
+        return self._ratio[[1, 2, 0]]
+
+
+def forecasting(steps: int) -> Policy:
+    return DRPruning(SHARES, steps, floor=0.05, reference_loss=dict.fromkeys(SHARES, 3.0))
 
 
 def tiny_model(dropout: float = 0.2) -> LlamaForCausalLM:

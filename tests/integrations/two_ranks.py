@@ -10,6 +10,9 @@ from tiny_trainer import decisions, prepared
 
 def main() -> None:
     folder, micro_batch = Path(sys.argv[1]), int(sys.argv[2])
+    make: Any = prepared
+    if "trl" in sys.argv:
+        from tiny_sft import prepared_sft as make
     settings: dict[str, Any] = {
         "dropout": 0.0,
         "per_device_train_batch_size": micro_batch,
@@ -19,9 +22,9 @@ def main() -> None:
         "save_steps": 4,
         "ddp_backend": "gloo",
     }
-    trainer, callback = prepared(folder, **settings)
+    trainer, callback = make(folder, **settings)
     trainer.train()
-    resumed, again = prepared(folder / "resumed", **settings)
+    resumed, again = make(folder / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
     seen = {
         "rows": trainer.rows,

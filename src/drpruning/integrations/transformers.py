@@ -15,6 +15,7 @@ from drpruning.scheduling import Decision, Policy
 from drpruning.training import agreed_ratio
 
 _STATE = "drpruning.domain_scheduling"  # the key in the Trainer's own state
+_ENTRY = "domain_scheduling"  # and in an entry of its log
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
                 f"{state.eval_steps}; give both the same arguments, and keep eval_steps when you "
                 "resume"
             )
+        _check_arguments(args, self.policy, self.segment_steps)
         self._set_sampler(kwargs["train_dataloader"], args)
         self._restore(state)
         self._losses = None
@@ -111,9 +113,14 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Plan the segment that begins, or that the checkpoint lies in."""
         self._settle(state)
-        if self._at_end(state):  # an evaluation was due and did not come
-            self._sampler.end()
-            self._save(state)
+        if self._at_end(state):
+            if state.is_world_process_zero:
+                logger.warning(
+                    "step %d: the data ratio stays as it is, because no evaluation came (where the "
+                    "run was interrupted just before it, eval_on_start=True makes up for it)",
+                    state.global_step,
+                )
+            self._end_segment(state)
         self._sampler.begin(self.ratio)
 
     def on_step_end(
@@ -125,8 +132,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """End a segment that no evaluation follows (`eval_delay`); the ratio stays."""
         if self._at_end(state) and not control.should_evaluate:
-            self._sampler.end()
-            self._save(state)
+            self._end_segment(state)
 
     def on_evaluate(
         self,
@@ -143,11 +149,6 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         first = state.global_step == 0 and self.decision is None
         if not (self._training and (first or self._at_end(state))):
             return
-        if "eval_loss" in metrics:
-            raise BadInput(
-                "eval_dataset is a single dataset; give a dict with one for each domain: "
-                f"{', '.join(self.policy.domains)}"
-            )
         self._losses = self._losses or {}
         for name in self.policy.domains:
             if (loss := metrics.get(f"eval_{name}_loss")) is not None:
@@ -176,7 +177,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         """Update even though the evaluation is over and some domain had no loss."""
         if self._losses is None:
             return
-        if self.decision is None:
+        if not any(_ENTRY in entry for entry in state.log_history):
             missing = [name for name in self.policy.domains if name not in self._losses]
             raise BadInput(
                 f"the evaluation gave no {', '.join(f'eval_{name}_loss' for name in missing)}; "
@@ -206,9 +207,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             **dataclasses.asdict(self.decision),
             "ratio": self.ratio,
         }
-        state.log_history.append(
-            {"step": state.global_step, "epoch": state.epoch, "domain_scheduling": record}
-        )
+        state.log_history.append({"step": state.global_step, "epoch": state.epoch, _ENTRY: record})
         self._save(state)
 
     # The sampler and the state.
@@ -236,6 +235,11 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             "ratio": self.ratio,
         }
 
+    def _end_segment(self, state: TrainerState) -> None:
+        """Go on to the next segment under the same ratio."""
+        self._sampler.end()
+        self._save(state)
+
     def _save(self, state: TrainerState) -> None:
         """Put the state where the Trainer's next checkpoint will find it."""
         state.stateful_callbacks[_STATE] = self._state()
@@ -253,13 +257,15 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             self.mixture.load_state_dict(saved["mixture"])
         except ValueError as error:
             raise BadInput(f"the checkpoint does not fit this training: {error}") from None
-        if self.mixture.step != state.global_step - state.global_step % self.segment_steps:
-            raise BadInput(
-                f"the checkpoint at step {state.global_step} was saved before the evaluation of "
-                "that step was complete; resume from an earlier one"
-            )
         self.ratio = dict(saved["ratio"])
         self.decision = None
+        if self._at_end(state):  # saved between a step and the evaluation that was due
+            self._sampler.begin(self.ratio)
+        elif self.mixture.step != state.global_step - state.global_step % self.segment_steps:
+            raise BadInput(
+                f"the checkpoint at step {state.global_step} has the place in the data of step "
+                f"{self.mixture.step}; resume from another one"
+            )
         self._save(state)
 
 
@@ -308,6 +314,10 @@ def _check_arguments(args: TrainingArguments, policy: Policy, segment_steps: int
 
 
 def _sizes(train_domains: Mapping[str, Sequence[Any]], domains: Sequence[str]) -> dict[str, int]:
+    if not isinstance(train_domains, Mapping):
+        raise BadInput(
+            f"the training set must be a dict with an entry for every domain: {', '.join(domains)}"
+        )
     if set(train_domains) != set(domains):
         raise BadInput(
             f"train_domains has {', '.join(sorted(train_domains))}; "

@@ -6,14 +6,28 @@ are imported only when a page is written.
 
 from drpruning.report.page import write_report
 from drpruning.report.reading import load_run
-from drpruning.report.records import RunRecord
+from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord
+from drpruning.report.replay_page import (
+    CAVEAT,
+    ReplayCurves,
+    percent_text,
+    points_text,
+    render_replay_page,
+)
 from drpruning.report.table import Row, Table, render_table_text, results_table
 
 __all__ = [
+    "CAVEAT",
+    "EvalPoint",
+    "PhaseRecord",
+    "ReplayCurves",
     "Row",
     "RunRecord",
     "Table",
     "load_run",
+    "percent_text",
+    "points_text",
+    "render_replay_page",
     "render_table_text",
     "results_table",
     "write_report",

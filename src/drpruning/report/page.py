@@ -11,6 +11,7 @@ from drpruning.report.figures import Figure, comparison, mask_convergence, phase
 from drpruning.report.reading import FILES, load_run
 from drpruning.report.records import DIMENSIONS, PhaseRecord, Plan, RunRecord, section
 from drpruning.report.table import format_perplexity, results_table
+from drpruning.report.templates import render
 
 _PHASE_TITLES = {"prune": "Pruning", "pretrain": "Continued pretraining"}
 
@@ -97,18 +98,6 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
 def render_page(runs: Sequence[RunRecord]) -> str:
     """Return the page as text; see :func:`write_report`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        share=_percentage, loss=_loss, factor=_factor, ranges=ranges, perplexity=format_perplexity
-    )
     domains = list(dict.fromkeys(name for run in runs for name in run.domains))
     labels = run_labels(runs)
     table = results_table(runs)
@@ -118,7 +107,15 @@ def render_page(runs: Sequence[RunRecord]) -> str:
             for number, (run, label) in enumerate(zip(runs, labels, strict=True), start=1)
         ]
         compared = _comparisons(runs, labels)
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
+        filters={
+            "share": _percentage,
+            "loss": _loss,
+            "factor": _factor,
+            "ranges": ranges,
+            "perplexity": format_perplexity,
+        },
         title=_title(runs[0]),
         summary=_summary(runs[0]),
         table=table,

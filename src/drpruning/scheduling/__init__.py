@@ -1,11 +1,13 @@
-"""Which data next: worst-case ratios, loss forecasts and policies; numpy only."""
+"""Which data next: worst-case ratios, loss forecasts and policies; numpy and scipy only."""
 
 from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
+from drpruning.scheduling.domains import change_domains
 from drpruning.scheduling.dro import divergence, project_to_bounds, worst_case_ratio
-from drpruning.scheduling.factory import POLICY_NAMES, make_policy
+from drpruning.scheduling.factory import POLICY_NAMES, make_policy, policy_settings
 from drpruning.scheduling.forecast import MIN_POINTS, LossForecast, fit_loss_curves
 from drpruning.scheduling.policy import Decision, Policy
 from drpruning.scheduling.robust import DRPruning, NaiveDRO
+from drpruning.scheduling.scaling import SizeLaw, fit_size_law
 
 __all__ = [
     "MIN_POINTS",
@@ -19,9 +21,13 @@ __all__ = [
     "NaiveDRO",
     "Policy",
     "Sheared",
+    "SizeLaw",
+    "change_domains",
     "divergence",
     "fit_loss_curves",
+    "fit_size_law",
     "make_policy",
+    "policy_settings",
     "project_to_bounds",
     "worst_case_ratio",
 ]

@@ -13,6 +13,18 @@ _POLICIES = {p.name: p for p in (DRPruning, NaiveDRO, Sheared, Constant, GroupDR
 POLICY_NAMES = tuple(_POLICIES)
 
 
+def policy_settings(name: str) -> tuple[str, ...]:
+    """The names of a policy's settings: what `make_policy` takes as options.
+
+    Raises:
+        ValueError: If there is no such policy.
+    """
+    if name not in _POLICIES:
+        raise BadInput(f"there is no policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
+    parameters = inspect.signature(_POLICIES[name]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
 def make_policy(
     name: str,
     initial_ratio: Mapping[str, float],
@@ -32,14 +44,10 @@ def make_policy(
     Raises:
         ValueError: If the name or an option is not known, or a value is not valid.
     """
-    if name not in _POLICIES:
-        raise BadInput(f"there is no policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
-    policy = _POLICIES[name]
-    parameters = inspect.signature(policy).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = policy_settings(name)
     if unknown := [option for option in options if option not in known]:
         raise BadInput(
             f"the policy {name} has no setting {', '.join(unknown)}; "
             f"it has {', '.join(known) or 'none'}"
         )
-    return policy(initial_ratio, total_steps, final_params, **options)
+    return _POLICIES[name](initial_ratio, total_steps, final_params, **options)

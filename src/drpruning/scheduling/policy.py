@@ -28,9 +28,12 @@ class Decision:
             that have a forecast; None if none was made.
         excess: Loss less reference loss; None if the ratio was not computed from it.
         explanation: JSON-able. `ratio_updated`, and if not, `unusable` (domain -> what it lacks).
-            With a ball also `rho`, `divergence` (how far it is used; None if not updated), `floor`
-            and `at_floor` (domain -> share or bool). DRPruning adds `no_forecast` (domain -> why)
-            and `reference_ratio_updated`.
+            `loss`: the losses gone by (domain -> nats). With a ball also `rho`, `divergence` (how
+            far it is used), `floor` and `at_floor` (domain -> share or bool). DRPruning adds
+            `reference_ratio_updated` and, where it forecasts, `forecast_interval` (domain -> [low,
+            high]), `forecast_quality`, `forecast_since` (domain -> first step used, where that is
+            not the first of all), `no_forecast` and `refused` (domain -> why there is none, or why
+            it was not used).
     """
 
     ratio: Ratio
@@ -148,7 +151,7 @@ class PolicyBase(ABC):
         if unknown := [name for name in losses if name not in self._domains]:
             raise BadInput(
                 f"losses has unknown domains: {', '.join(unknown)}; "
-                f"the domains are {', '.join(self._domains)}"
+                f"the domains are {', '.join(self._domains)}; change_domains adds one"
             )
         if step < 0 or (self._last_step is not None and step < self._last_step):
             raise BadInput(f"an update at step {step} cannot follow one at step {self._last_step}")

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from drpruning.errors import BadInput
+from drpruning.scheduling.curve_fit import BoolArray
 from drpruning.scheduling.dro import (
     FloatArray,
     divergence,
@@ -14,8 +15,11 @@ from drpruning.scheduling.dro import (
     project_to_bounds,
     worst_case_ratio,
 )
-from drpruning.scheduling.forecast import MIN_POINTS, fit_loss_curves
+from drpruning.scheduling.forecast import MIN_POINTS, LossForecast, fit_loss_curves
 from drpruning.scheduling.policy import Decision, Evaluation, ReferencedPolicy
+
+ReferenceRule = Literal["minimum", "credible", "latest"]
+_AT_SIZE = 1.05  # a model of at most this many times the final parameters counts as of final size
 
 
 class _BallPolicy(ReferencedPolicy):
@@ -33,6 +37,10 @@ class _BallPolicy(ReferencedPolicy):
         super().__init__(initial_ratio, total_steps, final_params, reference_loss)
         self.rho = float(rho)
         self._floor = self._array(floor, "floor") if isinstance(floor, Mapping) else floor
+        self._check_feasible()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self._check_feasible()
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
@@ -105,8 +113,9 @@ class DRPruning(_BallPolicy):
     reference ratio moves (3.3, Eq. 6).
 
     The reference loss of a domain is the smallest forecast so far of its loss at the end of
-    training, where no forecast counts for more than the smallest loss seen or for less than 0.
-    Before its first forecast it is the initial one; without that the ratio stays where it is.
+    training, where no forecast counts for more than the smallest loss seen of a model of final
+    size, or for less than 0. A forecast that cannot be trusted leaves it where it was. Before the
+    first forecast it is the initial one; without that the ratio stays where it is.
 
     Args:
         initial_ratio: Share of each domain at the start, and the first reference ratio.
@@ -120,6 +129,11 @@ class DRPruning(_BallPolicy):
             losses as they are.
         forecast: Whether to forecast; if not, the initial reference loss stays.
         forecast_start: Share of training before the first forecast.
+        min_quality: Smallest quality (see `LossForecast`) of a forecast that is used, in [0, 1]; 0
+            takes every finite one.
+        reference_rule: Which of the forecasts so far is the reference loss: the smallest
+            (`minimum`, the paper's), the smallest but not below the newest forecast's interval
+            (`credible`), or the newest (`latest`).
         moving_reference: Whether the reference ratio moves.
         reference_start: Share of training before it first moves.
         delta: How far it moves towards the new ratio each time, in [0, 1].
@@ -140,6 +154,8 @@ class DRPruning(_BallPolicy):
         loss_weight: float = 1.0,
         forecast: bool = True,
         forecast_start: float = 0.2,
+        min_quality: float = 0.5,
+        reference_rule: ReferenceRule = "minimum",
         moving_reference: bool = True,
         reference_start: float = 0.4,
         delta: float = 0.1,
@@ -149,6 +165,7 @@ class DRPruning(_BallPolicy):
         for setting, value, valid in (
             ("loss_weight", loss_weight, 0 < loss_weight <= 1),
             ("forecast_start", forecast_start, 0 <= forecast_start <= 1),
+            ("min_quality", min_quality, 0 <= min_quality <= 1),
             ("reference_start", reference_start, 0 <= reference_start <= 1),
             ("delta", delta, 0 <= delta <= 1),
         ):
@@ -156,7 +173,12 @@ class DRPruning(_BallPolicy):
                 raise BadInput(f"{setting} must lie between 0 and 1, not {value}")
         if not 1 <= bound < math.inf:
             raise BadInput(f"bound must be at least 1, not {bound}")
+        if reference_rule not in get_args(ReferenceRule):
+            rules = ", ".join(get_args(ReferenceRule))
+            raise BadInput(f"reference_rule must be one of {rules}, not {reference_rule!r}")
         self.loss_weight = loss_weight
+        self.min_quality = min_quality
+        self.reference_rule = reference_rule
         self.delta = delta
         self.bound = bound
         self._forecast_from = forecast_start * total_steps if forecast else math.inf
@@ -210,9 +232,9 @@ class DRPruning(_BallPolicy):
         step, unusable = evaluation.step, evaluation.unusable
         losses = self._record(evaluation)
         forecast: FloatArray | None = None
+        told: dict[str, Any] = {}
         if step > 0 and step >= self._forecast_from:
-            forecast = self._forecast()
-            self._update_reference_loss(forecast)
+            forecast, told = self._forecast()
         excess = self._follow(losses, unusable)
         ball = self._ball(self._reference_ratio)
         moved = not unusable and step >= self._move_from and self._move_reference_ratio()
@@ -222,7 +244,8 @@ class DRPruning(_BallPolicy):
             reference_loss=self._reference_loss,
             forecast=forecast,
             excess=excess,
-            no_forecast=self._without_forecast(forecast),
+            loss=self._known(losses),
+            **told,
             reference_ratio_updated=moved,
             **ball,
         )
@@ -239,25 +262,81 @@ class DRPruning(_BallPolicy):
         self._losses.append(averaged)
         return averaged
 
-    def _forecast(self) -> FloatArray:
-        """Losses at the end of training [n], within [0, smallest loss seen]; NaN where unknown."""
+    def _forecast(self) -> tuple[FloatArray, dict[str, Any]]:
+        """Forecast, and set the reference loss; returns forecasts [n] and what explains them."""
         losses = np.array(self._losses).T
-        with_params = self.final_params is not None and np.isfinite(self._params).any()
+        params = np.array(self._params)
+        with_params = self.final_params is not None and bool(np.isfinite(params).any())
         fits = fit_loss_curves(
             self._steps,
             losses,
             self._final_step,
-            self._params if with_params else None,
+            params if with_params else None,
             self.final_params if with_params else None,
         )
-        smallest = np.where(np.isnan(losses), np.inf, losses).min(axis=1)
-        return np.clip(fits.forecast, 0, smallest)
+        seen = np.where(np.isnan(losses), np.inf, losses)
+        if self.final_params is not None:
+            seen[:, params > _AT_SIZE * self.final_params] = np.inf
+        smallest = seen.min(axis=1)
+        forecast = np.clip(fits.forecast, 0, smallest)
+        trusted = np.isfinite(forecast) & (fits.quality >= self.min_quality)
+        self._update_reference_loss(forecast, np.fmin(fits.low, smallest), trusted)
+        return forecast, self._explain_forecasts(fits, trusted)
 
-    def _update_reference_loss(self, forecast: FloatArray) -> None:
-        lower = np.fmin(forecast, np.where(self._has_forecast, self._reference_loss, np.inf))
-        known = np.isfinite(forecast)
-        self._reference_loss = np.where(known, lower, self._reference_loss)
-        self._has_forecast = self._has_forecast | known
+    def _update_reference_loss(
+        self, forecast: FloatArray, low: FloatArray, trusted: BoolArray
+    ) -> None:
+        before = np.where(self._has_forecast, self._reference_loss, np.inf)
+        if self.reference_rule == "latest":
+            before = forecast
+        chosen = np.fmin(forecast, before)
+        if self.reference_rule == "credible":
+            chosen = np.fmax(chosen, low)
+        self._reference_loss = np.where(trusted, chosen, self._reference_loss)
+        self._has_forecast = self._has_forecast | trusted
+
+    def _explain_forecasts(self, fits: LossForecast, trusted: BoolArray) -> dict[str, Any]:
+        """`forecast_interval`, `forecast_quality`, `forecast_since`, `no_forecast`, `refused`."""
+        positive = np.array(self._steps) > 0
+        points = np.isfinite(np.array(self._losses))[positive].sum(axis=0)
+        begun = min((step for step in self._steps if step > 0), default=0)
+        none, refused = {}, {}
+        for i, name in enumerate(self._domains):
+            if points[i] < MIN_POINTS:
+                none[name] = f"it has {points[i]} of the {MIN_POINTS} points that a forecast needs"
+            elif math.isnan(fits.forecast[i]):
+                none[name] = "no fit of its losses is finite"
+            elif not trusted[i]:
+                refused[name] = self._distrust(fits, i)
+        intervals = np.column_stack([fits.low, fits.high])
+        return {
+            "forecast_interval": {
+                name: pair
+                for name, pair in zip(self._domains, intervals.tolist(), strict=True)
+                if not math.isnan(pair[0])
+            },
+            "forecast_quality": self._named(fits.quality),
+            "forecast_since": {
+                name: step for name, step in self._named(fits.first_step).items() if step > begun
+            },
+            "no_forecast": none,
+            "refused": refused,
+        }
+
+    def _distrust(self, fits: LossForecast, i: int) -> str:
+        """Why the forecast of domain i is not used."""
+        low, high, forecast = fits.low[i], fits.high[i], fits.forecast[i]
+        if fits.rising[i]:
+            return "its losses rise"
+        if math.isnan(low):
+            return "its points are too few to tell how good the forecast is"
+        interval = f"90% interval {low:.3f} to {high:.3f}"
+        if fits.quality[i] == 0 and not low <= forecast <= high:
+            return f"the forecast {forecast:.3f} lies outside its {interval}"
+        return (
+            f"the {interval} is too wide: quality {fits.quality[i]:.2f} is below "
+            f"{self.min_quality:g}"
+        )
 
     def _move_reference_ratio(self) -> bool:
         """Eq. 6; False if floor and ball would leave nothing around the new reference ratio."""
@@ -270,19 +349,6 @@ class DRPruning(_BallPolicy):
             return False
         self._reference_ratio = moved
         return True
-
-    def _without_forecast(self, forecast: FloatArray | None) -> dict[str, str]:
-        if forecast is None:
-            return {}
-        positive = np.array(self._steps) > 0
-        points = np.isfinite(np.array(self._losses))[positive].sum(axis=0).tolist()
-        return {
-            d: f"it has {count} of the {MIN_POINTS} points that a forecast needs"
-            if count < MIN_POINTS
-            else "no fit of its losses is finite"
-            for d, count, value in zip(self._domains, points, forecast.tolist(), strict=True)
-            if math.isnan(value)
-        }
 
 
 def _null_for_nan(values: list[float]) -> list[float | None]:

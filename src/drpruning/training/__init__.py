@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     from drpruning.training.policy import phase_policy
     from drpruning.training.provenance import commit, versions
     from drpruning.training.ranks import agreed_ratio
+    from drpruning.training.reference_loss import (
+        REFERENCE_LOSS_FILE,
+        MeasuredModel,
+        ReferenceLosses,
+    )
     from drpruning.training.validation import autocast, domain_losses
 
 _HOMES = {
     "Interrupted": "interruption",
+    "MeasuredModel": "reference_loss",
+    "REFERENCE_LOSS_FILE": "reference_loss",
+    "ReferenceLosses": "reference_loss",
     "agreed_ratio": "ranks",
     "autocast": "validation",
     "commit": "provenance",
@@ -30,7 +38,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "REFERENCE_LOSS_FILE",
     "Interrupted",
+    "MeasuredModel",
+    "ReferenceLosses",
     "agreed_ratio",
     "autocast",
     "commit",

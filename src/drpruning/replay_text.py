@@ -1,0 +1,116 @@
+"""What `drprune replay` prints."""
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from drpruning.replay import Replay, describe
+from drpruning.report import CAVEAT, ReplayCurves, percent_text, points_text
+
+BLOCKS, DIGITS = "▁▂▃▄▅▆▇█", "0123456789"
+"""The levels of a line of shares, lowest first; digits where the terminal knows only ASCII."""
+NARROWEST = 8
+"""Characters that a line of shares has at least."""
+_SCALE = "right: lowest and highest share"
+_ONCE = ("initial", "end", "mean")
+_TWICE = (
+    "initial",
+    "used\nend",
+    "replayed\nend",
+    "used\nmean",
+    "replayed\nmean",
+    "most\napart",
+    "at\nstep",
+)
+
+
+def print_replay(replay: Replay, console: Console | None = None) -> None:
+    """Print what was replayed, and for each phase a table and the shares over the steps."""
+    console = console or Console(highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, markup=False)
+
+    say(f"replay of {replay.folder}")
+    say(f"  used:     {describe(replay.used)}")
+    say(f"  replayed: {describe(replay.replayed)}")
+    for note in replay.notes:
+        say(f"note: {note}", "yellow")
+    for curves in replay.curves():
+        console.print()
+        say(curves.phase, "bold")
+        say(curves.verdict())
+        console.print(_table(curves))
+        console.print(_figure(curves, console))
+    console.print()
+    say(CAVEAT)
+
+
+def sparkline(shares: Sequence[float], low: float, high: float, levels: str) -> str:
+    """One character a share, its height between `low` and `high`; a blank where not known."""
+    width = high - low
+
+    def mark(share: float) -> str:
+        if math.isnan(share):
+            return " "
+        height = (share - low) / width if width > 0 else 0.0
+        return levels[min(int(height * len(levels)), len(levels) - 1)]
+
+    return "".join(map(mark, shares))
+
+
+def _table(curves: ReplayCurves) -> Table:
+    """Shares of every domain; where both are the same, once."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("share", overflow="fold", min_width=4)
+    for header in _ONCE if curves.identical else _TWICE:
+        table.add_column(header, justify="right", overflow="fold")
+    for row in curves.rows():
+        if curves.identical:
+            shares = [row.initial, row.used_end, row.used_mean]
+        else:
+            ends, means = (row.used_end, row.replayed_end), (row.used_mean, row.replayed_mean)
+            shares = [row.initial, *ends, *means]
+        apart = (points_text(row.difference), f"{row.step:,}") if row.difference else ("none", "")
+        table.add_row(
+            Text(row.domain), *map(percent_text, shares), *(() if curves.identical else apart)
+        )
+    return table
+
+
+def _figure(curves: ReplayCurves, console: Console) -> Text:
+    """A line a domain where used and replayed agree throughout, else one above the other."""
+    levels = BLOCKS if console.encoding.lower().startswith("utf") else DIGITS
+    longest = max(map(len, curves.initial))
+    columns = _columns(len(curves.steps), max(NARROWEST, console.width - longest - 26))
+    lines = [_legend(curves, len(columns), levels)]
+    for name in curves.initial:
+        used = [curves.used[name][index] for index in columns]
+        replayed = [curves.replayed[name][index] for index in columns]
+        known = [share for share in (*used, *replayed) if not math.isnan(share)]
+        low, high = min(known, default=math.nan), max(known, default=math.nan)
+        scale = f"{percent_text(low)} {percent_text(high)}"
+        first = f"{'used' if used != replayed else 'both':<8} "
+        lines.append(f"{name:<{longest}} {first}{sparkline(used, low, high, levels)} {scale}")
+        if used != replayed:
+            line = sparkline(replayed, low, high, levels)
+            lines.append(f"{'':<{longest}} replayed {line}")
+    return Text("\n".join(lines), no_wrap=True, overflow="crop")
+
+
+def _legend(curves: ReplayCurves, shown: int, levels: str) -> str:
+    count, first, last = len(curves.steps), curves.steps[0], curves.steps[-1]
+    some = f"{count}" if shown == count else f"{shown} of {count}"
+    scale = "0 lowest, 9 highest, as at the right" if levels == DIGITS else _SCALE
+    return f"{some} evaluations, steps {first:,} to {last:,}; {scale}"
+
+
+def _columns(count: int, width: int) -> list[int]:
+    """The evaluations to show: all, or as many as fit, evenly spread with both ends."""
+    if count <= width:
+        return list(range(count))
+    return [round(index * (count - 1) / (width - 1)) for index in range(width)]

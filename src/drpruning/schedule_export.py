@@ -1,0 +1,123 @@
+"""What a run has found, as a file that `scheduling.start` of another recipe takes. No torch."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drpruning.errors import BadInput
+from drpruning.report import load_run
+from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord, section
+
+START_FILE = "start.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedSchedule:
+    """The schedule of a run at its last evaluation.
+
+    Attributes:
+        start: What `scheduling.start` takes: `ratio`, `reference_ratio` and `reference_loss` by
+            domain, those that are known.
+        comments: Where it is from, for people.
+        warnings: Why it may not be what was wanted.
+    """
+
+    start: dict[str, dict[str, float]]
+    comments: list[str]
+    warnings: list[str]
+
+
+def export_schedule(folder: Path, phase: str | None = None) -> ExportedSchedule:
+    """Read from a run folder where its schedule has come to.
+
+    Args:
+        folder: The run; nothing but its recipe and metrics.jsonl is needed.
+        phase: `prune` or `pretrain`; by default the last that has an evaluation.
+
+    Raises:
+        BadInput: There is no such run, phase or evaluation.
+    """
+    record = load_run(folder)
+    evaluated = {name: p for name, p in record.phases.items() if p.evals}
+    if not evaluated:
+        raise BadInput(f"{folder}: no evaluation in its metrics.jsonl, so nothing to export")
+    if phase is not None and phase not in evaluated:
+        raise BadInput(
+            f"--phase {phase}: {folder} has no evaluation in it; choose one of "
+            f"{', '.join(evaluated)}"
+        )
+    chosen = evaluated[phase or list(evaluated)[-1]]
+    last = chosen.evals[-1]
+    incomplete = _incomplete(record, chosen, asked=phase is not None)
+    found = {
+        "ratio": last.ratio,
+        "reference_ratio": last.reference_ratio,
+        "reference_loss": last.reference_loss,
+    }
+    lacking = [d for d in last.ratio if not math.isfinite(last.reference_loss.get(d, math.nan))]
+    if not any(last.reference_loss.values()):  # NaiveDRO without any goes by zeros
+        del found["reference_loss"]
+    elif lacking:
+        del found["reference_loss"]
+        incomplete.append(f"no reference losses: {', '.join(lacking)} had none at the end")
+    return ExportedSchedule(
+        start={name: values for name, values in found.items() if values},
+        comments=_comments(record, chosen, last),
+        warnings=incomplete,
+    )
+
+
+def start_text(start: Mapping[str, Any], comments: Iterable[str] = ()) -> str:
+    """YAML with comments on top; numbers keep every bit."""
+    lines = [line for comment in comments for line in comment.splitlines()]
+    header = "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    return header + yaml.safe_dump(dict(start), sort_keys=False, allow_unicode=True)
+
+
+def write_start(path: Path, start: Mapping[str, Any], comments: Iterable[str]) -> None:
+    """Write a file for `scheduling.start`; it appears whole.
+
+    Raises:
+        BadInput: It cannot be written there.
+    """
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(start_text(start, comments), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise BadInput(f"--output {path}: {error.strerror}; name a file") from None
+
+
+def _incomplete(record: RunRecord, phase: PhaseRecord, *, asked: bool) -> list[str]:
+    """What is missing at the end of the phase, and after it where no phase was asked for."""
+    lines = []
+    if phase.end is None:
+        total = phase.total_steps or "?"
+        lines.append(
+            f"{phase.name} is not complete (step {phase.evals[-1].step} of {total}); this is "
+            "what it has found so far"
+        )
+    if not asked and phase.name == "prune" and record.recipe.get("pretrain"):
+        lines.append("pretrain has not begun; this is what pruning has found")
+    return lines
+
+
+def _comments(record: RunRecord, phase: PhaseRecord, last: EvalPoint) -> list[str]:
+    policy = section(record.recipe, "scheduling").get("policy", "not known")
+    known = math.isfinite(last.time)
+    when = f"{datetime.fromtimestamp(last.time, UTC):%Y-%m-%d %H:%M UTC}" if known else "not known"
+    shares = yaml.safe_dump(record.initial_ratio, default_flow_style=True, sort_keys=False)
+    return [
+        "What a run has found; another recipe begins there with scheduling: {start: THIS_FILE}",
+        f"run: {record.folder}",
+        f"phase: {phase.name}, step {last.step} of {phase.total_steps or '?'}",
+        f"policy: {policy}",
+        f"date: {when}",
+        f"initial shares: {shares}".strip(),
+    ]

@@ -1,0 +1,215 @@
+"""Fits of `A * P**-alpha * T**-beta + E` to many curves at once.
+
+All curves and all starts are fitted together by a damped Gauss-Newton method on the Huber loss, in
+(log A, log E, alpha, beta) with both logarithms centred, so that the parameters are nearly
+uncorrelated. Every fit begins at an exponent of a wide grid with the A and E that suit it best, so
+that hardly a local minimum is missed.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IndexArray = npt.NDArray[np.intp]
+
+HUBER_DELTA = 1e-3
+
+_BETAS = np.concatenate(
+    [
+        [-80, -20, -5, -1.5, -0.5, -0.1, -0.02],
+        [0.02, 0.06, 0.12, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2.2, 3.2, 5, 8, 14, 30, 80],
+    ]
+).tolist()
+_ALPHAS_BETAS = tuple(itertools.product((-0.5, 0.1, 0.5, 1, 2.5), (-0.5, 0.05, 0.3, 0.7, 1.5, 5)))
+_FIRST_ROUND, _FINALISTS, _FINAL_ROUND = 8, 8, 60
+_BEST = 3
+_MAX_STEP = 3.0
+_CONVERGED = 1e-9  # relative gain of a step
+_STUCK = 1e12  # damping
+_CONSTANT = 1e-4  # P that varies by less than this, relatively, tells nothing of alpha
+
+
+@dataclass(frozen=True)
+class Curves:
+    """n loss curves of m points; where a point is not used, all values are 0.
+
+    Attributes:
+        y: Losses [n, m].
+        used: 1 or 0 [n, m].
+        log_t: log(T / final T) [n, m].
+        log_p: log(P / final P) [n, m]; 0 for a curve along which P is constant.
+    """
+
+    y: FloatArray
+    used: FloatArray
+    log_t: FloatArray
+    log_p: FloatArray
+
+    @classmethod
+    def of(cls, y: FloatArray, used: BoolArray, log_t: FloatArray, log_p: FloatArray) -> "Curves":
+        """The points that are used; a P that is constant along them is left out."""
+        log_p = np.where(used & _varies(log_p, used)[:, None], log_p, 0)
+        return cls(np.where(used, y, 0), used.astype(float), np.where(used, log_t, 0), log_p)
+
+    @property
+    def count(self) -> FloatArray:
+        """Points of each curve [n]."""
+        total: FloatArray = self.used.sum(axis=1)
+        return total
+
+    @property
+    def with_p(self) -> BoolArray:
+        """Along which curves P varies [n]."""
+        return np.asarray(self.log_p.any(axis=1))
+
+    def take(self, rows: IndexArray) -> "Curves":
+        """Some of the curves, in this order."""
+        return Curves(self.y[rows], self.used[rows], self.log_t[rows], self.log_p[rows])
+
+    def since(self, first: IndexArray) -> "Curves":
+        """Only the points from index `first` [n] on."""
+        kept = (np.arange(self.y.shape[1]) >= first[:, None]) & (self.used > 0)
+        return Curves.of(self.y, kept, self.log_t, self.log_p)
+
+    def terms(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The falling part [n, m] and the irreducible part [n, 1] of the losses."""
+        a, e, alpha, beta = (theta[:, i, None] for i in range(4))
+        exponent = a - alpha * self.log_p - beta * self.log_t
+        return np.exp(np.clip(exponent, -300, 100)) * self.used, np.exp(e)
+
+    def residual(self, theta: FloatArray) -> FloatArray:
+        """Fitted less seen losses [n, m] for theta = (log A, log E, alpha, beta) [n, 4]."""
+        falling, irreducible = self.terms(theta)
+        return falling + (irreducible - self.y) * self.used
+
+    def huber(self, residual: FloatArray) -> FloatArray:
+        """Mean Huber loss [n] of residuals [n, m] that are 0 where unused."""
+        size = np.abs(residual)
+        inside = np.minimum(size, HUBER_DELTA)
+        total: FloatArray = np.sum(inside * (size - 0.5 * inside), axis=1)
+        mean: FloatArray = total / self.count
+        return mean
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Fits of n curves, T and P relative to their final values.
+
+    Attributes:
+        end: Loss at the end [n], the mean over the three best fits.
+        objective: Mean Huber loss of the best [n].
+        theta: log A, log E, alpha, beta of the best [n, 4].
+    """
+
+    end: FloatArray
+    objective: FloatArray
+    theta: FloatArray
+
+
+def _varies(x: FloatArray, used: BoolArray) -> BoolArray:
+    high = np.where(used, x, -np.inf).max(axis=1, initial=-np.inf)
+    low = np.where(used, x, np.inf).min(axis=1, initial=np.inf)
+    return np.asarray(high - low > _CONSTANT)
+
+
+def fit_curves(curves: Curves) -> Fits:
+    """The best fits of each curve; NaN where none is finite."""
+    n = len(curves.y)
+    mean_t = curves.log_t.sum(axis=1, keepdims=True) / curves.count[:, None]
+    mean_p = curves.log_p.sum(axis=1, keepdims=True) / curves.count[:, None]
+    centred = Curves(
+        curves.y,
+        curves.used,
+        (curves.log_t - mean_t) * curves.used,
+        (curves.log_p - mean_p) * curves.used,
+    )
+    grid = _ALPHAS_BETAS if curves.with_p.any() else tuple((0.0, b) for b in _BETAS)
+    k = len(grid)
+    domain = np.repeat(np.arange(n), k)
+    exponents = np.tile(np.array(grid), (n, 1))
+    exponents[:, 0] *= curves.with_p[domain]
+    every = centred.take(domain)
+    theta, objective = refine(every, _starts(every, exponents), _FIRST_ROUND)
+    order = np.argsort(np.where(np.isfinite(objective), objective, np.inf).reshape(n, k), axis=1)
+    chosen = (np.arange(n)[:, None] * k + order[:, :_FINALISTS]).ravel()
+    domain = domain[chosen]
+    theta, objective = refine(centred.take(domain), theta[chosen], _FINAL_ROUND)
+    theta[:, 0] += theta[:, 2] * mean_p[domain, 0] + theta[:, 3] * mean_t[domain, 0]
+    return _best_of(theta.reshape(n, -1, 4), objective.reshape(n, -1))
+
+
+def _best_of(theta: FloatArray, objective: FloatArray) -> Fits:
+    """From several fits a curve, theta [n, k, 4] and objective [n, k]."""
+    end = np.exp(theta[:, :, 0]) + np.exp(theta[:, :, 1])
+    objective = np.where(np.isfinite(end) & np.isfinite(objective), objective, np.inf)
+    order = np.argsort(objective, axis=1, kind="stable")[:, :_BEST]
+    objective = np.take_along_axis(objective, order, axis=1)
+    end = np.take_along_axis(end, order, axis=1)
+    finite = np.isfinite(objective)
+    mean_end = np.sum(np.where(finite, end, 0), axis=1) / finite.sum(axis=1)
+    best = theta[np.arange(len(theta)), order[:, 0]]
+    lost = ~finite[:, 0]
+    mean_end[lost], objective[lost], best[lost] = np.nan, np.nan, np.nan
+    return Fits(mean_end, objective[:, 0], best)
+
+
+def _starts(curves: Curves, exponents: FloatArray) -> FloatArray:
+    """For each pair (alpha, beta) [b, 2] the A and E of the least squares fit, kept positive."""
+    alpha, beta = exponents[:, 0, None], exponents[:, 1, None]
+    exponent = -alpha * curves.log_p - beta * curves.log_t
+    top = np.where(curves.used > 0, exponent, -np.inf).max(axis=1, keepdims=True)
+    x = np.exp(exponent - top) * curves.used
+    x_mean, y_mean = x.sum(axis=1) / curves.count, curves.y.sum(axis=1) / curves.count
+    xc = (x - x_mean[:, None]) * curves.used
+    slope = np.sum(xc * curves.y, axis=1) / np.maximum(np.sum(xc * xc, axis=1), 1e-30)
+    scale = np.maximum(np.abs(y_mean), 1e-6)
+    slope = np.clip(slope, 1e-6 * scale, scale / x_mean)
+    irreducible = np.maximum(y_mean - slope * x_mean, 1e-6 * scale)
+    return np.column_stack([np.log(slope) - top[:, 0], np.log(irreducible), exponents])
+
+
+def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArray, FloatArray]:
+    """Damped Gauss-Newton steps on the Huber loss; returns theta [b, 4] and objective [b]."""
+    theta = theta.copy()
+    objective = curves.huber(curves.residual(theta))
+    damping = np.ones(len(theta))
+    going = np.arange(len(theta))
+    here = curves
+    for _ in range(iterations):
+        step = _step(here, theta[going], damping[going])
+        trial = theta[going] - np.clip(step, -_MAX_STEP, _MAX_STEP)
+        reached = here.huber(here.residual(trial))
+        gain = objective[going] - reached
+        better = gain > 0
+        theta[going[better]] = trial[better]
+        objective[going[better]] = reached[better]
+        damping[going] = np.clip(damping[going] * np.where(better, 0.25, 6), 1e-8, _STUCK)
+        done = (better & (gain <= _CONVERGED * reached)) | (damping[going] >= _STUCK)
+        if done.any():
+            going, here = going[~done], here.take(np.flatnonzero(~done))
+            if not len(going):
+                break
+    return theta, objective
+
+
+def _step(curves: Curves, theta: FloatArray, damping: FloatArray) -> FloatArray:
+    """The damped Gauss-Newton step [b, 4] against the gradient."""
+    falling, irreducible = curves.terms(theta)
+    residual = falling + (irreducible - curves.y) * curves.used
+    jacobian = np.stack(
+        [falling, irreducible * curves.used, -falling * curves.log_p, -falling * curves.log_t],
+        axis=1,
+    )
+    size = np.abs(residual)
+    weight = HUBER_DELTA / np.maximum(size, HUBER_DELTA)
+    gradient = jacobian @ (weight * residual)[:, :, None]
+    bend = (size <= HUBER_DELTA) + damping[:, None] * weight
+    hessian = (jacobian * bend[:, None, :]) @ jacobian.transpose(0, 2, 1)
+    diagonal = np.arange(4)
+    scale = hessian[:, diagonal, diagonal]
+    hessian[:, diagonal, diagonal] += 1e-3 * damping[:, None] * scale + 1e-12 * scale + 1e-100
+    return np.asarray(np.linalg.solve(hessian, gradient)[:, :, 0], dtype=np.float64)
