@@ -49,8 +49,9 @@ def change_domains(
             known = {d: v for d, v in (state[name] or {}).items() if d in kept}
             added = dict(reference_loss or {}) if name == "reference_loss" else {}
             changed[name] = known | added or None
-    if "has_forecast" in state:
-        changed["has_forecast"] = {d: state["has_forecast"].get(d, False) for d in initial_ratio}
+    for name in ("has_forecast", "provisional"):
+        if name in state:
+            changed[name] = {d: state[name].get(d, False) for d in initial_ratio}
     if "history" in state:
         nothing = [None] * len(state["history"]["steps"])
         losses = state["history"]["losses"]

@@ -114,8 +114,9 @@ class DRPruning(_BallPolicy):
 
     The reference loss of a domain is the smallest forecast so far of its loss at the end of
     training, where no forecast counts for more than the smallest loss seen of a model of final
-    size, or for less than 0. A forecast that cannot be trusted leaves it where it was. Before the
-    first forecast it is the initial one; without that the ratio stays where it is.
+    size, or for less than 0. A forecast that cannot be trusted leaves it where it was; where there
+    was none it is the smallest loss seen until a forecast can be trusted. Before the first forecast
+    it is the initial one; without that the ratio stays where it is.
 
     Args:
         initial_ratio: Share of each domain at the start, and the first reference ratio.
@@ -194,6 +195,7 @@ class DRPruning(_BallPolicy):
         self._losses: list[FloatArray] = []
         self._average = np.full(n, np.nan)
         self._has_forecast = np.zeros(n, dtype=bool)
+        self._provisional = np.zeros(n, dtype=bool)
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
         """See `Policy.continue_from`."""
@@ -206,6 +208,7 @@ class DRPruning(_BallPolicy):
         return super().state_dict() | {
             "average_loss": self._known(self._average),
             "has_forecast": dict(zip(self._domains, self._has_forecast.tolist(), strict=True)),
+            "provisional": dict(zip(self._domains, self._provisional.tolist(), strict=True)),
             "history": {
                 "steps": list(self._steps),
                 "params": _null_for_nan(self._params),
@@ -227,6 +230,7 @@ class DRPruning(_BallPolicy):
         average = state["average_loss"] or {}
         self._average = np.array([average.get(d, math.nan) for d in self._domains])
         self._has_forecast = np.array([state["has_forecast"][d] for d in self._domains])
+        self._provisional = np.array([state["provisional"][d] for d in self._domains])
 
     def _decide(self, evaluation: Evaluation) -> Decision:
         step, unusable = evaluation.step, evaluation.unusable
@@ -281,6 +285,7 @@ class DRPruning(_BallPolicy):
         forecast = np.clip(fits.forecast, 0, smallest)
         trusted = np.isfinite(forecast) & (fits.quality >= self.min_quality)
         self._update_reference_loss(forecast, np.fmin(fits.low, smallest), trusted)
+        self._make_do(smallest, np.isfinite(forecast) & ~trusted)
         return forecast, self._explain_forecasts(fits, trusted)
 
     def _update_reference_loss(
@@ -294,6 +299,13 @@ class DRPruning(_BallPolicy):
             chosen = np.fmax(chosen, low)
         self._reference_loss = np.where(trusted, chosen, self._reference_loss)
         self._has_forecast = self._has_forecast | trusted
+        self._provisional = self._provisional & ~trusted
+
+    def _make_do(self, smallest: FloatArray, distrusted: BoolArray) -> None:
+        """Where a first forecast is not trusted and nothing is known: the smallest loss seen."""
+        nothing = np.isnan(self._reference_loss) | self._provisional
+        self._provisional = self._provisional | (distrusted & nothing & np.isfinite(smallest))
+        self._reference_loss = np.where(self._provisional, smallest, self._reference_loss)
 
     def _explain_forecasts(self, fits: LossForecast, trusted: BoolArray) -> dict[str, Any]:
         """`forecast_interval`, `forecast_quality`, `forecast_since`, `no_forecast`, `refused`."""
