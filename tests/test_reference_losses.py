@@ -257,6 +257,9 @@ def test_command_prints_and_saves_what_a_recipe_can_start_from(
     assert "law at" in text
     assert "5,000" in text
     assert "scheduling: reference_loss: " in text
+    drprune("reference-loss", recipe, *models, "--params", "5000")
+    beside = yaml.safe_load((tmp_path / "r.reference-loss.yaml").read_text())
+    assert beside == yaml.safe_load(saved.read_text())
     started = load_recipe(recipe, [f"scheduling.start={saved}"]).scheduling.start
     assert started is not None
     assert started.reference_loss is not None
@@ -277,6 +280,9 @@ def test_command_shows_what_a_run_has_measured(
     text = drprune("reference-loss", folder)
     own = json.loads((folder / "reference_loss.json").read_text())["reference_loss"]
     assert all(f"{domain}: {loss}" in text for domain, loss in own.items())
+    saved = folder / "reference-loss.yaml"
+    assert yaml.safe_load(saved.read_text()) == {"reference_loss": own}
+    saved.unlink()
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert "--set" in drprune("reference-loss", folder, "--set", "output=x", status=2)
 

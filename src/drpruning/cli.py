@@ -241,12 +241,16 @@ def reference_loss(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Also save them, as a file for scheduling.start.")
+        Path | None,
+        typer.Option(
+            help="The file, for scheduling.start; default: reference-loss.yaml in the run folder, "
+            "RECIPE.reference-loss.yaml beside a recipe."
+        ),
     ] = None,
 ) -> None:
-    """Measure reference losses: of a model, or by the scaling law over several sizes.
+    """Measure and save reference losses: of a model, or by the scaling law over several sizes.
 
-    Prepares the data of a recipe if needed, and changes nothing else in its run folder.
+    Prepares the data of a recipe if needed, and begins nothing else of its run.
     """
     from drpruning.reference_loss_command import compute_reference_losses
 

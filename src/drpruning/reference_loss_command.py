@@ -13,6 +13,8 @@ from drpruning.run import Run, run_as_it_is
 from drpruning.schedule_export import start_text, write_start
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
 
+_DEFAULT_FILE = "reference-loss.yaml"
+
 
 def compute_reference_losses(
     target: Path,
@@ -24,11 +26,12 @@ def compute_reference_losses(
     """Measure models on the validation blocks of a recipe or run; print and save what they give.
 
     Args:
-        target: A recipe, whose data is prepared if need be, or a run folder, which stays as it is.
+        target: A recipe, whose data is prepared if need be, or a run folder.
         models: One model, or three or more sizes; none: those of the recipe.
         overrides: `key.path=value` assignments to fields of the recipe.
         parameters: Size at which the law over sizes is read off; None: that of the run's target.
-        output: A file for `scheduling.start`; None: print only.
+        output: A file for `scheduling.start`; None: `reference-loss.yaml` in the run folder, or
+            RECIPE`.reference-loss.yaml` beside the recipe.
 
     Raises:
         BadInput: Recipe, run or models cannot be used, or there are no models.
@@ -52,7 +55,10 @@ def compute_reference_losses(
     run.reporter.console.print(reference_losses_table(found))
     start = {"reference_loss": found.reference_loss}
     run.reporter.line(start_text({"scheduling": start}))
-    if output is not None and run.accelerator.is_main_process:
+    if output is None:
+        name = f"{target.stem}.{_DEFAULT_FILE}"
+        output = target / _DEFAULT_FILE if target.is_dir() else target.with_name(name)
+    if run.accelerator.is_main_process:
         write_start(output, start, [f"reference losses: {_origin(found)}"])
         run.reporter.line(f"saved: {output}; a recipe takes it as scheduling: {{start: {output}}}")
 
