@@ -2,22 +2,12 @@
 
 import numpy as np
 import pytest
+from curves import power_law, pruning
 from scipy.optimize import minimize
 
 from drpruning.scheduling import fit_loss_curves
 
 DELTA = 1e-3
-
-
-def curves(rng, n, m, noise, seen=1.0):
-    """Noisy curves over the first `seen` share of training, and the true loss at its end."""
-    steps = np.arange(1, m + 1) * 50.0
-    final = 50 * m / seen
-    A = rng.uniform(0.1, 0.6, (n, 1))
-    beta = rng.uniform(0.1, 1.2, (n, 1))
-    E = rng.uniform(1, 3, (n, 1))
-    losses = A * (steps / final) ** -beta + E + noise * rng.normal(size=(n, m))
-    return steps, losses, final, (A + E)[:, 0]
 
 
 def mean_huber(residual):
@@ -63,7 +53,7 @@ def assert_as_good_as_reference(fit, log_t, log_p, losses):
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(("m", "noise", "seen"), [(4, 1e-3, 0.5), (13, 3e-3, 0.2), (64, 1e-2, 1.0)])
 def test_objective_matches_a_converged_reference(m, noise, seen):
-    steps, losses, final, _ = curves(np.random.default_rng(m), 3, m, noise, seen)
+    steps, losses, final, _ = power_law(np.random.default_rng(m), 3, m, noise, seen)
     fit = fit_loss_curves(steps, losses, final)
     assert_as_good_as_reference(fit, np.log(steps / final), np.zeros(m), losses)
 
@@ -86,29 +76,19 @@ def test_objective_matches_a_converged_reference_off_the_model():
 
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_objective_matches_a_converged_reference_in_pruning():
-    steps, params, losses, _ = pruning_curves(np.random.default_rng(3), 2, 30, noise=3e-3)
+    steps, params, losses, _ = pruning(np.random.default_rng(3), 2, 30, noise=3e-3)
     fit = fit_loss_curves(steps, losses, 3200, params, 1e9)
     assert_as_good_as_reference(fit, np.log(steps / 3200), np.log(params / 1e9), losses)
 
 
-def pruning_curves(rng, n, m, noise):
-    """The model shrinks from 5e9 to 1e9 parameters over the first 640 of 3,200 steps."""
-    steps = np.arange(1, m + 1) * 50.0
-    params = 5e9 + (1e9 - 5e9) * np.minimum(steps / 640, 1)
-    A, alpha = rng.uniform(0.2, 0.5, (n, 1)), rng.uniform(0.2, 0.8, (n, 1))
-    beta, E = rng.uniform(0.1, 0.6, (n, 1)), rng.uniform(1, 2, (n, 1))
-    losses = A * (params / 1e9) ** -alpha * (steps / 3200) ** -beta + E
-    return steps, params, losses + noise * rng.normal(size=losses.shape), (A + E)[:, 0]
-
-
 def test_forecast_of_noisy_curves_is_close():
-    steps, losses, final, truth = curves(np.random.default_rng(0), 100, 64, noise=3e-3)
+    steps, losses, final, truth = power_law(np.random.default_rng(0), 100, 64, noise=3e-3)
     error = np.abs(fit_loss_curves(steps, losses, final).forecast - truth)
     assert error.mean() < 1.5e-3
 
 
 def test_forecast_from_half_of_training_beats_the_smallest_loss_seen():
-    steps, losses, final, truth = curves(np.random.default_rng(1), 100, 32, 3e-3, seen=0.5)
+    steps, losses, final, truth = power_law(np.random.default_rng(1), 100, 32, 3e-3, seen=0.5)
     error = np.abs(fit_loss_curves(steps, losses, final).forecast - truth)
     naive = np.abs(losses.min(axis=1) - truth)
     assert np.median(error) < 0.3 * np.median(naive)
@@ -127,7 +107,7 @@ def test_exact_curves_are_recovered():
 
 
 def test_constant_params_merge_with_the_factor():
-    steps, losses, final, _ = curves(np.random.default_rng(2), 3, 20, 1e-3, 0.5)
+    steps, losses, final, _ = power_law(np.random.default_rng(2), 3, 20, 1e-3, 0.5)
     without = fit_loss_curves(steps, losses, final)
     constant = fit_loss_curves(steps, losses, final, np.full(20, 1e9), 1e9)
     np.testing.assert_array_equal(constant.forecast, without.forecast)
@@ -136,7 +116,7 @@ def test_constant_params_merge_with_the_factor():
 
 
 def test_missing_points_and_step_0_are_left_out():
-    steps, losses, final, _ = curves(np.random.default_rng(4), 2, 20, 1e-3, 0.5)
+    steps, losses, final, _ = power_law(np.random.default_rng(4), 2, 20, 1e-3, 0.5)
     padded_steps = np.concatenate([[0.0], steps, [1050.0]])
     padded = np.column_stack([[9.0, 9.0], losses, [np.nan, np.inf]])
     fit = fit_loss_curves(padded_steps, padded, final)
@@ -146,7 +126,7 @@ def test_missing_points_and_step_0_are_left_out():
 
 
 def test_domains_do_not_disturb_each_other():
-    steps, losses, final, _ = curves(np.random.default_rng(5), 3, 12, 3e-3, 0.3)
+    steps, losses, final, _ = power_law(np.random.default_rng(5), 3, 12, 3e-3, 0.3)
     losses[1, 3:] = np.nan
     together = fit_loss_curves(steps, losses, final)
     alone = fit_loss_curves(steps, losses[2:], final)
@@ -156,7 +136,7 @@ def test_domains_do_not_disturb_each_other():
 
 @pytest.mark.parametrize("m", [4, 5, 8])
 def test_few_noisy_points_give_finite_forecasts(m):
-    steps, losses, final, _ = curves(np.random.default_rng(6), 50, m, 1e-2, seen=0.1)
+    steps, losses, final, _ = power_law(np.random.default_rng(6), 50, m, 1e-2, seen=0.1)
     fit = fit_loss_curves(steps, losses, final)
     assert np.isfinite(fit.forecast).all()
     assert (fit.forecast >= 0).all()

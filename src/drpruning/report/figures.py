@@ -2,48 +2,33 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from drpruning.report.captions import (
-    Numbers,
-    finite,
-    largest_moves,
-    range_of_changes,
-    settled_step,
+from drpruning.report.captions import finite, largest_moves, settled_step
+from drpruning.report.curves import (
+    REFERENCE,
+    Figure,
+    draw_labelled,
+    draw_shares,
+    finish,
+    height_for,
+    own_colour,
+    present,
+    series,
 )
 from drpruning.report.drawing import (
     INK,
     MUTED,
     ink_style,
-    label_lines,
     legend,
     panels,
     percent,
     points,
-    series_style,
     shorten,
     signed,
-    to_svg,
 )
-from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure of the page.
-
-    Attributes:
-        ident: The ``id`` of its ``<svg>``.
-        title: What it shows.
-        caption: One or two sentences that say what to read from it; the SVG's description too.
-        svg: The element itself.
-    """
-
-    ident: str
-    title: str
-    caption: str
-    svg: str
+from drpruning.report.loss_figure import validation_loss
+from drpruning.report.records import PhaseRecord, RunRecord
+from drpruning.report.steering import steering
 
 
 def phase_figures(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> list[Figure]:
@@ -62,6 +47,7 @@ def phase_figures(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> li
         reference_ratio(phase, domains, prefix),
         realised_share(phase, domains, prefix),
         excess_loss(phase, domains, prefix),
+        steering(phase, prefix),
         sparsity(phase, prefix),
     )
     return [figure for figure in made if figure is not None]
@@ -83,55 +69,15 @@ def training_loss(phase: PhaseRecord, prefix: str) -> Figure | None:
         f"{values[-1]:.3f} at step {logged[-1].step}. The batches follow the data ratio, so the "
         "level also moves when the ratio does; compare models by their validation loss."
     )
-    return _finish(figure, f"{prefix}-training-loss", "Training loss", caption)
-
-
-def validation_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
-    """Loss, reference loss and forecast of each domain in a panel of its own."""
-    shown = _present(phase.evals, domains, lambda point: point.loss)
-    if not shown:
-        return None
-    figure, axes = panels(len(shown), columns=3, height=1.75)
-    cut_off = False
-    for axis, name in zip(axes, shown, strict=True):
-        lines: tuple[tuple[str, Callable[[EvalPoint], Numbers], dict[str, Any]], ...] = (
-            ("forecast", lambda point: point.forecast, _FORECAST),
-            ("reference", lambda point: point.reference_loss, _REFERENCE),
-            ("loss", lambda point: point.loss, _own_colour(domains, name)),
-        )
-        for kind, pick, style in lines:
-            steps, values = _series(phase.evals, pick, name)
-            marks = points(values) if kind == "loss" else {}
-            axis.plot(steps, values, gid=f"{kind}-{name}", **style, **marks)
-        cut_off |= _limit_to(axis, phase.evals, name)
-        axis.set_title(shorten(name, 28), loc="left", parse_math=False)
-    axes[0].set_ylabel("nats a token")
-    legend(
-        figure,
-        ("validation loss", {"color": INK, "linewidth": 1.4}),
-        ("reference loss", _REFERENCE),
-        ("forecast at the end of training", _FORECAST),
-    )
-    changes = {name: _change(phase.evals, name) for name in shown}
-    caption = f"Each panel is one domain with its own scale. {range_of_changes(changes)} "
-    if any(finite(point.reference_loss) for point in phase.evals):
-        caption += (
-            "The distance from the solid line to the dashed one is the excess loss that draws data "
-            "to a domain."
-        )
-    else:
-        caption += "This run had no reference losses yet."
-    if cut_off:
-        caption += " Forecasts far from the curves lie outside the panels."
-    return _finish(figure, f"{prefix}-validation-loss", "Validation loss per domain", caption)
+    return finish(figure, f"{prefix}-training-loss", "Training loss", caption)
 
 
 def ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
     """The data ratio over steps."""
-    figure = _shares(phase.evals, domains, lambda point: point.ratio)
+    figure = draw_shares(phase.evals, domains, lambda point: point.ratio)
     if figure is None:
         return None
-    return _finish(
+    return finish(
         figure,
         f"{prefix}-ratio",
         "Data ratio",
@@ -142,10 +88,10 @@ def ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | N
 
 def reference_ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
     """The reference ratio over steps: the centre of the ball of the optimization."""
-    figure = _shares(phase.evals, domains, lambda point: point.reference_ratio)
+    figure = draw_shares(phase.evals, domains, lambda point: point.reference_ratio)
     if figure is None:
         return None
-    return _finish(
+    return finish(
         figure,
         f"{prefix}-reference-ratio",
         "Reference ratio",
@@ -157,18 +103,18 @@ def reference_ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> 
 
 def realised_share(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
     """Share of the blocks that were trained on, against the ratio that was asked for."""
-    shown = _present(phase.evals, domains, lambda point: point.realised_share)
+    shown = present(phase.evals, domains, lambda point: point.realised_share)
     if not shown:
         return None
     pairs = list(zip(phase.evals, phase.evals[1:], strict=False))
     figure, axes = panels(len(shown), columns=3, height=1.6)
     worst, worst_name = 0.0, shown[0]
     for axis, name in zip(axes, shown, strict=True):
-        asked = _series(phase.evals, lambda point: point.ratio, name)
+        asked = series(phase.evals, lambda point: point.ratio, name)
         axis.step(*asked, where="post", gid=f"ratio-{name}", color=MUTED, linewidth=1.0)
         middle = [(before.step + after.step) / 2 for before, after in pairs]
         got = [after.realised_share.get(name, math.nan) for _, after in pairs]
-        colour = _own_colour(domains, name)["color"]
+        colour = own_colour(domains, name)["color"]
         axis.plot(middle, got, linestyle="", marker="o", color=colour, gid=f"realised-{name}")
         axis.set_title(shorten(name, 28), loc="left", parse_math=False)
         percent(axis)
@@ -186,26 +132,26 @@ def realised_share(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> F
         f"should lie on it. The largest difference is {100 * worst:.2f} percentage points "
         f"({worst_name})."
     )
-    return _finish(figure, f"{prefix}-realised-share", "Realised share against ratio", caption)
+    return finish(figure, f"{prefix}-realised-share", "Realised share against ratio", caption)
 
 
 def excess_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
     """Loss minus reference loss: the score that the ratio follows."""
-    shown = _present(phase.evals, domains, lambda point: point.excess)
+    shown = present(phase.evals, domains, lambda point: point.excess)
     if not shown:
         return None
-    figure, (axis,) = panels(1, columns=1, height=_height(len(shown)))
+    figure, (axis,) = panels(1, columns=1, height=height_for(len(shown)))
     axis.axhline(0.0, color=MUTED, linewidth=0.8)
-    _labelled(axis, phase.evals, domains, shown, lambda point: point.excess)
+    draw_labelled(axis, phase.evals, domains, shown, lambda point: point.excess)
     axis.set_ylabel("nats a token")
-    last = {n: _series(phase.evals, lambda point: point.excess, n)[1][-1] for n in shown}
+    last = {n: series(phase.evals, lambda point: point.excess, n)[1][-1] for n in shown}
     top = max(last, key=lambda name: last[name])
     caption = (
         "Validation loss minus reference loss. Policies that follow it give more "
         "data to the domains that are above the others. At "
         f"the last evaluation {top} is farthest from its reference ({signed(last[top])})."
     )
-    return _finish(figure, f"{prefix}-excess", "Excess loss", caption)
+    return finish(figure, f"{prefix}-excess", "Excess loss", caption)
 
 
 def sparsity(phase: PhaseRecord, prefix: str) -> Figure | None:
@@ -219,7 +165,7 @@ def sparsity(phase: PhaseRecord, prefix: str) -> Figure | None:
     for axis, name in zip(axes, names, strict=True):
         target = [point.target_sparsity.get(name, math.nan) for point in phase.steps]
         actual = [point.sparsity.get(name, math.nan) for point in phase.steps]
-        axis.plot(steps, target, gid=f"target-{name}", **_REFERENCE)
+        axis.plot(steps, target, gid=f"target-{name}", **REFERENCE)
         axis.plot(steps, actual, gid=f"sparsity-{name}", color=INK, **points(actual))
         axis.set_title(shorten(name), loc="left", parse_math=False)
         axis.set_ylim(bottom=0.0)
@@ -228,7 +174,7 @@ def sparsity(phase: PhaseRecord, prefix: str) -> Figure | None:
     legend(
         figure,
         ("expected sparsity", {"color": INK, "linewidth": 1.4}),
-        ("its target", _REFERENCE),
+        ("its target", REFERENCE),
     )
     widest = max(gaps, key=lambda name: gaps[name])
     caption = (
@@ -236,7 +182,7 @@ def sparsity(phase: PhaseRecord, prefix: str) -> Figure | None:
         "settle on the dashed one. At the last logged step the largest gap is "
         f"{100 * gaps[widest]:.2f} percentage points ({widest})."
     )
-    return _finish(figure, f"{prefix}-sparsity", "Sparsity against its target", caption)
+    return finish(figure, f"{prefix}-sparsity", "Sparsity against its target", caption)
 
 
 def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
@@ -260,7 +206,7 @@ def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
     )
     if settled is not None:
         caption += f"From step {settled} on every granularity agrees on at least 95%."
-    return _finish(figure, f"{prefix}-mask-convergence", "Convergence of the masks", caption)
+    return finish(figure, f"{prefix}-mask-convergence", "Convergence of the masks", caption)
 
 
 def comparison(title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]]) -> Figure | None:
@@ -299,98 +245,4 @@ def comparison(title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]]) 
     axes[0].set_ylabel("nats a token")
     legend(figure, *entries)
     caption = f"Validation loss, lower is better. Last evaluation: {'; '.join(said)}."
-    return _finish(figure, ident, f"{title}: validation loss of the runs", caption)
-
-
-_REFERENCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (5, 2)), "linewidth": 1.0}
-_FORECAST: dict[str, Any] = {
-    "color": MUTED,
-    "linestyle": "",
-    "marker": "x",
-    "markersize": 3.2,
-    "markeredgewidth": 0.7,
-}
-
-
-def _finish(figure: Any, ident: str, title: str, caption: str) -> Figure:
-    caption = caption.strip()
-    svg = to_svg(figure, ident=ident, title=title, description=caption)
-    return Figure(ident=ident, title=title, caption=caption, svg=svg)
-
-
-def _present(
-    evals: Sequence[EvalPoint], domains: Sequence[str], pick: Callable[[EvalPoint], Numbers]
-) -> list[str]:
-    """The domains for which at least one evaluation knows the value."""
-    return [
-        name
-        for name in domains
-        if any(math.isfinite(pick(point).get(name, math.nan)) for point in evals)
-    ]
-
-
-def _series(
-    evals: Sequence[EvalPoint], pick: Callable[[EvalPoint], Numbers], name: str
-) -> tuple[list[int], list[float]]:
-    """Steps and values at which the value is known."""
-    known = [(point.step, pick(point).get(name, math.nan)) for point in evals]
-    known = [(step, value) for step, value in known if math.isfinite(value)]
-    return [step for step, _ in known], [value for _, value in known]
-
-
-def _limit_to(axis: Any, evals: Sequence[EvalPoint], name: str) -> bool:
-    """Scale a panel to losses and references; return whether a forecast then lies outside it."""
-    kept = _series(evals, lambda p: p.loss, name)[1]
-    kept += _series(evals, lambda p: p.reference_loss, name)[1]
-    margin = 0.06 * (max(kept) - min(kept)) or 0.05
-    low, high = min(kept) - margin, max(kept) + margin
-    axis.set_ylim(low, high)
-    return any(not low <= value <= high for value in _series(evals, lambda p: p.forecast, name)[1])
-
-
-def _own_colour(domains: Sequence[str], name: str) -> dict[str, Any]:
-    """For a panel of its own: the domain's colour, solid (dashes there mean the reference)."""
-    return {"color": series_style(domains.index(name))["color"]}
-
-
-def _height(lines: int) -> float:
-    return max(2.5, 0.9 + 0.155 * lines)
-
-
-def _labelled(
-    axis: Any,
-    evals: Sequence[EvalPoint],
-    domains: Sequence[str],
-    shown: Sequence[str],
-    pick: Callable[[EvalPoint], Numbers],
-    **style: Any,
-) -> None:
-    """One line a domain with its name at the right end."""
-    ends = []
-    for name in shown:
-        steps, values = _series(evals, pick, name)
-        look = series_style(domains.index(name))
-        axis.plot(steps, values, gid=f"line-{name}", **look, **points(values), **style)
-        ends.append((steps[-1], values[-1], name, look["color"]))
-    label_lines(axis, ends)
-
-
-def _shares(
-    evals: Sequence[EvalPoint], domains: Sequence[str], pick: Callable[[EvalPoint], Numbers]
-) -> Any:
-    shown = _present(evals, domains, pick)
-    if not shown:
-        return None
-    figure, (axis,) = panels(1, columns=1, height=_height(len(shown)))
-    positive = [v for point in evals for v in pick(point).values() if v > 0]
-    if positive and max(positive) > 8 * min(positive):
-        axis.set_yscale("log")
-    percent(axis)
-    _labelled(axis, evals, domains, shown, pick, drawstyle="steps-post")
-    axis.set_ylabel("share, log scale" if axis.get_yscale() == "log" else "share")
-    return figure
-
-
-def _change(evals: Sequence[EvalPoint], name: str) -> float:
-    values = _series(evals, lambda point: point.loss, name)[1]
-    return values[-1] - values[0]
+    return finish(figure, ident, f"{title}: validation loss of the runs", caption)

@@ -7,9 +7,9 @@ of them, so whatever is absent is simply empty here; what is present and wrong r
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
@@ -19,6 +19,7 @@ from drpruning.report.records import (
     End,
     EvalPoint,
     Evaluation,
+    Explanation,
     PhaseRecord,
     Plan,
     RunRecord,
@@ -36,15 +37,13 @@ FILES = (
     "prune/similarity.json",
 )
 _MODEL_ORDER = ("source", "pruned", "model")
-_Point = TypeVar("_Point", StepPoint, EvalPoint)
 
 
 def load_run(folder: Path) -> RunRecord:
     """Read a run folder.
 
     Files that are not there yet leave their part of the record empty. A last line of
-    ``metrics.jsonl`` that was cut off in the middle is left out; steps that were done again after
-    an interruption count once, as they were last done.
+    ``metrics.jsonl`` that was cut off in the middle is left out.
 
     Args:
         folder: A run folder, complete or in progress.
@@ -84,11 +83,9 @@ class _Fields:
     def number(self, name: str) -> float:
         """The number at ``name``; NaN where it is absent or null."""
         value = self.raw.get(name)
-        if value is None:
-            return math.nan
-        if not is_number(value):
+        if not _is_number_or_null(value):
             raise self.complain(name, "a number or null")
-        return float(value)
+        return _nan_for_null(value)
 
     def integer(self, name: str) -> int:
         value = self.raw.get(name)
@@ -104,14 +101,37 @@ class _Fields:
 
     def numbers(self, name: str) -> dict[str, float]:
         """The mapping of numbers at ``name``; empty where absent or null, NaN for null inside."""
+        found = self.mapping(name, "an object of numbers", _is_number_or_null)
+        return {key: _nan_for_null(item) for key, item in found.items()}
+
+    def mapping(self, name: str, expected: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
+        """The object at ``name``, all of whose values fit; empty where absent or null."""
         value = self.raw.get(name)
         if value is None:
             return {}
-        if not isinstance(value, dict) or not all(
-            item is None or is_number(item) for item in value.values()
-        ):
-            raise self.complain(name, "an object of numbers")
-        return {key: math.nan if item is None else float(item) for key, item in value.items()}
+        if not isinstance(value, dict) or not all(map(fits, value.values())):
+            raise self.complain(name, expected)
+        return value
+
+    def intervals(self, name: str) -> dict[str, tuple[float, float]]:
+        """The mapping of [low, high] at ``name``; NaN for null inside."""
+        found = self.mapping(name, "an object of pairs [low, high]", _is_pair)
+        return {
+            key: (_nan_for_null(low), _nan_for_null(high)) for key, (low, high) in found.items()
+        }
+
+    def texts(self, name: str) -> dict[str, str]:
+        return self.mapping(name, "an object of strings", lambda item: isinstance(item, str))
+
+    def flags(self, name: str) -> dict[str, bool]:
+        return self.mapping(name, "an object of true and false", lambda i: isinstance(i, bool))
+
+    def flag(self, name: str) -> bool | None:
+        """The answer at ``name``; None where it is absent or null."""
+        value = self.raw.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.complain(name, "true, false or null")
+        return value
 
     def rows(self, name: str, count: int) -> list[list[int]]:
         """The ``count`` lists of indices at ``name``."""
@@ -137,6 +157,22 @@ class _Fields:
 
     def inner(self, name: str) -> "_Fields":
         return _Fields(self.raw.get(name), f"{self.where}: field {name!r}")
+
+    def optional(self, name: str) -> "_Fields":
+        """The object at ``name``; without fields where it is absent or null."""
+        return _Fields({}, self.where) if self.raw.get(name) is None else self.inner(name)
+
+
+def _is_number_or_null(value: object) -> bool:
+    return value is None or is_number(value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number_or_null, value))
+
+
+def _nan_for_null(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _show(value: object) -> str:
@@ -220,6 +256,7 @@ def _add_record(phase: PhaseRecord, fields: _Fields) -> None:
                 reference_ratio=fields.numbers("reference_ratio"),
                 ratio=fields.numbers("ratio"),
                 excess=fields.numbers("excess"),
+                explanation=_read_explanation(fields),
                 realised_share=fields.numbers("realised_share"),
                 parameters=fields.number("parameters"),
                 evaluation_seconds=fields.number("evaluation_seconds"),
@@ -230,8 +267,27 @@ def _add_record(phase: PhaseRecord, fields: _Fields) -> None:
         phase.end = End(total_seconds=fields.number("total_seconds"))
 
 
+def _read_explanation(fields: _Fields) -> Explanation:
+    said = fields.optional("explanation")
+    return Explanation(
+        ratio_updated=said.flag("ratio_updated"),
+        unusable=said.texts("unusable"),
+        reference_ratio_updated=said.flag("reference_ratio_updated"),
+        loss=said.numbers("loss"),
+        rho=said.number("rho"),
+        divergence=said.number("divergence"),
+        floor=said.numbers("floor"),
+        at_floor=said.flags("at_floor"),
+        forecast_interval=said.intervals("forecast_interval"),
+        forecast_quality=said.numbers("forecast_quality"),
+        forecast_since=said.numbers("forecast_since"),
+        no_forecast=said.texts("no_forecast"),
+        refused=said.texts("refused"),
+    )
+
+
 def _read_start(fields: _Fields) -> Start:
-    versions = fields.inner("versions").raw if fields.raw.get("versions") is not None else {}
+    versions = fields.optional("versions").raw
     return Start(
         time=fields.number("time"),
         total_steps=fields.integer("total_steps"),

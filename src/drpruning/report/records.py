@@ -32,6 +32,53 @@ class StepPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What the policy says of its decision; a policy says only what it knows.
+
+    Mappings go from domain to what is said of it. Numbers that are not known are NaN, answers None.
+
+    Attributes:
+        ratio_updated: Whether there is a new ratio.
+        unusable: Why there is not.
+        reference_ratio_updated: Whether the reference ratio moved after the decision.
+        loss: The losses gone by in nats, averaged where the policy averages.
+        rho: Radius of the ball.
+        divergence: How much of it the ratio uses.
+        floor: Smallest share allowed.
+        at_floor: Whether the ratio is no larger.
+        forecast_interval: 90% interval of the loss at the end of training, in nats.
+        forecast_quality: From 0 to 1.
+        forecast_since: First step used, where earlier points were left out.
+        no_forecast: Why there is none.
+        refused: Why the forecast was not used.
+    """
+
+    ratio_updated: bool | None
+    unusable: dict[str, str]
+    reference_ratio_updated: bool | None
+    loss: dict[str, float]
+    rho: float
+    divergence: float
+    floor: dict[str, float]
+    at_floor: dict[str, bool]
+    forecast_interval: dict[str, tuple[float, float]]
+    forecast_quality: dict[str, float]
+    forecast_since: dict[str, float]
+    no_forecast: dict[str, str]
+    refused: dict[str, str]
+
+    @property
+    def has_ball(self) -> bool:
+        """Whether the ratio was chosen within a ball around a reference ratio."""
+        return math.isfinite(self.rho) and math.isfinite(self.divergence)
+
+    @property
+    def ball_binds(self) -> bool:
+        """Whether the ratio uses all of the ball, up to rounding."""
+        return self.has_ball and self.divergence >= self.rho * (1 - 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalPoint:
     """One evaluation and the ratio update it led to (``kind: eval``).
 
@@ -46,6 +93,7 @@ class EvalPoint:
     reference_ratio: dict[str, float]
     ratio: dict[str, float]
     excess: dict[str, float]
+    explanation: Explanation
     realised_share: dict[str, float]
     parameters: float
     evaluation_seconds: float

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drpruning.report.curves import Figure, finish
 from drpruning.report.drawing import (
     INK,
     MUTED,
@@ -16,9 +17,7 @@ from drpruning.report.drawing import (
     series_style,
     shorten,
     style,
-    to_svg,
 )
-from drpruning.report.figures import Figure
 from drpruning.report.templates import render
 
 CAVEAT = (
@@ -156,7 +155,7 @@ def share_figure(curves: ReplayCurves) -> Figure:
     caption = (
         f"Share of each domain in the batches; every panel has its own scale. {curves.verdict()}"
     )
-    return _finish(figure, f"replay-{curves.phase}-ratio", "Data ratio", caption)
+    return finish(figure, f"replay-{curves.phase}-ratio", "Data ratio", caption)
 
 
 def reference_figure(curves: ReplayCurves) -> Figure | None:
@@ -195,7 +194,7 @@ def reference_figure(curves: ReplayCurves) -> Figure | None:
         "The distance from the loss to a reference loss is the excess loss that draws data to a "
         "domain. A line begins where there is a reference loss."
     )
-    return _finish(figure, f"replay-{curves.phase}-reference", "Reference losses", caption)
+    return finish(figure, f"replay-{curves.phase}-reference", "Reference losses", caption)
 
 
 def render_replay_page(
@@ -248,11 +247,6 @@ def _signed(difference: float) -> str:
 def _colour(curves: ReplayCurves, name: str) -> str:
     colour: str = series_style(list(curves.initial).index(name))["color"]
     return colour
-
-
-def _finish(figure: Any, ident: str, title: str, caption: str) -> Figure:
-    svg = to_svg(figure, ident=ident, title=title, description=caption)
-    return Figure(ident=ident, title=title, caption=caption, svg=svg)
 
 
 def _size(difference: float) -> float:

@@ -20,7 +20,7 @@ from drpruning.scheduling.uncertainty import end_intervals
 MIN_POINTS = 4
 _MIN_POINTS_WITH_P = 6  # of an interval: four exponents and factors fit four or five points anyhow
 _USELESS = 0.2  # half-width of an interval, relative to the loss, at which the quality is 0
-_RISING = 3.0  # slope of a curve over its standard error
+_RISING = 3.0  # rank correlation over its standard error
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,14 @@ class LossForecast:
 
     Attributes:
         forecast: Loss at the final step and final number of parameters: the mean over the three
-            best fits. It may lie above losses already seen.
+            best fits, kept within the interval unless the curve rises. It may lie above losses
+            already seen.
         low: Lower end of the 90% interval of the loss at the end, as it would be without noise; NaN
             where the points are too few to tell.
         high: Its upper end.
         quality: From 0 to 1: 1 less the half-width of the interval over a fifth of the loss. 0 also
-            where there is no interval, where the forecast lies far outside it, or where the curve
-            rises.
+            where there is no interval, where the curve rises, or where, while the number of
+            parameters changes, the best fits end far outside the interval.
         rising: Whether the points rise significantly while the number of parameters stays.
         first_step: First step used: earlier points belong to another curve (see `changes`).
         objective: Mean Huber loss (delta 1e-3) of the best fit to the points used.
@@ -159,10 +160,12 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
     low, middle, high = interval.T
     half = (high - low) / 2
     rising = _rises(curves)
-    near = (fits.end >= low - half / 2) & (fits.end <= high + half / 2)
-    quality = np.where(near & ~rising, np.clip(1 - half / (_USELESS * middle), 0, 1), 0)
+    # Around a plateau the best fit may bend up or down with the newest points alone.
+    end = np.where(rising, fits.end, np.clip(fits.end, np.fmax(low, 0), np.fmin(high, np.inf)))
+    far = (np.abs(fits.end - end) > half / 2) & curves.with_p
+    quality = np.where(far | rising, 0, np.clip(1 - half / (_USELESS * middle), 0, 1))
     first_t = np.take_along_axis(curves.log_t, first[:, None], axis=1)[:, 0]
-    columns = [fits.end, low, high, quality, first_t, fits.objective, fits.theta]
+    columns = [end, low, high, quality, first_t, fits.objective, fits.theta]
     table = np.column_stack(columns)
     table[~fitted] = np.nan
     return table, rising & fitted
@@ -190,12 +193,12 @@ def _replace(fits: Fits, rows: IndexArray, new: Fits) -> None:
 
 
 def _rises(curves: Curves) -> BoolArray:
-    """Whether a straight line through the losses over log T rises significantly [n]."""
-    count = curves.count[:, None]
-    x = (curves.log_t - curves.log_t.sum(axis=1, keepdims=True) / count) * curves.used
-    y = (curves.y - curves.y.sum(axis=1, keepdims=True) / count) * curves.used
-    xx = np.sum(x * x, axis=1)
-    slope = np.sum(x * y, axis=1) / xx
-    error = np.sqrt(np.sum((y - slope[:, None] * x) ** 2, axis=1) / (curves.count - 2) / xx)
-    rises: BoolArray = (slope > _RISING * error) & ~curves.with_p
-    return rises
+    """Whether the losses rise significantly, by the correlation of their ranks with time [n]."""
+    used = curves.used > 0
+    middle = (curves.count[:, None] - 1) / 2
+    ranks = np.where(used, curves.y, np.inf).argsort(axis=1).argsort(axis=1)
+    y = np.where(used, ranks - middle, 0)
+    x = np.where(used, np.cumsum(used, axis=1) - 1 - middle, 0)
+    correlation = np.sum(x * y, axis=1) / np.sum(x * x, axis=1)
+    unexplained = np.maximum(1 - correlation**2, 0) / np.maximum(curves.count - 2, 1)
+    return np.asarray((correlation > _RISING * np.sqrt(unexplained)) & ~curves.with_p)

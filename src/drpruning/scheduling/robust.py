@@ -337,18 +337,13 @@ class DRPruning(_BallPolicy):
 
     def _distrust(self, fits: LossForecast, i: int) -> str:
         """Why the forecast of domain i is not used."""
-        low, high, forecast = fits.low[i], fits.high[i], fits.forecast[i]
+        low, high = fits.low[i], fits.high[i]
         if fits.rising[i]:
             return "its losses rise"
         if math.isnan(low):
             return "its points are too few to tell how good the forecast is"
         interval = f"90% interval {low:.3f} to {high:.3f}"
-        if fits.quality[i] == 0 and not low <= forecast <= high:
-            return f"the forecast {forecast:.3f} lies outside its {interval}"
-        return (
-            f"the {interval} is too wide: quality {fits.quality[i]:.2f} is below "
-            f"{self.min_quality:g}"
-        )
+        return f"its {interval} has quality {fits.quality[i]:.2f}, below {self.min_quality:g}"
 
     def _move_reference_ratio(self) -> bool:
         """Eq. 6; False if floor and ball would leave nothing around the new reference ratio."""
