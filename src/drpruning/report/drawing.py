@@ -199,7 +199,7 @@ def percent(axis: Any) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g}%"))
 
 
-def legend(figure: Any, *entries: tuple[str, dict[str, Any]]) -> None:
+def legend(figure: Any, *entries: tuple[str, dict[str, Any]], columns: int = 4) -> None:
     """Put one legend for all panels above them; an entry is a label and a line style."""
     from matplotlib.lines import Line2D
 
@@ -208,7 +208,7 @@ def legend(figure: Any, *entries: tuple[str, dict[str, Any]]) -> None:
         handles,
         [label for label, _ in entries],
         loc="outside upper left",
-        ncols=min(4, len(entries)),
+        ncols=min(columns, len(entries)),
         borderpad=0,
         handlelength=2.6,
     )

@@ -28,7 +28,7 @@ from drpruning.report.drawing import (
 )
 from drpruning.report.loss_figure import validation_loss
 from drpruning.report.records import PhaseRecord, RunRecord
-from drpruning.report.steering import steering
+from drpruning.report.steering_figure import steering
 
 
 def phase_figures(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> list[Figure]:
@@ -45,9 +45,9 @@ def phase_figures(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> li
         validation_loss(phase, domains, prefix),
         ratio(phase, domains, prefix),
         reference_ratio(phase, domains, prefix),
+        steering(phase, prefix),
         realised_share(phase, domains, prefix),
         excess_loss(phase, domains, prefix),
-        steering(phase, prefix),
         sparsity(phase, prefix),
     )
     return [figure for figure in made if figure is not None]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from drpruning.report.captions import finite, range_of_changes
@@ -18,6 +19,7 @@ _FORECAST: dict[str, Any] = {
 }
 _REFUSED: dict[str, Any] = _FORECAST | {"marker": "o", "markerfacecolor": "none"}
 _INTERVAL: dict[str, Any] = {"color": MUTED, "alpha": 0.2, "linewidth": 0}
+_MOST_MARKS = 30
 
 
 def validation_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
@@ -36,7 +38,7 @@ def validation_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> 
         axis.plot(steps, losses, gid=f"loss-{name}", **look)
         axis.set_title(shorten(name, 28), loc="left", parse_math=False)
     axes[0].set_ylabel("nats a token")
-    legend(figure, *_entries(phase.evals))
+    legend(figure, *_entries(phase.evals), columns=5)
     caption = _caption(phase.evals, shown, beyond=beyond)
     return finish(figure, f"{prefix}-validation-loss", "Validation loss per domain", caption)
 
@@ -49,9 +51,14 @@ def _draw_forecasts(axis: Any, evals: Sequence[EvalPoint], name: str) -> bool:
     axis.fill_between(*band, gid=f"interval-{name}", **_INTERVAL)
     used = series([p for p in evals if name not in p.explanation.refused], _forecast, name)
     refused = series([p for p in evals if name in p.explanation.refused], _forecast, name)
-    axis.plot(*used, gid=f"forecast-{name}", **_FORECAST)
-    axis.plot(*refused, gid=f"refused-{name}", **_REFUSED)
+    axis.plot(*used, gid=f"forecast-{name}", markevery=_every(used[0]), **_FORECAST)
+    axis.plot(*refused, gid=f"refused-{name}", markevery=_every(refused[0]), **_REFUSED)
     return any(not low <= value <= high for value in used[1] + refused[1])
+
+
+def _every(steps: Sequence[int]) -> int:
+    """Of how many marks one is drawn, so that they can be told apart."""
+    return math.ceil(len(steps) / _MOST_MARKS) or 1
 
 
 def _forecast(point: EvalPoint) -> dict[str, float]:
@@ -74,12 +81,12 @@ def _band(
     Each interval reaches half-way to the evaluations before and after.
     """
     steps = [float(point.step) for point in evals]
-    middles = [(one + next_) / 2 for one, next_ in zip(steps, steps[1:], strict=False)]
+    middles = [(before + after) / 2 for before, after in pairwise(steps)]
     edges = [steps[0], *middles, steps[-1]] if middles else [steps[0] - 0.5, steps[0] + 0.5]
     x: list[float] = []
     lows: list[float] = []
     highs: list[float] = []
-    for point, left, right in zip(evals, edges, edges[1:], strict=False):
+    for point, (left, right) in zip(evals, pairwise(edges), strict=True):
         pair = point.explanation.forecast_interval.get(name, (math.nan, math.nan))
         low, high = (min(max(value, limits[0]), limits[1]) for value in pair)
         if math.isnan(pair[0]) or math.isnan(pair[1]):
@@ -95,12 +102,12 @@ def _entries(evals: Sequence[EvalPoint]) -> list[tuple[str, dict[str, Any]]]:
     entries: list[tuple[str, dict[str, Any]]] = [
         ("validation loss", {"color": INK, "linewidth": 1.4}),
         ("reference loss", REFERENCE),
-        ("forecast of the final loss", _FORECAST),
+        ("forecast", _FORECAST),
     ]
     if any(point.explanation.refused for point in evals):
         entries.append(("forecast not used", _REFUSED))
     if any(point.explanation.forecast_interval for point in evals):
-        entries.append(("its 90% interval", _INTERVAL | {"linewidth": 7}))
+        entries.append(("90% interval", _INTERVAL | {"linewidth": 7}))
     return entries
 
 
@@ -118,7 +125,8 @@ def _caption(evals: Sequence[EvalPoint], shown: Sequence[str], *, beyond: bool) 
     if any(point.explanation.forecast_interval for point in evals):
         said.append(
             "At each step the band is the 90% interval of what was then forecast for the end of "
-            "training: the narrower, the more the forecast can be trusted."
+            "training: the narrower, the more the forecast can be trusted. A forecast counts for "
+            "at most the smallest loss seen, so it can lie below its interval."
         )
     made = sum(len(finite(point.forecast)) for point in evals)
     refused = sum(
@@ -126,6 +134,8 @@ def _caption(evals: Sequence[EvalPoint], shown: Sequence[str], *, beyond: bool) 
         for point in evals
         for name, value in point.forecast.items()
     )
+    if made > _MOST_MARKS * len(shown):
+        said.append("Not every forecast has its mark.")
     if refused:
         said.append(f"Circles: {refused:,} of {made:,} forecasts were not used.")
     if beyond:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drpruning.errors import BadInput
+from drpruning.report.curves import Figure
+from drpruning.report.decision import LastDecision, last_decision
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figures import Figure, comparison, mask_convergence, phase_figures
+from drpruning.report.figures import comparison, mask_convergence, phase_figures
+from drpruning.report.formats import duration, factor, loss_text, percentage
+from drpruning.report.held_back import HeldBack, held_back
 from drpruning.report.reading import FILES, load_run
 from drpruning.report.records import DIMENSIONS, PhaseRecord, Plan, RunRecord, section
 from drpruning.report.table import format_perplexity, results_table
@@ -48,6 +52,8 @@ class PhaseSection:
     ident: str
     facts: list[str]
     ratio_rows: list[RatioRow]
+    decision: LastDecision | None
+    held_back: list[HeldBack]
     figures: list[Figure]
 
 
@@ -110,9 +116,9 @@ def render_page(runs: Sequence[RunRecord]) -> str:
     return render(
         "page.html.j2",
         filters={
-            "share": _percentage,
-            "loss": _loss,
-            "factor": _factor,
+            "share": percentage,
+            "loss": loss_text,
+            "factor": factor,
             "ranges": ranges,
             "perplexity": format_perplexity,
         },
@@ -190,6 +196,8 @@ def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str])
                 ident=f"{ident}-{phase.name}",
                 facts=_facts(phase),
                 ratio_rows=ratio_rows(run, phase),
+                decision=last_decision(phase, domains),
+                held_back=held_back(phase, domains),
                 figures=phase_figures(phase, domains, ident),
             )
             for phase in run.phases.values()
@@ -278,7 +286,7 @@ def _facts(phase: PhaseRecord) -> list[str]:
         if phase.end is None:
             facts.append(f"not complete: last record at step {phase.last_step:,}")
     facts.append(f"{len(phase.evals)} evaluations")
-    facts.append(f"{_duration(phase.seconds)} in all")
+    facts.append(f"{duration(phase.seconds)} in all")
     for name, seconds in (
         ("evaluation", [point.evaluation_seconds for point in phase.evals]),
         ("ratio updates", [point.update_seconds for point in phase.evals]),
@@ -286,7 +294,7 @@ def _facts(phase: PhaseRecord) -> list[str]:
         known = [value for value in seconds if math.isfinite(value)]
         if known:
             part = f" ({sum(known) / phase.seconds:.2%})" if phase.seconds else ""
-            facts.append(f"{name} {_duration(sum(known))}{part}")
+            facts.append(f"{name} {duration(sum(known))}{part}")
     return facts
 
 
@@ -300,27 +308,6 @@ def _provenance(run: RunRecord) -> list[str]:
             commit = f"commit {start.commit}" if start.commit else "commit not known"
             said[f"{versions or 'versions not known'}; {commit}"] = None
     return list(said)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
-
-
-def _percentage(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.2f}%"
-
-
-def _loss(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-def _factor(value: float) -> str:
-    return "–" if math.isnan(value) else f"×{value:.2f}"
 
 
 def ranges(indices: Sequence[int]) -> str:

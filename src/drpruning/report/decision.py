@@ -1,0 +1,212 @@
+"""The last decision of a phase in full: how the ratio follows from the losses."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from drpruning.report.captions import finite
+from drpruning.report.drawing import signed
+from drpruning.report.formats import UNKNOWN, factor, loss_text, percentage
+from drpruning.report.records import EvalPoint, PhaseRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of the table, a word before it that makes it stand out, and a note after it."""
+
+    text: str
+    mark: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastDecision:
+    """The last decision of a phase.
+
+    Attributes:
+        step: The evaluation at which it was made.
+        columns: Heads of the table after that of the domain.
+        rows: Domain to its cells, one a column.
+        caption: What the columns mean.
+        remarks: Sentences on the ball, the floors, the forecasts and on what was held back.
+    """
+
+    step: int
+    columns: list[str]
+    rows: dict[str, list[Cell]]
+    caption: str
+    remarks: list[str]
+
+
+def last_decision(phase: PhaseRecord, domains: Sequence[str]) -> LastDecision | None:
+    """Explain the last decision; None where its policy went by neither excess losses nor a ball.
+
+    Args:
+        phase: Its records.
+        domains: Domains in the order of the page.
+    """
+    if not phase.evals:
+        return None
+    point = phase.evals[-1]
+    if not (finite(point.excess) or point.explanation.has_ball):
+        return None
+    names = [name for name in domains if name in point.loss or name in point.ratio]
+    made = {
+        head: [cell(name) for name in names]
+        for head, cell in _columns(point, _reference_ratio(phase.evals)).items()
+    }
+    shown = {
+        head: cells for head, cells in made.items() if any(cell.text != UNKNOWN for cell in cells)
+    }
+    return LastDecision(
+        step=point.step,
+        columns=list(shown),
+        rows={name: [cells[index] for cells in shown.values()] for index, name in enumerate(names)},
+        caption=_caption(shown),
+        remarks=[sentence for sentence in _remarks(point, names) if sentence],
+    )
+
+
+def _reference_ratio(evals: Sequence[EvalPoint]) -> dict[str, float]:
+    """The reference ratio around which the last ratio was chosen.
+
+    The log holds the one after the update; where it moved, that was the one before.
+    """
+    last = evals[-1]
+    if not last.explanation.has_ball:
+        return {}
+    if not last.explanation.reference_ratio_updated or len(evals) < 2:
+        return last.reference_ratio
+    before = evals[-2].reference_ratio
+    return before if before.keys() == last.reference_ratio.keys() else {}
+
+
+def _columns(
+    point: EvalPoint, reference_ratio: Mapping[str, float]
+) -> dict[str, Callable[[str], Cell]]:
+    """What each column says of a domain."""
+    said = point.explanation
+    averaged = any(abs(loss - point.loss.get(n, loss)) > 1e-12 for n, loss in said.loss.items())
+
+    def number(values: Mapping[str, float], show: Callable[[float], str]) -> Callable[[str], Cell]:
+        return lambda name: Cell(text=show(values.get(name, math.nan)))
+
+    def forecast(name: str) -> Cell:
+        low, high = said.forecast_interval.get(name, (math.nan, math.nan))
+        note = "" if math.isnan(low) or math.isnan(high) else f"{low:.3f} to {high:.3f}"
+        return Cell(text=loss_text(point.forecast.get(name, math.nan)), note=note)
+
+    def quality(name: str) -> Cell:
+        value = said.forecast_quality.get(name, math.nan)
+        text = UNKNOWN if math.isnan(value) else f"{value:.2f}"
+        return Cell(text=text, mark="not used" if name in said.refused else "")
+
+    def share(name: str) -> Cell:
+        value, centre = point.ratio.get(name, math.nan), reference_ratio.get(name, math.nan)
+        note = factor(value / centre) if centre > 0 else ""
+        return Cell(text=percentage(value), note=note)
+
+    def floor(name: str) -> Cell:
+        text = percentage(said.floor.get(name, math.nan))
+        return Cell(text=text, mark="binds" if said.at_floor.get(name, False) else "")
+
+    return {
+        "loss": number(point.loss, loss_text),
+        "loss, averaged": number(said.loss if averaged else {}, loss_text),
+        "forecast (90% interval)" if said.forecast_interval else "forecast": forecast,
+        "quality": quality,
+        "reference loss": number(point.reference_loss, loss_text),
+        "excess": number(point.excess, lambda v: UNKNOWN if math.isnan(v) else signed(v)),
+        "reference share": number(reference_ratio, percentage),
+        "ratio": share,
+        "floor": floor,
+    }
+
+
+def _caption(shown: Mapping[str, object]) -> str:
+    """What the columns mean."""
+    said = ["Losses in nats a token."]
+    if any(head.startswith("forecast") for head in shown):
+        said.append("The forecast is of the loss at the end of training.")
+    if "forecast (90% interval)" in shown:
+        said.append(
+            "It counts for at most the smallest loss seen, so it can lie below its interval."
+        )
+    if "quality" in shown:
+        said.append("Quality runs from 0 (says nothing) to 1.")
+    if "excess" in shown:
+        averaged = "averaged " if "loss, averaged" in shown else ""
+        said.append(f"Excess is {averaged}loss minus reference loss.")
+    if "reference share" in shown:
+        said.append(
+            "The ratio lies in a ball around the reference shares as they were before this "
+            "decision; × is the factor over them."
+        )
+    return " ".join(said)
+
+
+def _remarks(point: EvalPoint, names: Sequence[str]) -> list[str]:
+    said = point.explanation
+    since = {name: f"step {step:,.0f}" for name, step in _known(said.forecast_since, names)}
+    return [
+        _ball_sentence(point),
+        _floor_sentence(point, names),
+        _reasons("The ratio was not updated", said.unusable, names)
+        or ("The ratio was not updated." if said.ratio_updated is False else ""),
+        _reasons("No forecast", said.no_forecast, names),
+        _reasons("Forecast not used", said.refused, names),
+        _reasons("Forecast only from the points since the curve changed its course", since, names),
+    ]
+
+
+def _ball_sentence(point: EvalPoint) -> str:
+    """How far the ratio uses the ball, and what that means; empty where there is none."""
+    said = point.explanation
+    if not said.has_ball:
+        return ""
+    free = [name for name in point.ratio if not said.at_floor.get(name, False)]
+    if said.ratio_updated is False:
+        meaning = "; it is that of the evaluation before"
+    elif said.ball_binds:
+        meaning = ": the ball binds"
+    elif said.divergence < 1e-12:
+        meaning = ": it is the reference ratio"
+    elif said.at_floor and free:
+        meaning = f": all mass that the floors leave free is on {_joined(free)}"
+    else:
+        meaning = ""
+    return (
+        f"The ratio uses {said.divergence:.3g} of the {said.rho:g} that the ball allows{meaning}."
+    )
+
+
+def _floor_sentence(point: EvalPoint, names: Sequence[str]) -> str:
+    bound = sum(point.explanation.at_floor.get(name, False) for name in names)
+    if not bound:
+        return ""
+    return f"The floor binds for {bound} of {len(names)} domains."
+
+
+def _reasons(what: str, reasons: Mapping[str, str], names: Sequence[str]) -> str:
+    """What was held back, each reason with its domains."""
+    by_reason: dict[str, list[str]] = {}
+    for name in [*(n for n in names if n in reasons), *(n for n in reasons if n not in names)]:
+        by_reason.setdefault(reasons[name], []).append(name)
+    parts = [f"{reason} ({listed(found, names)})" for reason, found in by_reason.items()]
+    return f"{what}: {'; '.join(parts)}." if parts else ""
+
+
+def listed(found: Sequence[str], names: Sequence[str]) -> str:
+    """These domains by name, or that they are all of them."""
+    if len(names) > 2 and len(found) == len(names):
+        return f"all {len(names)} domains"
+    return ", ".join(found)
+
+
+def _known(values: Mapping[str, float], names: Sequence[str]) -> list[tuple[str, float]]:
+    found = [(name, values.get(name, math.nan)) for name in names]
+    return [(name, value) for name, value in found if math.isfinite(value)]
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)

@@ -1,0 +1,30 @@
+"""Numbers as the page writes them."""
+
+import math
+
+UNKNOWN = "–"
+
+
+def percentage(value: float) -> str:
+    """A share in percent."""
+    return UNKNOWN if math.isnan(value) else f"{100 * value:.2f}%"
+
+
+def loss_text(value: float) -> str:
+    """A loss in nats with three decimals."""
+    return UNKNOWN if math.isnan(value) else f"{value:.3f}"
+
+
+def factor(value: float) -> str:
+    """A factor with two decimals."""
+    return UNKNOWN if math.isnan(value) else f"×{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in a unit that fits its size."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
