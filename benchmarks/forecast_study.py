@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import cleandoc
+from typing import get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from drpruning.scheduling import DRPruning, LossForecast, fit_loss_curves, robust
 from drpruning.scheduling.curve_fit import Curves, fit_curves
+from drpruning.scheduling.robust import ReferenceRule
 
 Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -36,6 +38,7 @@ AT_SIZE = 1.05 * FINAL_PARAMS
 WARMUP = 0.2  # share of training in which the parameters fall
 NOISES = (1e-3, 3e-3, 1e-2)
 EVALUATIONS, UPDATES = 64, 32  # of a phase, in studies 2 and 3
+NEW, FEWEST = 8, 12  # evaluations in which an event is new; curves worth a row
 TRUSTED = 0.5  # the smallest quality that DRPruning takes by default
 
 
@@ -201,7 +204,9 @@ def covered(fit: LossForecast, end: Array, rows: slice | BoolArray = slice(None)
 
 
 def three(error: Array) -> str:
-    """Median, 90th and 95th percentile."""
+    """Median, 90th and 95th percentile, if there are enough values."""
+    if len(error) < FEWEST:
+        return "-"
     return " / ".join(f"{value:.4f}" for value in np.quantile(error, (0.5, 0.9, 0.95)))
 
 
@@ -232,11 +237,12 @@ def coverage(n: int) -> Iterator[Row]:
 def errors(n: int) -> Iterator[Row]:
     """Absolute errors, median / 90th / 95th percentile.
 
-    Forecast: as fitted. Used: what DRPruning would take as its first reference loss: the forecast,
-    at most the smallest loss of a model of final size; where the quality is below 0.5 that smallest
-    loss alone (left out where there is none). Worst: by how much the error of `used` exceeds that
-    of the smallest loss at most. Trusted: curves with a quality of at least 0.5. Coverage: of the
-    interval.
+    Forecast: what `fit_loss_curves` says. Used: what DRPruning would take as its first reference
+    loss: the forecast, at most the smallest loss of a model of final size; where the quality is
+    below 0.5, that smallest loss alone (curves without either are left out). Worst: by how much the
+    error of `used` exceeds that of the smallest loss at most. Trusted: curves with a quality of at
+    least 0.5. Coverage: of the 90% interval. Changes of course are still to come, new (in the
+    newest 8 evaluations) or past.
     """
     yield [
         *("curves", "noise", "seen", "forecast", "used", "smallest loss", "newest loss"),
@@ -251,12 +257,14 @@ def errors(n: int) -> Iterator[Row]:
 
 
 def before_and_after(name: str, event: Array, seen: float) -> Iterator[tuple[str, BoolArray]]:
-    """The rows whose event is still to come, and the others."""
+    """The rows whose event is still to come, is in the newest evaluations, or is past."""
     if np.isnan(event).all():
         yield name, np.ones(len(event), dtype=bool)
         return
-    for when, rows in (("to come", event > seen), ("seen", event <= seen)):
-        if rows.sum() >= 20:
+    told = seen - NEW / EVALUATIONS
+    groups = {"to come": event > seen, "new": (event > told) & (event <= seen)}
+    for when, rows in (groups | {"past": event <= told}).items():
+        if rows.sum() >= FEWEST:
             yield f"{name} {when}", rows
 
 
@@ -266,19 +274,12 @@ def error_cells(curves: Simulated, fit: LossForecast, m: int, rows: BoolArray) -
     used = np.minimum(np.where(trusted, fit.forecast, np.inf), at_size)
     smallest = curves.smallest(m, at_size=False)
     estimates = (fit.forecast, used, smallest, curves.losses[:, m - 1])
-    found = [np.abs(estimate - curves.end)[rows] for estimate in estimates]
-    found[1], beside = (e[np.isfinite(found[1])] for e in (found[1], found[2]))
-    yield from (three(error) for error in found)
-    yield f"{np.max(found[1] - beside):.4f}"
+    forecast, of_used, *simpler = np.abs(np.array(estimates) - curves.end)[:, rows]
+    usable = np.isfinite(of_used)
+    yield from (three(error) for error in (forecast, of_used[usable], *simpler))
+    yield f"{np.max((of_used - simpler[0])[usable]):.4f}" if usable.any() else "-"
     yield f"{trusted[rows].mean():.0%}"
     yield f"{covered(fit, curves.end, rows)[0]:.0f}%"
-
-
-RULES = {
-    "default": {"reference_rule": "minimum"},
-    "credible": {"reference_rule": "credible"},
-    "latest": {"reference_rule": "latest"},
-}
 
 
 def references(n: int) -> Iterator[Row]:
@@ -286,16 +287,16 @@ def references(n: int) -> Iterator[Row]:
 
     Median / 90th / 95th percentile over curves and updates. Paper: the smallest of the forecasts so
     far, each from one fit to all points, whatever it is like, and at most the smallest loss seen of
-    a model of any size. Default, credible, latest: DRPruning with this `reference_rule` and
-    defaults. Smallest loss: the smallest seen so far, of any size.
+    a model of any size. Minimum (the default), credible, latest: DRPruning with this
+    `reference_rule`. Smallest loss: the smallest seen so far, of any size.
     """
-    yield ["curves", "noise", "paper", *RULES, "smallest loss"]
+    yield ["curves", "noise", "paper", *get_args(ReferenceRule), "smallest loss"]
     for name, noise in itertools.product(FAMILIES, NOISES[1:]):
         curves = simulate(name, n, UPDATES, 1.0, noise)
         updates = range(int(np.ceil(WARMUP * UPDATES)), UPDATES + 1)
         tracks = {"paper": by_the_paper(curves, updates)}
         with patch.object(robust, "fit_loss_curves", remembered(fit_loss_curves)):
-            tracks |= {rule: by_policy(curves, **settings) for rule, settings in RULES.items()}
+            tracks |= {rule: by_policy(curves, rule) for rule in get_args(ReferenceRule)}
         tracks["smallest loss"] = [curves.smallest(m, at_size=False) for m in updates]
         yield [name, f"{noise:g}", *(three_of_track(t, curves.end) for t in tracks.values())]
 
@@ -319,11 +320,13 @@ def by_the_paper(curves: Simulated, updates: Iterable[int]) -> list[Array]:
     return track
 
 
-def by_policy(curves: Simulated, **settings: str) -> list[Array]:
+def by_policy(curves: Simulated, rule: ReferenceRule) -> list[Array]:
     """The reference losses [n] at each update, NaN where there is none; a curve is a domain."""
     names = [str(i) for i in range(len(curves.end))]
     final_params = None if curves.params is None else FINAL_PARAMS
-    policy = DRPruning(dict.fromkeys(names, 1 / len(names)), FINAL_STEP, final_params, **settings)
+    policy = DRPruning(
+        dict.fromkeys(names, 1 / len(names)), FINAL_STEP, final_params, reference_rule=rule
+    )
     track = []
     for i, share in enumerate(curves.share):
         losses = dict(zip(names, curves.losses[:, i].tolist(), strict=True))
@@ -380,10 +383,9 @@ def main() -> None:
     args = parse()
     for name, (study, curves) in STUDIES.items():
         if args.study in (None, name):
-            print(
-                f"\n## {name}, {args.curves or curves} curves of each kind\n\n{cleandoc(study.__doc__)}\n"
-            )
-            for i, row in enumerate(study(args.curves or curves)):
+            n = args.curves or curves
+            print(f"\n## {name}, {n} curves of each kind\n\n{cleandoc(study.__doc__ or '')}\n")
+            for i, row in enumerate(study(n)):
                 print(f"| {' | '.join(row)} |", flush=True)
                 if i == 0:
                     print("|---" * len(row) + "|")

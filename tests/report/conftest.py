@@ -194,7 +194,23 @@ class FakeRun:
             "parameters": 8_507_648 if phase == "prune" else 3_197_920,
             "evaluation_seconds": 2.0,
             "update_seconds": 0.02,
-            "explanation": {"moved": True},
+            "explanation": self.explanation(new, reference, known=known),
+        }
+
+    def explanation(
+        self, ratio: dict[str, float], reference: dict[str, float], *, known: bool
+    ) -> dict[str, Any]:
+        """What a policy with a ball says; the constant one only that it decided."""
+        if self.policy == "constant":
+            return {"ratio_updated": True, "unusable": {}}
+        distance = sum((ratio[n] - reference[n]) ** 2 / reference[n] for n in ratio) / 2
+        return {
+            "ratio_updated": known,
+            "unusable": {} if known else dict.fromkeys(self.domains, "no reference loss yet"),
+            "rho": 0.1,
+            "divergence": distance,
+            "floor": dict.fromkeys(self.domains, 0.01),
+            "at_floor": dict.fromkeys(self.domains, False),
         }
 
     def evaluations(self, *names: str) -> None:

@@ -6,25 +6,26 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from parsed_page import Page, line_of, points_of, report
 
 from drpruning.errors import BadInput
 from drpruning.report import load_run, results_table, write_report
-from drpruning.report.page import ranges, run_labels
+from drpruning.report.formats import ranges
+from drpruning.report.page import run_labels
 from drpruning.report.table import format_perplexity
 
 MakeRun = Callable[..., Any]
-VOID = {"meta", "br", "link", "img", "hr", "input"}
 PHASE_FIGURES = (
     "training-loss",
     "validation-loss",
     "ratio",
     "reference-ratio",
+    "steering",
     "realised-share",
     "excess",
 )
@@ -33,61 +34,6 @@ EVERY_FIGURE = {
     "run1-prune-sparsity",
     "run1-mask-convergence",
 }
-
-
-class Page(HTMLParser):
-    """Checks that tags balance; collects ids, tags and table cells."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = text
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id" and value]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def figures(self) -> dict[str, ET.Element]:
-        found = re.findall(r"<svg.*?</svg>", self.text, re.DOTALL)
-        trees = [ET.fromstring(svg) for svg in found]  # noqa: S314
-        return {figure.get("id", ""): figure for figure in trees}
-
-    def cells(self, table: str) -> list[list[str]]:
-        body = self.text.split(f'id="{table}"')[1].split("</table>")[0]
-        rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
-        return [
-            [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
-            for row in rows
-        ]
-
-
-def report(*runs: Any) -> Page:
-    output = write_report([run.folder for run in runs])
-    return Page(output.read_text(encoding="utf-8"))
-
-
-def line_of(figure: ET.Element, name: str) -> ET.Element:
-    return next(e for e in figure.iter() if e.get("id") == f"{figure.get('id')}-{name}")
-
-
-def points_of(figure: ET.Element, name: str) -> int:
-    """Corners of a line's path."""
-    path = next(e for e in line_of(figure, name).iter() if e.tag.endswith("path"))
-    return len(re.findall("[ML]", path.get("d", "")))
 
 
 def test_html_is_well_formed_and_ids_are_unique(page: str) -> None:
@@ -248,7 +194,7 @@ def test_numbers_that_are_not_known(fake_run: MakeRun) -> None:
         point = run.evaluation_point("prune", 0, 100, run.share, run.share)
         later = run.evaluation_point("prune", 50, 100, run.share, run.share)
         unknown = dict.fromkeys(run.domains)
-        names = ("loss", "ratio", "reference_ratio", "realised_share", "excess")
+        names = ("loss", "ratio", "reference_ratio", "realised_share", "excess", "explanation")
         run.append(point | dict.fromkeys(names, unknown), later | {"ratio": unknown})
     assert "comparison-prune" in report(*runs).figures()
     first = fake_run("three")

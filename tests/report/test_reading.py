@@ -41,6 +41,25 @@ def test_null_is_not_known(complete_run: Any) -> None:
     assert all(math.isnan(value) for value in first.reference_loss.values())
 
 
+@pytest.mark.parametrize("explanation", [None, {}, {"moved": True, "rho": None, "floor": None}])
+def test_an_explanation_says_what_it_says(fake_run: MakeRun, explanation: Any) -> None:
+    run = fake_run()
+    point = run.evaluation_point("prune", 0, 100, run.share, run.share)
+    run.append(point | {"explanation": explanation})
+    said = load_run(run.folder).phases["prune"].evals[0].explanation
+    assert not said.has_ball
+    assert said.ratio_updated is None
+    assert said.floor == said.refused == said.forecast_interval == {}
+
+
+def test_unknown_ends_of_an_interval(fake_run: MakeRun) -> None:
+    run = fake_run()
+    point = run.evaluation_point("prune", 0, 100, run.share, run.share)
+    run.append(point | {"explanation": {"forecast_interval": {"web": [2, None]}}})
+    said = load_run(run.folder).phases["prune"].evals[0].explanation
+    assert said.forecast_interval["web"] == pytest.approx((2.0, math.nan), nan_ok=True)
+
+
 def test_an_empty_folder_is_an_empty_record(fake_run: MakeRun) -> None:
     run = load_run(fake_run().folder)
     assert run.is_empty
@@ -92,13 +111,22 @@ def test_a_complete_last_line_of_garbage_is_not_torn(fake_run: MakeRun) -> None:
         ({"kind": None}, "kind"),
         ({"phase": 3}, "phase"),
         ({"update_seconds": True}, "update_seconds"),
+        ({"explanation": "none"}, "explanation"),
+        ({"explanation": {"rho": "0.1"}}, "explanation': field 'rho"),
+        ({"explanation": {"ratio_updated": 1}}, "explanation': field 'ratio_updated"),
+        ({"explanation": {"unusable": ["web"]}}, "explanation': field 'unusable"),
+        ({"explanation": {"refused": {"web": 3}}}, "explanation': field 'refused"),
+        ({"explanation": {"at_floor": {"web": 1}}}, "explanation': field 'at_floor"),
+        ({"explanation": {"floor": {"web": "low"}}}, "explanation': field 'floor"),
+        ({"explanation": {"forecast_interval": {"web": [1]}}}, "explanation': field 'forecast_in"),
+        ({"explanation": {"forecast_interval": {"web": 1}}}, "explanation': field 'forecast_in"),
     ],
 )
 def test_a_wrong_field_is_named(fake_run: MakeRun, change: dict[str, Any], field: str) -> None:
     run = fake_run()
     point = run.evaluation_point("prune", 0, 100, run.share, run.share)
     run.append(run.start("prune", 100), point | change, point)
-    with pytest.raises(BadInput, match=rf"line 2: field '{field}'"):
+    with pytest.raises(BadInput, match=rf"line 2: field '{field}"):
         load_run(run.folder)
 
 

@@ -93,7 +93,7 @@ def _columns(
 
     def forecast(name: str) -> Cell:
         low, high = said.forecast_interval.get(name, (math.nan, math.nan))
-        note = "" if math.isnan(low) or math.isnan(high) else f"{low:.3f} to {high:.3f}"
+        note = "" if math.isnan(low) or math.isnan(high) else f"{low:.3f}–{high:.3f}"
         return Cell(text=loss_text(point.forecast.get(name, math.nan)), note=note)
 
     def quality(name: str) -> Cell:
@@ -190,17 +190,17 @@ def _floor_sentence(point: EvalPoint, names: Sequence[str]) -> str:
 def _reasons(what: str, reasons: Mapping[str, str], names: Sequence[str]) -> str:
     """What was held back, each reason with its domains."""
     by_reason: dict[str, list[str]] = {}
-    for name in [*(n for n in names if n in reasons), *(n for n in reasons if n not in names)]:
-        by_reason.setdefault(reasons[name], []).append(name)
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
     parts = [f"{reason} ({listed(found, names)})" for reason, found in by_reason.items()]
     return f"{what}: {'; '.join(parts)}." if parts else ""
 
 
 def listed(found: Sequence[str], names: Sequence[str]) -> str:
-    """These domains by name, or that they are all of them."""
-    if len(names) > 2 and len(found) == len(names):
+    """These domains in the order of the names, or that they are all of them."""
+    if len(names) > 2 and set(found) == set(names):
         return f"all {len(names)} domains"
-    return ", ".join(found)
+    return ", ".join(sorted(found, key=lambda name: [*names, name].index(name)))
 
 
 def _known(values: Mapping[str, float], names: Sequence[str]) -> list[tuple[str, float]]:

@@ -1,6 +1,7 @@
 """Numbers as the page writes them."""
 
 import math
+from collections.abc import Sequence
 
 UNKNOWN = "–"
 
@@ -28,3 +29,20 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600
     return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def consecutive(indices: Sequence[int]) -> list[list[int]]:
+    """Cut ascending indices where one is left out."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """Write ascending indices with runs joined: ``0–2, 5``."""
+    runs = consecutive(indices)
+    return ", ".join(str(run[0]) + (f"–{run[-1]}" if len(run) > 1 else "") for run in runs)

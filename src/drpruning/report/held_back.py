@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from drpruning.report.decision import listed
+from drpruning.report.formats import consecutive
 from drpruning.report.records import Explanation, PhaseRecord
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -74,11 +75,8 @@ def _where(
 ) -> str:
     """Domains with the steps of these evaluations, domains with the same ones together."""
     alike: dict[tuple[int, ...], list[str]] = {}
-    for name in [
-        *(n for n in names if n in evaluations),
-        *(n for n in evaluations if n not in names),
-    ]:
-        alike.setdefault(tuple(evaluations[name]), []).append(name)
+    for name, indices in evaluations.items():
+        alike.setdefault(tuple(indices), []).append(name)
     return "; ".join(
         f"{listed(found, names)} at {steps_text(indices, steps)}"
         for indices, found in sorted(alike.items(), key=lambda item: item[0][0])
@@ -87,12 +85,7 @@ def _where(
 
 def steps_text(indices: Sequence[int], steps: Sequence[int]) -> str:
     """The steps of these evaluations, consecutive ones joined, many scattered ones only counted."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
+    runs = consecutive(indices)
     first, last = steps[indices[0]], steps[indices[-1]]
     if len(runs) > _MOST_RANGES:
         return f"{len(indices)} evaluations from step {first:,} to {last:,}"

@@ -10,7 +10,7 @@ from drpruning.report.curves import Figure
 from drpruning.report.decision import LastDecision, last_decision
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
 from drpruning.report.figures import comparison, mask_convergence, phase_figures
-from drpruning.report.formats import duration, factor, loss_text, percentage
+from drpruning.report.formats import duration, factor, loss_text, percentage, ranges
 from drpruning.report.held_back import HeldBack, held_back
 from drpruning.report.reading import FILES, load_run
 from drpruning.report.records import DIMENSIONS, PhaseRecord, Plan, RunRecord, section
@@ -308,14 +308,3 @@ def _provenance(run: RunRecord) -> list[str]:
             commit = f"commit {start.commit}" if start.commit else "commit not known"
             said[f"{versions or 'versions not known'}; {commit}"] = None
     return list(said)
-
-
-def ranges(indices: Sequence[int]) -> str:
-    """Write ascending indices with runs joined: ``0–2, 5``."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1][1:] = [index]
-        else:
-            runs.append([index])
-    return ", ".join("–".join(map(str, run)) for run in runs)

@@ -14,7 +14,7 @@ _KEPT: dict[str, Any] = {
     "linestyle": "",
     "marker": "o",
     "markerfacecolor": "none",
-    "markersize": 4,
+    "markersize": 6,
     "markeredgewidth": 0.7,
 }
 
@@ -34,10 +34,11 @@ def steering(phase: PhaseRecord, prefix: str) -> Figure | None:
     drawn = {kind: count for kind, count in counts.items() if count[1]}
     figure, axes = panels(1 + len(drawn), columns=3, height=1.75)
     _draw_ball(axes[0], told)
-    most = max(len(point.ratio) for point in told)
+    most = max(len(point.ratio) for point in told) or 1
     for axis, (kind, (title, count)) in zip(axes[1:], drawn.items(), strict=True):
         steps, values = zip(*count, strict=True)
         axis.plot(steps, values, gid=kind, color=INK, **points(values))
+        axis.set_xlim(axes[0].get_xlim())
         axis.set_ylim(-0.04 * most, 1.04 * most)
         axis.yaxis.get_major_locator().set_params(integer=True)
         axis.set_title(title, loc="left")
@@ -55,7 +56,8 @@ def _draw_ball(axis: Any, told: Sequence[EvalPoint]) -> None:
     axis.plot(steps, used, gid="ball", color=INK, **points(used))
     kept = _kept(told)
     axis.plot([p.step for p in kept], [p.explanation.divergence for p in kept], gid="kept", **_KEPT)
-    axis.set_ylim(-0.04 * max(used + radius), 1.08 * max(used + radius))
+    top = max(used + radius) or 1.0
+    axis.set_ylim(-0.04 * top, 1.08 * top)
     axis.set_title("divergence from the reference ratio", loc="left")
 
 
@@ -83,7 +85,7 @@ def _caption(told: Sequence[EvalPoint], domains: int) -> str:
     updates = len(told) - kept
     said = ["The ratio may depart from the reference ratio by no more than the radius of the ball."]
     if updates:
-        said.append(f"It went to the edge at {bound:,} of {updates:,} updates.")
+        said.append(f"It went to the edge at {bound:,} of {_counted(updates, 'update')}.")
     if bound < updates:
         said.append(
             "Elsewhere it stayed inside: the floors left no more, or no domain was farther behind "
@@ -95,13 +97,18 @@ def _caption(told: Sequence[EvalPoint], domains: int) -> str:
         name, times = at_floor.most_common(1)[0]
         said.append(
             f"At most {most} of {domains} domains were at their floor, most often {name} "
-            f"(at {times:,} of {len(told):,} evaluations)."
+            f"(at {times:,} of {_counted(len(told), 'evaluation')})."
         )
     moved = [point.step for point in told if point.explanation.reference_ratio_updated]
     if moved:
         said.append(
-            f"The reference ratio moved at {len(moved):,} evaluations, first at step {moved[0]:,}."
+            f"The reference ratio moved at {_counted(len(moved), 'evaluation')}, first at step "
+            f"{moved[0]:,}."
         )
     if kept:
-        said.append(f"At {kept:,} evaluations the ratio was not updated (circles).")
+        said.append(f"At {_counted(kept, 'evaluation')} the ratio was not updated (circles).")
     return " ".join(said)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
