@@ -155,7 +155,11 @@ def _remarks(point: EvalPoint, names: Sequence[str]) -> list[str]:
         or ("The ratio was not updated." if said.ratio_updated is False else ""),
         _reasons("No forecast", said.no_forecast, names),
         _reasons("Forecast not used", said.refused, names),
-        _reasons("Forecast only from the points since the curve changed its course", since, names),
+        _reasons(
+            "Forecast without earlier points, off the curve of the later ones; from",
+            since,
+            names,
+        ),
     ]
 
 
