@@ -52,7 +52,7 @@ class Curves:
     @classmethod
     def of(cls, y: FloatArray, used: BoolArray, log_t: FloatArray, log_p: FloatArray) -> "Curves":
         """The points that are used; a P that is constant along them is left out."""
-        log_p = np.where(used & _varies(log_p, used)[:, None], log_p, 0)
+        log_p = np.where(used & varies(log_p, used)[:, None], log_p, 0)
         return cls(np.where(used, y, 0), used.astype(float), np.where(used, log_t, 0), log_p)
 
     @property
@@ -110,7 +110,8 @@ class Fits:
     theta: FloatArray
 
 
-def _varies(x: FloatArray, used: BoolArray) -> BoolArray:
+def varies(x: FloatArray, used: BoolArray) -> BoolArray:
+    """Whether logarithms [n, m] differ among the points that are used [n]."""
     high = np.where(used, x, -np.inf).max(axis=1, initial=-np.inf)
     low = np.where(used, x, np.inf).min(axis=1, initial=np.inf)
     return np.asarray(high - low > _CONSTANT)

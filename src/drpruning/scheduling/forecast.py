@@ -14,13 +14,16 @@ from drpruning.scheduling.curve_fit import (
     FloatArray,
     IndexArray,
     fit_curves,
+    varies,
 )
 from drpruning.scheduling.uncertainty import end_intervals
 
 MIN_POINTS = 4
-_MIN_POINTS_WITH_P = 6  # of an interval: four exponents and factors fit four or five points anyhow
+AT_SIZE = 1.05  # a model of at most this many times the final parameters counts as of final size
+_MIN_POINTS_WITH_P = 8  # of an interval: with two exponents and factors too few are left over
 _USELESS = 0.2  # half-width of an interval, relative to the loss, at which the quality is 0
-_RISING = 3.0  # rank correlation over its standard error
+_RANKED = 64  # points, at most, of which all pairs are compared
+_RISING = 2.3  # Kendall's tau over its standard deviation
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def fit_loss_curves(
     log_p = np.zeros_like(y)
     if params is not None:
         log_p = _log_ratio(params, 1.0 if final_params is None else final_params, y.shape, "params")
-    curves = Curves.of(y, np.isfinite(y) & np.isfinite(log_t) & np.isfinite(log_p), log_t, log_p)
+    order = np.argsort(log_t, axis=1, kind="stable")
+    y, log_t, log_p = (np.take_along_axis(a, order, axis=1) for a in (y, log_t, log_p))
+    used = np.isfinite(y) & np.isfinite(log_t) & np.isfinite(log_p)
+    curves = Curves.of(y, used, log_t, log_p)
     if curves.with_p.any() and final_params is None:
         raise ValueError("params varies, so final_params must be given")
 
@@ -107,6 +113,7 @@ def fit_loss_curves(
         if len(rows):
             table[rows], rising[rows] = _forecasts(curves.take(rows))
         forecast, low, high, quality, first, objective, a, e, alpha, beta = table.T
+        quality[~curves.with_p & _larger(log_p, used)] = 0
         A = np.exp(a + beta * np.log(final_step) + alpha * np.log(final_params or 1.0))
     return LossForecast(
         forecast=forecast,
@@ -153,6 +160,7 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
     interval = np.full((len(first), 3), np.nan)
     fitted = np.isfinite(fits.objective)
     enough = curves.count >= np.where(curves.with_p, _MIN_POINTS_WITH_P, MIN_POINTS)
+    enough &= varies(curves.log_t, curves.used > 0)
     for rows in _kinds(curves):
         told = rows[(fitted & enough)[rows]]
         if len(told):
@@ -160,15 +168,24 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
     low, middle, high = interval.T
     half = (high - low) / 2
     rising = _rises(curves)
-    # Around a plateau the best fit may bend up or down with the newest points alone.
-    end = np.where(rising, fits.end, np.clip(fits.end, np.fmax(low, 0), np.fmin(high, np.inf)))
-    far = (np.abs(fits.end - end) > half / 2) & curves.with_p
-    quality = np.where(far | rising, 0, np.clip(1 - half / (_USELESS * middle), 0, 1))
+    kept = np.clip(fits.end, low, high)
+    far = (np.abs(fits.end - kept) > half / 2) & curves.with_p
+    certain = ~(far | rising) & (low > 0)
+    quality = np.where(certain, np.clip(1 - half / (_USELESS * middle), 0, 1), 0)
+    # Around a plateau the best fits may bend up or down with the newest points alone.
+    end = np.where(quality > 0, kept, fits.end)
     first_t = np.take_along_axis(curves.log_t, first[:, None], axis=1)[:, 0]
     columns = [end, low, high, quality, first_t, fits.objective, fits.theta]
     table = np.column_stack(columns)
     table[~fitted] = np.nan
     return table, rising & fitted
+
+
+def _larger(log_p: FloatArray, used: BoolArray) -> BoolArray:
+    """Whether the newest number of parameters is well above the final one [n]."""
+    newest = used * np.arange(1, used.shape[1] + 1)
+    newest = newest == newest.max(axis=1, keepdims=True, initial=1)
+    return np.asarray(np.any((log_p > np.log(AT_SIZE)) & newest, axis=1))
 
 
 def _kinds(curves: Curves) -> Iterator[IndexArray]:
@@ -193,12 +210,11 @@ def _replace(fits: Fits, rows: IndexArray, new: Fits) -> None:
 
 
 def _rises(curves: Curves) -> BoolArray:
-    """Whether the losses rise significantly, by the correlation of their ranks with time [n]."""
-    used = curves.used > 0
-    middle = (curves.count[:, None] - 1) / 2
-    ranks = np.where(used, curves.y, np.inf).argsort(axis=1).argsort(axis=1)
-    y = np.where(used, ranks - middle, 0)
-    x = np.where(used, np.cumsum(used, axis=1) - 1 - middle, 0)
-    correlation = np.sum(x * y, axis=1) / np.sum(x * x, axis=1)
-    unexplained = np.maximum(1 - correlation**2, 0) / np.maximum(curves.count - 2, 1)
-    return np.asarray((correlation > _RISING * np.sqrt(unexplained)) & ~curves.with_p)
+    """Whether the losses rise significantly while P stays, by Kendall's tau [n]."""
+    some = np.unique(np.linspace(0, curves.y.shape[1] - 1, _RANKED).astype(np.intp))
+    y, used = curves.y[:, some], curves.used[:, some]
+    pairs = used[:, :, None] * used[:, None, :] * np.triu(np.ones((len(some),) * 2), 1)
+    score = np.sum(np.sign(y[:, None, :] - y[:, :, None]) * pairs, axis=(1, 2))
+    m = used.sum(axis=1)
+    deviation = np.sqrt(m * (m - 1) * (2 * m + 5) / 18)
+    return np.asarray((score > _RISING * deviation) & ~curves.with_p)

@@ -15,11 +15,10 @@ from drpruning.scheduling.dro import (
     project_to_bounds,
     worst_case_ratio,
 )
-from drpruning.scheduling.forecast import MIN_POINTS, LossForecast, fit_loss_curves
+from drpruning.scheduling.forecast import AT_SIZE, MIN_POINTS, LossForecast, fit_loss_curves
 from drpruning.scheduling.policy import Decision, Evaluation, ReferencedPolicy
 
 ReferenceRule = Literal["minimum", "credible", "latest"]
-_AT_SIZE = 1.05  # a model of at most this many times the final parameters counts as of final size
 
 
 class _BallPolicy(ReferencedPolicy):
@@ -262,7 +261,8 @@ class DRPruning(_BallPolicy):
         averaged = np.where(np.isnan(averaged), losses, averaged)  # the first of its domain
         self._average = np.where(np.isnan(averaged), self._average, averaged)
         self._steps.append(evaluation.step)
-        self._params.append(math.nan if params is None else float(params))
+        known = params is not None and 0 < params < math.inf
+        self._params.append(float(params) if params is not None and known else math.nan)
         self._losses.append(averaged)
         return averaged
 
@@ -279,14 +279,15 @@ class DRPruning(_BallPolicy):
             self.final_params if with_params else None,
         )
         seen = np.where(np.isnan(losses), np.inf, losses)
-        if self.final_params is not None:
-            seen[:, params > _AT_SIZE * self.final_params] = np.inf
+        if with_params:
+            seen[:, ~(params <= AT_SIZE * (self.final_params or math.nan))] = np.inf
         smallest = seen.min(axis=1)
         forecast = np.clip(fits.forecast, 0, smallest)
         trusted = np.isfinite(forecast) & (fits.quality >= self.min_quality)
-        self._update_reference_loss(forecast, np.fmin(fits.low, smallest), trusted)
+        low = np.where(np.isfinite(fits.low), np.fmin(fits.low, smallest), -np.inf)
+        self._update_reference_loss(forecast, low, trusted)
         self._make_do(smallest, np.isfinite(forecast) & ~trusted)
-        return forecast, self._explain_forecasts(fits, trusted)
+        return forecast, self._explain_forecasts(fits, trusted, with_params=with_params)
 
     def _update_reference_loss(
         self, forecast: FloatArray, low: FloatArray, trusted: BoolArray
@@ -307,10 +308,14 @@ class DRPruning(_BallPolicy):
         self._provisional = self._provisional | (distrusted & nothing & np.isfinite(smallest))
         self._reference_loss = np.where(self._provisional, smallest, self._reference_loss)
 
-    def _explain_forecasts(self, fits: LossForecast, trusted: BoolArray) -> dict[str, Any]:
+    def _explain_forecasts(
+        self, fits: LossForecast, trusted: BoolArray, *, with_params: bool
+    ) -> dict[str, Any]:
         """`forecast_interval`, `forecast_quality`, `forecast_since`, `no_forecast`, `refused`."""
-        positive = np.array(self._steps) > 0
-        points = np.isfinite(np.array(self._losses))[positive].sum(axis=0)
+        usable = np.array(self._steps) > 0
+        if with_params:
+            usable &= np.isfinite(self._params)
+        points = np.isfinite(np.array(self._losses))[usable].sum(axis=0)
         begun = min((step for step in self._steps if step > 0), default=0)
         none, refused = {}, {}
         for i, name in enumerate(self._domains):
@@ -325,7 +330,7 @@ class DRPruning(_BallPolicy):
             "forecast_interval": {
                 name: pair
                 for name, pair in zip(self._domains, intervals.tolist(), strict=True)
-                if not math.isnan(pair[0])
+                if all(map(math.isfinite, pair))
             },
             "forecast_quality": self._named(fits.quality),
             "forecast_since": {

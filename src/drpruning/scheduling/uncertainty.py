@@ -16,14 +16,15 @@ import numpy as np
 from drpruning.scheduling.curve_fit import Curves, FloatArray
 
 LEVEL = 0.9
-_BOX = np.array([[np.log(0.02), -0.5], [np.log(6.0), 4.0]])  # of log beta and alpha
-_ROUNDS = 4
-_REACH = 3.5  # of the grid, in standard deviations
-_NODES, _NODES_WITH_P = 33, 13
-_FITTED = 2.5  # degrees of freedom of line and exponents; chosen by measured coverage
+_BOX = np.array([[np.log(0.02), -0.25], [np.log(6.0), 2.5]])  # of log beta and alpha
+_ROUNDS = 5
+_REACH = 4.5  # of the grid, in standard deviations
+_NODES, _NODES_WITH_P = 33, 15
+_AN_EXPONENT = 0.5  # degrees of freedom that each one takes; by measured coverage
 _DRAWS = 32
 _SPREAD = (0.7548776662466927, 0.5698402909980532)  # 1/g and 1/g**2 for g**3 = g + 1
 _OUTLIER = 3.0
+_REGULAR = 0.7  # of the weight must stay, or what was taken for outliers is the noise
 _ENOUGH_TO_JUDGE = 8  # points of which some may be outliers
 _SMALLEST_NOISE = 1e-6  # relative to the losses
 
@@ -91,6 +92,8 @@ def _weights(curves: Curves, residual: FloatArray) -> FloatArray:
     noise = np.maximum(noise, _SMALLEST_NOISE * np.abs(curves.y).max(axis=1, keepdims=True))
     least = np.where(count < _ENOUGH_TO_JUDGE, np.inf, _OUTLIER * noise)
     weight: FloatArray = np.where(size > least, (least / size) ** 2, curves.used)
+    rare = weight.sum(axis=1) >= _REGULAR * curves.count
+    weight = np.where(rare[:, None], weight, curves.used)
     r = np.sqrt(weight) * residual
     correlation = np.sum(r[:, 1:] * r[:, :-1], axis=1) / np.maximum(np.sum(r * r, axis=1), 1e-300)
     kept = np.clip(correlation, 0, 0.9)
@@ -119,7 +122,7 @@ class _Lines:
         self.errors = np.sum(w * (yc - kept * xc) ** 2, axis=2)
         smallest = (_SMALLEST_NOISE * self.y_mean) ** 2 * self.total
         self.errors = np.maximum(self.errors, smallest)
-        self.freedom = np.maximum(self.total - _FITTED, 1)
+        self.freedom = np.maximum(self.total - 2 - _AN_EXPONENT * nodes.shape[2], 1)
         self.log_mass = -0.5 * self.freedom * np.log(self.errors) - 0.5 * np.log(self.xx)
 
     def end_quantiles(self, mass: FloatArray) -> FloatArray:
