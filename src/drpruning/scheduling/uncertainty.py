@@ -19,8 +19,8 @@ LEVEL = 0.9
 _BOX = np.array([[np.log(0.02), -0.25], [np.log(6.0), 2.5]])  # of log beta and alpha
 _ROUNDS = 5
 _REACH = 4.5  # of the grid, in standard deviations
-_NODES, _NODES_WITH_P = 33, 15
-_AN_EXPONENT = 0.5  # degrees of freedom that each one takes; by measured coverage
+_COARSE, _FINE = (21, 13), (33, 15)  # nodes of the grid for one exponent, and a side for two
+_FITTED = (2.5, 3.4)  # degrees of freedom taken by line and one or two exponents; by coverage
 _DRAWS = 32
 _SPREAD = (0.7548776662466927, 0.5698402909980532)  # 1/g and 1/g**2 for g**3 = g + 1
 _OUTLIER = 3.0
@@ -40,21 +40,27 @@ def end_intervals(curves: Curves, theta: FloatArray) -> FloatArray:
     weight = _weights(curves, residual)
     dims = 2 if curves.with_p.any() else 1
     box = _BOX[:, :dims]
-    axis = np.linspace(-_REACH, _REACH, _NODES if dims == 1 else _NODES_WITH_P)
-    unit = np.stack(np.meshgrid(*[axis] * dims, indexing="ij"), axis=-1).reshape(-1, dims)
+    coarse, spacing = _grid(dims, _COARSE[dims - 1])
     centre, root = _around_best(curves, weight, theta, residual, box)
     for _ in range(_ROUNDS):
-        nodes = centre[:, None] + unit @ root.transpose(0, 2, 1)
+        nodes = centre[:, None] + coarse @ root.transpose(0, 2, 1)
         mass = _mass(_Lines(curves, weight, nodes), nodes, box)
         mass /= mass.sum(axis=1, keepdims=True)
         centre = np.sum(mass[:, :, None] * nodes, axis=1)
         apart = nodes - centre[:, None]
         spread = np.einsum("nk,nki,nkj->nij", mass, apart, apart)
-        cell = root * (axis[1] - axis[0]) / 2  # with all mass on one node, the rest is in its cell
+        cell = root * spacing / 2  # with all mass on one node, the rest is in its cell
         root = np.linalg.cholesky(spread + cell @ cell.transpose(0, 2, 1))
-    nodes = centre[:, None] + unit @ root.transpose(0, 2, 1)
+    nodes = centre[:, None] + _grid(dims, _FINE[dims - 1])[0] @ root.transpose(0, 2, 1)
     lines = _Lines(curves, weight, nodes)
     return lines.end_quantiles(_mass(lines, nodes, box))
+
+
+def _grid(dims: int, size: int) -> tuple[FloatArray, float]:
+    """Nodes [size**dims, dims] of a grid in standard deviations, and their spacing."""
+    axis = np.linspace(-_REACH, _REACH, size)
+    nodes = np.stack(np.meshgrid(*[axis] * dims, indexing="ij"), axis=-1).reshape(-1, dims)
+    return nodes, float(axis[1] - axis[0])
 
 
 def _mass(lines: "_Lines", nodes: FloatArray, box: FloatArray) -> FloatArray:
@@ -111,18 +117,19 @@ class _Lines:
         x = np.expm1(exponent) * curves.used[:, None]
         self.scale = np.abs(x).max(axis=2)
         x /= self.scale[:, :, None]
-        w, y = weight[:, None], curves.y[:, None]
         self.total = weight.sum(axis=1)[:, None]
-        self.x_mean = np.sum(w * x, axis=2) / self.total
-        self.y_mean = np.sum(w * y, axis=2) / self.total
-        xc, yc = x - self.x_mean[:, :, None], y - self.y_mean[:, :, None]
-        self.xx = np.maximum(np.sum(w * xc * xc, axis=2), 1e-30)
-        self.fall = np.sum(w * xc * yc, axis=2) / self.xx
-        kept = np.maximum(self.fall, 0)[:, :, None]
-        self.errors = np.sum(w * (yc - kept * xc) ** 2, axis=2)
+        self.x_mean = np.sum(x * weight[:, None], axis=2) / self.total
+        self.y_mean = np.sum(curves.y * weight, axis=1, keepdims=True) / self.total
+        x -= self.x_mean[:, :, None]
+        xw, y = x * weight[:, None], curves.y - self.y_mean
+        self.xx = np.maximum(np.sum(xw * x, axis=2), 1e-30)
+        xy = (xw @ y[:, :, None])[:, :, 0]
+        self.fall = xy / self.xx
+        kept = np.maximum(self.fall, 0)
+        errors = np.sum(weight * y * y, axis=1, keepdims=True) - kept * (2 * xy - kept * self.xx)
         smallest = (_SMALLEST_NOISE * self.y_mean) ** 2 * self.total
-        self.errors = np.maximum(self.errors, smallest)
-        self.freedom = np.maximum(self.total - 2 - _AN_EXPONENT * nodes.shape[2], 1)
+        self.errors = np.maximum(errors, smallest)
+        self.freedom = np.maximum(self.total - _FITTED[nodes.shape[2] - 1], 1)
         self.log_mass = -0.5 * self.freedom * np.log(self.errors) - 0.5 * np.log(self.xx)
 
     def end_quantiles(self, mass: FloatArray) -> FloatArray:
