@@ -35,8 +35,9 @@ class LossForecast:
 
     Attributes:
         forecast: Loss at the final step and final number of parameters: the mean over the three
-            best fits, kept within the interval unless the curve rises. It may lie above losses
-            already seen.
+            best fits, kept within the interval where its quality is above 0, and otherwise at most
+            the largest loss used, unless the model still shrinks. It may lie above losses already
+            seen.
         low: Lower end of the 90% interval of the loss at the end, as it would be without noise; NaN
             where the points are too few to tell.
         high: Its upper end.
@@ -173,7 +174,9 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
     certain = ~(far | rising) & (low > 0)
     quality = np.where(certain, np.clip(1 - half / (_USELESS * middle), 0, 1), 0)
     # Around a plateau the best fits may bend up or down with the newest points alone.
-    end = np.where(quality > 0, kept, fits.end)
+    shrinking = _larger(curves.log_p, curves.used > 0)
+    largest = np.where(curves.used > 0, curves.y, -np.inf).max(axis=1)
+    end = np.where(quality > 0, kept, np.where(shrinking, fits.end, np.fmin(fits.end, largest)))
     first_t = np.take_along_axis(curves.log_t, first[:, None], axis=1)[:, 0]
     columns = [end, low, high, quality, first_t, fits.objective, fits.theta]
     table = np.column_stack(columns)
