@@ -19,7 +19,8 @@ from drpruning.report import (
     PhaseRecord,
     ReplayCurves,
     RunRecord,
-    load_run,
+    load_evaluation,
+    load_phases,
     render_replay_page,
 )
 from drpruning.scheduling import POLICY_NAMES, Decision, Policy, policy_settings
@@ -111,7 +112,7 @@ def replay_run(
             or the policy cannot work with these settings.
     """
     folder = Path(folder)
-    record = load_run(folder)
+    record = load_phases(folder)
     own, recipe, dropped = _recipes(folder, policy, settings)
     wanted = _wanted_phases(record, phases)
     names = ", ".join(dropped)
@@ -266,8 +267,8 @@ def _final_parameters(record: RunRecord, phase: PhaseRecord) -> tuple[float, lis
     """Parameters at the end of the phase; a note where that is not what the run went by."""
     if phase.start and math.isfinite(phase.start.final_parameters):
         return phase.start.final_parameters, []
-    if phase.name == "prune" and (cut := record.evaluations.get("pruned")):
-        return cut.parameters, []
+    if phase.name == "prune" and (cut := _parameters_of_pruned(record.folder)):
+        return cut, []
     last = phase.evals[-1].parameters
     if math.isnan(last):
         raise BadInput(
@@ -281,6 +282,15 @@ def _final_parameters(record: RunRecord, phase: PhaseRecord) -> tuple[float, lis
         f"take the {last:,.0f} of the last evaluation, so they can differ from the run's"
     )
     return last, [doubt]
+
+
+def _parameters_of_pruned(folder: Path) -> int | None:
+    """From the evaluation of the model as cut; None where there is none that can be read."""
+    try:
+        pruned = load_evaluation(folder / "evaluation" / "pruned.json")
+    except BadInput:
+        return None
+    return None if pruned is None else pruned.parameters
 
 
 # The replay itself.

@@ -172,12 +172,54 @@ def test_a_new_domain_with_a_reference_loss_is_steered_at_once():
         assert decision.ratio["new"] > 0.2
 
 
+def test_a_new_domain_takes_the_reference_loss_of_the_policy_that_loads_the_state():
+    state = change_domains(NaiveDRO(PAIR).state_dict(), {"good": 0.5, "new": 0.5})
+    given = NaiveDRO({"good": 0.5, "new": 0.5}, reference_loss={"good": 2.0, "new": 1.0}, floor=0.1)
+    given.load_state_dict(state)
+    decision = given.update(20, {"good": 2.0, "new": 3.0})
+    assert decision.reference_loss == {"good": 0.0, "new": 1.0}
+    assert decision.explanation["ratio_updated"]
+
+
+def test_a_pruned_model_that_never_was_of_final_size_is_named():
+    policy = DRPruning(PAIR, STEPS, 1e9, floor=0.1)
+    noisy = {"good": BAD["noisy"], "bad": BAD["noisy"]}
+    last = followed(policy, lambda s: {d: f(s) for d, f in noisy.items()}, params=2e9)[-1]
+    assert not last.explanation["ratio_updated"]
+    why = "it has no reference loss yet: no model of final size was evaluated"
+    assert last.explanation["unusable"] == dict.fromkeys(PAIR, why)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ratio": {"good": 2.0, "bad": -1.0}}, "at least 0 everywhere and sum to 1"),
+        ({"ratio": {"good": 1.0}}, "the state is of the domains good"),
+        ({"step": ...}, "the state lacks step"),
+    ],
+)
+def test_a_state_that_is_none_is_refused(change, message):
+    state = {**NaiveDRO(PAIR).state_dict(), **change}
+    state = {name: value for name, value in state.items() if value is not ...}
+    with pytest.raises(ValueError, match=message):
+        NaiveDRO(PAIR).load_state_dict(state)
+
+
+def test_losses_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="losses must be numbers, not 'low'"):
+        NaiveDRO(PAIR).update(1, {"good": "low", "bad": 1.0})
+
+
 def test_wrong_changes_of_domains_are_refused():
     state = NaiveDRO(PAIR).state_dict()
     with pytest.raises(ValueError, match="none of the domains good, bad stays"):
         change_domains(state, {"x": 1.0})
     with pytest.raises(ValueError, match="good is not a new domain"):
         change_domains(state, {"good": 0.5, "x": 0.5}, {"good": 1.0})
+    with pytest.raises(ValueError, match="must be positive everywhere and sum to 1"):
+        change_domains(state, {"good": 0.5, "x": 0.6})
+    with pytest.raises(ValueError, match="reference_loss of x must be finite"):
+        change_domains(state, {"good": 0.5, "x": 0.5}, {"x": float("nan")})
     with pytest.raises(ValueError, match=r"unknown domains: x.*change_domains adds one"):
         NaiveDRO(PAIR).update(1, {"good": 1, "bad": 1, "x": 1})
 

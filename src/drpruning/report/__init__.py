@@ -5,7 +5,7 @@ are imported only when a page is written.
 """
 
 from drpruning.report.page import write_report
-from drpruning.report.reading import load_run
+from drpruning.report.reading import load_evaluation, load_phases, load_run
 from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord
 from drpruning.report.replay_page import (
     CAVEAT,
@@ -24,6 +24,8 @@ __all__ = [
     "Row",
     "RunRecord",
     "Table",
+    "load_evaluation",
+    "load_phases",
     "load_run",
     "percent_text",
     "points_text",

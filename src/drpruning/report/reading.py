@@ -52,19 +52,41 @@ def load_run(folder: Path) -> RunRecord:
         BadInput: The folder does not exist, or a file in it is not what ``docs/run-folder.md`` says
             (the message names file, line and field).
     """
+    run = load_phases(folder)
+    run.evaluations = _read_evaluations(run.folder / "evaluation")
+    run.similarity = _read_similarity(run.folder / "prune" / "similarity.json")
+    run.plan = _read_plan(run.folder / "prune" / "plan.json")
+    return run
+
+
+def load_phases(folder: Path) -> RunRecord:
+    """Read the recipe and the log of a run; no other file is opened, so none can be in the way.
+
+    Args:
+        folder: A run folder, complete or in progress.
+
+    Returns:
+        The record with its recipe and phases; the other parts are empty.
+
+    Raises:
+        BadInput: As `load_run`, for ``recipe.yaml`` and ``metrics.jsonl``.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a run folder: there is no such directory.")
     text, recipe = _read_recipe(folder / "recipe.yaml")
-    return RunRecord(
-        folder=folder,
-        recipe=recipe,
-        recipe_text=text,
-        phases=_read_metrics(folder / "metrics.jsonl"),
-        evaluations=_read_evaluations(folder / "evaluation"),
-        similarity=_read_similarity(folder / "prune" / "similarity.json"),
-        plan=_read_plan(folder / "prune" / "plan.json"),
-    )
+    phases = _read_metrics(folder / "metrics.jsonl")
+    return RunRecord(folder=folder, recipe=recipe, recipe_text=text, phases=phases)
+
+
+def load_evaluation(file: Path) -> Evaluation | None:
+    """Read one ``evaluation/NAME.json``; None where there is none.
+
+    Raises:
+        BadInput: It is not what ``docs/run-folder.md`` says.
+    """
+    fields = _read_json(file)
+    return None if fields is None else _read_evaluation(fields)
 
 
 class _Fields:
@@ -300,11 +322,8 @@ def _read_start(fields: _Fields) -> Start:
 
 
 def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        fields = _read_json(path)
-        if fields is not None:
-            found[path.stem] = _read_evaluation(fields)
+    read = {path.stem: load_evaluation(path) for path in sorted(folder.glob("*.json"))}
+    found = {name: evaluation for name, evaluation in read.items() if evaluation is not None}
     known = [name for name in _MODEL_ORDER if name in found]
     return {name: found[name] for name in [*known, *(n for n in found if n not in known)]}
 

@@ -1,6 +1,7 @@
 """Going on with other domains: some are new, some are gone."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,8 @@ def change_domains(
 
     Domains in both keep their loss history and reference loss, and what the new ones leave in
     proportion to their share so far. A new domain begins with its initial share, no history, and
-    the reference loss given here, if any; as long as one domain has none, the ratio stays. A domain
-    that is gone leaves its share to the others.
+    the reference loss given here, or else that of the policy that loads the state; as long as one
+    domain has none, the ratio stays. A domain that is gone leaves its share to the others.
 
     Args:
         state: What `state_dict` of any policy gave.
@@ -36,8 +37,14 @@ def change_domains(
     new = {d: float(share) for d, share in initial_ratio.items() if d not in before}
     if not kept:
         raise BadInput(f"none of the domains {', '.join(before)} stays; make a new policy instead")
-    if wrong := [d for d in reference_loss or {} if d not in new]:
-        raise BadInput(f"reference_loss: {', '.join(wrong)} is not a new domain")
+    shares = list(initial_ratio.values())
+    if not all(0 < share < math.inf for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
+        raise BadInput("initial_ratio must be positive everywhere and sum to 1")
+    for name, loss in (reference_loss or {}).items():
+        if name not in new:
+            raise BadInput(f"reference_loss: {name} is not a new domain")
+        if not math.isfinite(loss):
+            raise BadInput(f"reference_loss of {name} must be finite, not {loss}")
     left = 1 - sum(new.values())
     for name in ("ratio", "reference_ratio"):
         if name in state:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from drpruning.errors import BadInput
 from drpruning.scheduling.dro import FloatArray
 
 Ratio = dict[str, float]
+
+NO_REFERENCE = "it has no reference loss yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,8 @@ class PolicyBase(ABC):
             raise BadInput(f"an update at step {step} cannot follow one at step {self._last_step}")
         self._last_step = int(step)
         values = [losses.get(name) for name in self._domains]
+        if wrong := [v for v in values if v is not None and not isinstance(v, SupportsFloat)]:
+            raise BadInput(f"losses must be numbers, not {wrong[0]!r}")
         unusable = {
             name: "its loss is missing" if value is None else f"its loss is {value}"
             for name, value in zip(self._domains, values, strict=True)
@@ -183,13 +187,11 @@ class PolicyBase(ABC):
             )
         self._check_state(state)
         self._last_step = state["step"]
-        self._ratio = self._array(state["ratio"], "ratio")
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
         """See `Policy.continue_from`."""
         self._check_state(state)
         self._last_step = None
-        self._ratio = self._array(state["ratio"], "ratio")
 
     def _decide(self, evaluation: Evaluation) -> Decision:
         if not evaluation.unusable:
@@ -221,15 +223,22 @@ class PolicyBase(ABC):
         )
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that is not one of a policy with these domains; take its ratio."""
         if state.get("version") != self.version:
             raise BadInput(
                 f"the state has version {state.get('version')!r}, this policy {self.version}"
             )
+        if lacking := [name for name in ("step", "ratio") if name not in state]:
+            raise BadInput(f"the state lacks {', '.join(lacking)}")
         if set(state["ratio"]) != set(self._domains):
             raise BadInput(
                 f"the state is of the domains {', '.join(sorted(state['ratio']))}; "
                 f"those of this policy are {', '.join(sorted(self._domains))}"
             )
+        ratio = self._array(state["ratio"], "ratio")
+        if ratio.min() < 0 or not abs(ratio.sum() - 1) <= 1e-6:
+            raise BadInput("the state's ratio must be at least 0 everywhere and sum to 1")
+        self._ratio = ratio
 
     def _array(self, values: Mapping[str, float], name: str) -> FloatArray:
         """Finite values, one for every domain [n]."""
@@ -282,7 +291,6 @@ class ReferencedPolicy(PolicyBase):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Policy.load_state_dict`."""
         super().load_state_dict(state)
-        self._reference_loss = np.full(len(self._domains), np.nan)
         self._take_reference(state)
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
@@ -315,7 +323,7 @@ class ReferencedPolicy(PolicyBase):
         excess: FloatArray = losses - self._reference_loss
         for name, reference in self._named(self._reference_loss).items():
             if math.isnan(reference):
-                unusable.setdefault(name, "it has no reference loss yet")
+                unusable.setdefault(name, NO_REFERENCE)
         if not unusable:
             self._ratio = self._ratio_from(excess)
         return excess

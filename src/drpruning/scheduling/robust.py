@@ -16,7 +16,7 @@ from drpruning.scheduling.dro import (
     worst_case_ratio,
 )
 from drpruning.scheduling.forecast import AT_SIZE, MIN_POINTS, LossForecast, fit_loss_curves
-from drpruning.scheduling.policy import Decision, Evaluation, ReferencedPolicy
+from drpruning.scheduling.policy import NO_REFERENCE, Decision, Evaluation, ReferencedPolicy
 
 ReferenceRule = Literal["minimum", "credible", "latest"]
 
@@ -114,8 +114,8 @@ class DRPruning(_BallPolicy):
     The reference loss of a domain is the smallest forecast so far of its loss at the end of
     training, where no forecast counts for more than the smallest loss seen of a model of final
     size, or for less than 0. A forecast that cannot be trusted leaves it where it was; where there
-    was none it is the smallest loss seen until a forecast can be trusted. Before the first forecast
-    it is the initial one; without that the ratio stays where it is.
+    was none it is that smallest loss, if there is one, until a forecast can be trusted. Before the
+    first forecast it is the initial one; without that the ratio stays where it is.
 
     Args:
         initial_ratio: Share of each domain at the start, and the first reference ratio.
@@ -238,6 +238,11 @@ class DRPruning(_BallPolicy):
         told: dict[str, Any] = {}
         if step > 0 and step >= self._forecast_from:
             forecast, told = self._forecast()
+            for name in told["refused"]:
+                if math.isnan(self._reference_loss[self._domains.index(name)]):
+                    unusable.setdefault(
+                        name, f"{NO_REFERENCE}: no model of final size was evaluated"
+                    )
         excess = self._follow(losses, unusable)
         ball = self._ball(self._reference_ratio)
         moved = not unusable and step >= self._move_from and self._move_reference_ratio()
