@@ -47,7 +47,7 @@ class LoggedRun:
         self.recipe_file().write_text(self.recipe.to_yaml())
         if (models := self.recipe.scheduling.reference_models) is not None:
             measured = [MeasuredModel(path, 1, dict(REFERENCE)) for path in models.models]
-            ReferenceLosses(REFERENCE, measured).write(folder)
+            ReferenceLosses(models=measured, reference_loss=REFERENCE).write(folder)
         self._train(self.recipe)
 
     def recipe_file(self) -> Path:

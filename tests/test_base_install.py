@@ -78,11 +78,12 @@ def test_runs_are_replayed_without_the_extras(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert word in done.stdout
     assert (tmp_path / "replay.json").is_file()
-    page = str(tmp_path / "replay.html")
-    command = ["replay", str(run.folder), "--output", page]
+    outputs = [str(tmp_path / "first.json"), str(tmp_path / "replay.html")]
+    command = ["replay", str(run.folder), *(w for file in outputs for w in ("--output", file))]
     done = without_extras(f"from drpruning.cli import app\napp({command!r})")
     assert done.returncode == 2
     assert "pip install 'drpruning[train]'" in done.stderr
+    assert not any(Path(file).exists() for file in outputs)
 
 
 def test_running_without_the_extras_says_what_to_install(

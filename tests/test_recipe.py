@@ -98,6 +98,26 @@ def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
             {"from_model": "m", "from_models": ["x", "y", "z"]},
             ["scheduling.reference_loss", "either from_model or from_models"],
         ),
+        (
+            "scheduling.reference_loss",
+            {"from_model": 3},
+            ["scheduling.reference_loss", "from_model takes the name of a model", "not a number"],
+        ),
+        (
+            "scheduling.reference_loss",
+            {"from_model": None},
+            ["scheduling.reference_loss", "write either from_model or from_models"],
+        ),
+        (
+            "scheduling.reference_loss",
+            {"from_models": True},
+            ["scheduling.reference_loss.from_models", "list", "True"],
+        ),
+        (
+            "scheduling",
+            {"forecast": False},
+            ["scheduling.reference_loss", "could never move the ratio"],
+        ),
         ("scheduling.start", {}, ["scheduling.start", "at least one", "reference_ratio"]),
         ("scheduling.start", {"rati": {"a": 1.0}}, ["scheduling.start.rati", "'ratio'"]),
         ("scheduling.start", {"ratio": {"b": 1.0}}, ["scheduling.start.ratio", "['a']", "['b']"]),
@@ -171,6 +191,7 @@ def test_wrong_override_is_refused(tmp_path: Path, assignment: str) -> None:
         (b"- 1\n", "a recipe is a mapping"),
         (b"\xff\xfe\xfa", "UTF-8"),
         (b"", "a recipe is a mapping"),
+        (b"a: " + b"[" * 20_000, "nested too deeply"),
     ],
 )
 def test_broken_file_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
@@ -223,4 +244,32 @@ def test_start_may_be_a_file_whose_content_it_then_holds(tmp_path: Path) -> None
         load_recipe(file)
     found.unlink()
     with pytest.raises(BadInput, match=r"scheduling\.start: .*found\.yaml: No such file"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("rati: {a: 1.0}\n", "did you mean 'ratio'"),
+        ("ratio: {b: 1.0}\n", "must name exactly the domains"),
+        ("ratio: {a: 0.5}\n", "sum to 0.5"),
+        ("reference_loss: {a: -1}\n", "greater than or equal to 0"),
+        ("{}\n", "at least one"),
+        ("[" * 20_000, "nested too deeply"),
+    ],
+)
+def test_error_in_a_start_file_names_the_file(tmp_path: Path, content: str, words: str) -> None:
+    file, found = tmp_path / "r.yaml", tmp_path / "found.yaml"
+    found.write_text(content)
+    file.write_text(yaml.safe_dump(SMALLEST))
+    with pytest.raises(BadInput) as error:
+        load_recipe(file, [f"scheduling.start={found}"])
+    assert str(found) in str(error.value)
+    assert words in str(error.value)
+
+
+def test_start_file_must_have_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(changed("scheduling.start", "")))
+    with pytest.raises(BadInput, match=r"scheduling\.start: is empty; write the name of a file"):
         load_recipe(file)

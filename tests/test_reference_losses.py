@@ -1,8 +1,8 @@
-"""Reference losses from models, and what one run has found as the start of another."""
+"""Reference losses from models: measured once, kept, compared, refused; and their command."""
 
-import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,76 +11,48 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
 
-from drpruning.cli import app
-from drpruning.errors import BadInput
-from drpruning.recipe import ReferenceModels, load_recipe, parse_recipe
-from drpruning.run import Run
-from drpruning.schedule_export import export_schedule, start_text
-from drpruning.scheduling import POLICY_NAMES, Policy, worst_case_ratio
-from drpruning.training import MeasuredModel, ReferenceLosses, phase_policy
-from test_base_install import without_extras
-
-runner = CliRunner()
-DOMAINS = ("numbers", "colours", "animals")
-FOUND = {
-    "ratio": {"numbers": 0.5, "colours": 0.1 + 0.2, "animals": 0.2},
-    "reference_ratio": {"numbers": 0.55, "colours": 0.35, "animals": 0.1},
-    "reference_loss": {"numbers": 2.1, "colours": 1 / 3, "animals": 0.0},
-}
+from drpruning.recipe import load_recipe
+from small_runs import DOMAINS, FOUND, drprune, evaluations, only_pretraining, run, write
 
 
-def write(values: dict[str, Any], path: Path) -> Path:
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
+def sized_model(folder: Path, model_folder: Path, hidden: int, spread: float) -> str:
+    """A model with the tokenizer of another; the larger the spread of its logits, the worse."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-
-def drprune(*arguments: str | Path, status: int = 0) -> str:
-    result = runner.invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == status, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.output.split())
-
-
-def evaluations(folder: Path, phase: str) -> list[dict[str, Any]]:
-    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [r for r in records if r["kind"] == "eval" and r["phase"] == phase]
-
-
-def run(values: dict[str, Any], *stages: str) -> Path:
-    with Run(parse_recipe(values)).session("test") as this:
-        this.run(stages)
-    return this.folder
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((model_folder / name).read_bytes())
+    config = LlamaConfig.from_pretrained(model_folder)
+    config.hidden_size, config.num_hidden_layers = hidden, 1
+    torch.manual_seed(hidden)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(0, spread / hidden**0.5)
+    model.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
 def sizes(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Three models with one tokenizer; the larger, the smaller their logits and so their losses."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Three models whose losses fall with their size."""
+    return [
+        sized_model(tmp_path_factory.mktemp(f"size{hidden}"), model_folder, hidden, spread)
+        for hidden, spread in ((8, 4.0), (16, 2.0), (24, 0.5))
+    ]
 
-    folders = []
-    for hidden, spread in ((8, 4.0), (16, 2.0), (24, 0.5)):
-        folder = tmp_path_factory.mktemp(f"size{hidden}")
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (folder / name).write_bytes((model_folder / name).read_bytes())
-        config = LlamaConfig.from_pretrained(model_folder)
-        config.hidden_size, config.num_hidden_layers = hidden, 1
-        torch.manual_seed(hidden)
-        model = LlamaForCausalLM(config)
-        with torch.no_grad():
-            model.lm_head.weight.normal_(0, spread / hidden**0.5)
-        model.save_pretrained(folder)
-        folders.append(str(folder))
-    return folders
+
+@pytest.fixture(scope="session")
+def rising(
+    sizes: list[str], model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """Three models of which the largest is the worst."""
+    largest = sized_model(tmp_path_factory.mktemp("worst"), model_folder, 40, 8.0)
+    return [*sizes[:2], largest]
 
 
 @pytest.fixture
 def pretraining(recipe_values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that only continues pretraining, for three evaluations."""
-    del recipe_values["prune"], recipe_values["model"]["target"]
-    recipe_values["pretrain"].update(steps=4)
-    return recipe_values
+    return only_pretraining(recipe_values)
 
 
 def altered(folder: Path, place: Path, name: str, old: str, new: str) -> str:
@@ -97,8 +69,8 @@ def altered(folder: Path, place: Path, name: str, old: str, new: str) -> str:
 # From models.
 
 
-def test_a_models_losses_are_measured_once_and_used_from_the_first_evaluation(
-    pretraining: dict[str, Any], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_models_losses_are_used_from_the_first_evaluation(
+    pretraining: dict[str, Any], model_folder: Path
 ) -> None:
     pretraining["scheduling"] = {
         "reference_loss": {"from_model": str(model_folder)},
@@ -112,16 +84,6 @@ def test_a_models_losses_are_measured_once_and_used_from_the_first_evaluation(
     first = evaluations(folder, "pretrain")[0]
     assert first["reference_loss"] == saved["reference_loss"]
     assert first["loss"] == saved["reference_loss"], "the source is its own reference here"
-
-    def measured_again(*_: Any, **__: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("drpruning.run.measure_reference_losses", measured_again)
-    for file in (folder / "model").iterdir():
-        file.unlink()
-    (folder / "model").rmdir()
-    run(pretraining, "pretrain")
-    assert evaluations(folder, "pretrain")[0]["reference_loss"] == saved["reference_loss"]
 
 
 def test_both_phases_use_the_same_reference_losses(
@@ -154,39 +116,95 @@ def test_several_sizes_give_the_law_at_the_targets_size(
         assert first["reference_loss"][domain] == pytest.approx(expected, rel=1e-9)
 
 
-def measured(path: str, parameters: int, *losses: float) -> MeasuredModel:
-    return MeasuredModel(path, parameters, dict(zip("ab", losses, strict=True)))
+def not_again(*_: Any, **__: Any) -> None:
+    raise AssertionError
 
 
-def test_law_through_three_sizes_meets_them() -> None:
-    models = [measured("x", 10, 4.0, 3.0), measured("z", 160, 2.5, 1.5), measured("y", 40, 3.0, 2)]
-    found = ReferenceLosses.of(models, parameters=40)
-    assert found.reference_loss == pytest.approx({"a": 3.0, "b": 2.0})
-    larger = ReferenceLosses.of(models, parameters=80).reference_loss
-    assert 2.5 < larger["a"] < 3.0
-    assert 1.5 < larger["b"] < 2.0
+def test_run_goes_on_without_the_models_it_has_measured(
+    pretraining: dict[str, Any], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = altered(model_folder, tmp_path / "large", "config.json", "{", "{")
+    pretraining["scheduling"] = {"reference_loss": {"from_model": large}}
+    folder = run(pretraining, "pretrain")
+    before = evaluations(folder, "pretrain")[0]
+    shutil.rmtree(large)
+    shutil.rmtree(folder / "model")
+    monkeypatch.setattr("drpruning.run.measure_reference_losses", not_again)
+    text = drprune("plan", folder / "recipe.yaml")
+    assert f"reference losses: from {large} (" in text
+    run(pretraining, "pretrain")
+    assert evaluations(folder, "pretrain")[0]["reference_loss"] == before["reference_loss"]
+    (folder / "reference_loss.json").write_text("{}")
+    assert "reference_loss.json is not what" in drprune("run", folder / "recipe.yaml", status=2)
 
 
-def test_losses_that_do_not_fall_with_size_are_refused_by_name() -> None:
-    models = [measured("x", 10, 4.0, 3.0), measured("y", 40, 3.0, 2.0), measured("z", 99, 2.0, 2.1)]
-    with pytest.raises(BadInput, match=r"from_models: on b .* 2\.0000 of y .* 2\.1000 of z"):
-        ReferenceLosses.of(models, parameters=20)
+def test_law_that_is_refused_keeps_what_was_measured(
+    pretraining: dict[str, Any], rising: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretraining["scheduling"] = {"reference_loss": {"from_models": rising}}
+    recipe = write(pretraining, tmp_path / "r.yaml")
+    text = drprune("run", recipe, status=2)
+    assert "loss, nats a token" in text
+    assert "does not fall with the size" in text
+    folder = Path(pretraining["output"])
+    saved = json.loads((folder / "reference_loss.json").read_text())
+    assert [model["path"] for model in saved["models"]] == rising
+    assert saved["reference_loss"] is None
+    assert not (folder / "metrics.jsonl").exists()
+
+    monkeypatch.setattr("drpruning.evaluation.evaluate_perplexity", not_again)
+    assert "does not fall" in drprune("run", recipe, status=2)
+    assert "does not fall" in drprune("pretrain", recipe, status=2)
+    assert "loss, nats a token" in drprune("reference-loss", folder, status=2)
+    one = tmp_path / "one.yaml"
+    drprune("reference-loss", folder, "--model", rising[1], "--output", one)
+    assert yaml.safe_load(one.read_text())["reference_loss"] == saved["models"][1]["loss"]
 
 
-def test_file_reads_back_and_is_only_for_its_models(tmp_path: Path) -> None:
-    models = [measured("x", 10, 4.0, 3.0), measured("y", 40, 3.0, 2.0), measured("z", 99, 2.0, 1.1)]
-    found = ReferenceLosses.of(models, parameters=20)
-    found.write(tmp_path)
-    wanted = ReferenceModels(from_models=["z", "x", "y"])
-    assert ReferenceLosses.read(tmp_path, wanted) == found
-    other = ReferenceModels(from_model="x")
-    with pytest.raises(BadInput, match="has the losses of x, y, z, not of x"):
-        ReferenceLosses.read(tmp_path, other)
-    (tmp_path / "reference_loss.json").write_text('{"version": 2}')
-    with pytest.raises(BadInput, match=r"reference_loss\.json is not what"):
-        ReferenceLosses.read(tmp_path, wanted)
-    with pytest.raises(BadInput, match="not measured yet"):
-        ReferenceLosses.read(tmp_path / "none", wanted)
+def test_command_keeps_what_it_measured_where_there_is_no_law(
+    pretraining: dict[str, Any], rising: list[str], tmp_path: Path
+) -> None:
+    recipe, output = write(pretraining, tmp_path / "r.yaml"), tmp_path / "found.yaml"
+    models = [argument for size in rising for argument in ("--model", size)]
+    text = drprune("reference-loss", recipe, *models, "--output", output, status=2)
+    assert "loss, nats a token" in text
+    assert "does not fall with the size" in text
+    lines = output.read_text().splitlines()
+    for model in rising:
+        (line,) = [line for line in lines if model in line]
+        losses = yaml.safe_load(line[line.index("{") :])
+        assert set(losses) == set(DOMAINS)
+        assert all(f"{loss:.4f}" in text for loss in losses.values())
+    start = f"scheduling.start={output}"
+    assert "give at least one of" in drprune("plan", recipe, "--set", start, status=2)
+    drprune("reference-loss", recipe, "--model", rising[0], "--output", output)
+    assert set(yaml.safe_load(output.read_text())) == {"reference_loss"}
+
+
+def test_command_looks_at_its_output_before_it_measures(
+    pretraining: dict[str, Any],
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("drpruning.evaluation.evaluate_perplexity", not_again)
+    recipe = write(pretraining, tmp_path / "r.yaml")
+    for output in (tmp_path, Path(), recipe, recipe / "below.yaml"):
+        arguments = ["reference-loss", recipe, "--model", model_folder, "--output", output]
+        assert "--output" in drprune(*arguments, status=2)
+    assert not (Path(pretraining["output"]) / "data").exists()
+
+
+def test_model_that_cannot_be_loaded_is_named_as_a_reference(
+    pretraining: dict[str, Any], sizes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = altered(Path(sizes[0]), tmp_path / "torn", "config.json", "{", "{")
+    pretraining["scheduling"] = {"reference_loss": {"from_model": torn}}
+    folder = run(pretraining, "prepare")
+    (Path(torn) / "model.safetensors").write_bytes(b"torn")
+    monkeypatch.setattr("drpruning.planning.check_reference_models", lambda *_: {})
+    message = drprune("pretrain", folder / "recipe.yaml", status=2)
+    assert f"scheduling.reference_loss: {torn} cannot be loaded" in message
 
 
 def test_plan_says_where_reference_losses_come_from(
@@ -199,6 +217,11 @@ def test_plan_says_where_reference_losses_come_from(
     assert "reference losses: numbers" in planned(reference_loss=dict.fromkeys(DOMAINS, 1.0))
     assert "reference losses: scheduling.start" in planned(start=FOUND)
     assert f"reference losses: from {sizes[0]}" in planned(reference_loss={"from_model": sizes[0]})
+    never = planned(forecast_start=1.0)
+    assert "reference losses: none until the first forecast" in never
+    assert "forecast_start (1) of the steps" in never
+    assert "warning" not in planned(forecast_start=1.0, start=FOUND)
+    assert "first ratio: numbers 50.00%, colours 30.00%, animals 20.00%" in planned(start=FOUND)
     law = planned(reference_loss={"from_models": sizes})
     assert f"law over {sizes[0]}" in law
     assert "parameters; measured before training" in law
@@ -306,182 +329,6 @@ def test_command_says_what_it_lacks(
 @pytest.mark.parametrize("name", ["reference-loss", "export-schedule"])
 def test_commands_have_examples(name: str) -> None:
     assert "Examples" in drprune(name, "--help")
-
-
-# Reuse.
-
-
-def started_policy(values: dict[str, Any], **scheduling: Any) -> Policy:
-    recipe = parse_recipe({**values, "scheduling": {"start": FOUND, **scheduling}})
-    assert recipe.pretrain is not None
-    return phase_policy(recipe, recipe.pretrain, final_params=1.0)
-
-
-@pytest.mark.parametrize("name", POLICY_NAMES)
-def test_every_policy_starts_where_it_is_told_to(pretraining: dict[str, Any], name: str) -> None:
-    policy = started_policy(pretraining, policy=name)
-    assert policy.ratio == FOUND["ratio"]
-    state = policy.state_dict()
-    for key in ("reference_ratio", "reference_loss"):
-        assert state.get(key, FOUND[key]) == FOUND[key]
-    assert (name in {"drpruning", "naive_dro", "sheared"}) == ("reference_loss" in state)
-
-
-def test_parts_that_a_start_lacks_are_the_recipes(pretraining: dict[str, Any]) -> None:
-    shares = {name: domain["share"] for name, domain in pretraining["data"]["domains"].items()}
-    only = {"reference_loss": FOUND["reference_loss"]}
-    policy = started_policy(pretraining, start=only)
-    assert policy.ratio == pytest.approx(shares)
-    assert policy.state_dict()["reference_ratio"] == pytest.approx(shares)
-    assert policy.state_dict()["reference_loss"] == FOUND["reference_loss"]
-
-
-def test_start_that_the_floor_excludes_is_refused(pretraining: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=r"scheduling\.start: .*floor"):
-        started_policy(
-            pretraining,
-            floor=0.09,
-            rho=0.01,
-            start={"reference_ratio": {"numbers": 0.9, "colours": 0.08, "animals": 0.02}},
-        )
-
-
-@pytest.mark.parametrize("handover", ["fresh", "continue"])
-def test_what_a_run_has_found_is_where_the_next_begins(
-    recipe_values: dict[str, Any], tmp_path: Path, handover: str
-) -> None:
-    recipe_values["scheduling"] = {"reference_start": 0.2}
-    first = run(recipe_values, "prune", "pretrain")
-    file = tmp_path / "found.yaml"
-    text = drprune("export-schedule", first, "--output", file)
-    assert "scheduling: {start:" in text
-    assert "warning" not in text
-    last = evaluations(first, "pretrain")[-1]
-    exported = yaml.safe_load(file.read_text())
-    assert exported == {name: last[name] for name in FOUND}
-
-    second = copy.deepcopy(recipe_values)
-    second["output"] = str(tmp_path / "second")
-    second["data"]["prepared"] = str(first / "data")
-    second["scheduling"] = {"handover": handover, "forecast": False, "start": str(file)}
-    with Run(load_recipe(write(second, tmp_path / "r.yaml"))).session("test") as this:
-        this.run(("prune", "pretrain"))
-    file.unlink()
-    assert Run.open(this.folder).recipe.scheduling.start == this.recipe.scheduling.start
-    for phase in ("prune", "pretrain"):
-        began = evaluations(this.folder, phase)[0]
-        assert began["reference_loss"] == exported["reference_loss"]
-        if phase == "pretrain" and handover == "continue":
-            ended = evaluations(this.folder, "prune")[-1]
-            assert began["reference_ratio"] == ended["reference_ratio"]
-            assert began["reference_ratio"] != exported["reference_ratio"]
-            continue
-        assert began["reference_ratio"] == exported["reference_ratio"]
-        excess = [began["loss"][d] - exported["reference_loss"][d] for d in DOMAINS]
-        worst = worst_case_ratio(excess, [exported["reference_ratio"][d] for d in DOMAINS], 0.1)
-        assert [began["ratio"][d] for d in DOMAINS] == pytest.approx(worst.tolist(), abs=1e-12)
-
-
-def test_first_segment_follows_an_exported_ratio_that_nothing_moves(
-    pretraining: dict[str, Any],
-) -> None:
-    pretraining["scheduling"] = {"policy": "constant", "start": {"ratio": FOUND["ratio"]}}
-    folder = run(pretraining, "pretrain")
-    began, after = evaluations(folder, "pretrain")[:2]
-    assert began["ratio"] == FOUND["ratio"]
-    blocks = pretraining["pretrain"]["global_batch"] * pretraining["pretrain"]["evaluate_every"]
-    for domain, share in FOUND["ratio"].items():
-        assert abs(after["realised_share"][domain] - share) * blocks < 1
-
-
-def finished_run(folder: Path, recipe: dict[str, Any], **last: Any) -> Path:
-    """A run folder by hand: pruning that is over and pretraining that is under way."""
-    folder.mkdir()
-    write(recipe, folder / "recipe.yaml")
-    point = {"kind": "eval", "time": 1.7e9, "loss": dict.fromkeys(DOMAINS, 2.0), **FOUND}
-    records = [
-        {"kind": "start", "phase": "prune", "step": 0, "total_steps": 20, "global_batch": 8,
-         "sequence_length": 16, "final_parameters": 9},
-        {**point, "phase": "prune", "step": 20},
-        {"kind": "end", "phase": "prune", "step": 20, "total_seconds": 1.0},
-        {"kind": "start", "phase": "pretrain", "step": 0, "total_steps": 12, "global_batch": 8,
-         "sequence_length": 16, "final_parameters": 9},
-        {**point, **last, "phase": "pretrain", "step": 6},
-    ]  # fmt: skip
-    lines = [json.dumps({"time": 1.7e9, **record}) + "\n" for record in records]
-    (folder / "metrics.jsonl").write_text("".join(lines))
-    return folder
-
-
-def test_unfinished_run_is_exported_with_a_warning(
-    recipe_values: dict[str, Any], tmp_path: Path
-) -> None:
-    folder = finished_run(
-        tmp_path / "made", recipe_values, reference_loss={"numbers": 1.0, "colours": None}
-    )
-    latest = export_schedule(folder)
-    assert set(latest.start) == {"ratio", "reference_ratio"}
-    assert "pretrain is not complete (step 6 of 12)" in latest.warnings[0]
-    assert "colours, animals" in latest.warnings[1]
-    pruned = export_schedule(folder, "prune")
-    assert pruned.start == FOUND
-    assert pruned.warnings == []
-    text = start_text(pruned.start, pruned.comments)
-    assert "# phase: prune, step 20 of 20" in text
-    assert "# initial shares: {numbers: 0.6, colours: 0.3, animals: 0.1}" in text
-    assert yaml.safe_load(text) == FOUND
-
-
-def test_reference_losses_of_zero_are_none(recipe_values: dict[str, Any], tmp_path: Path) -> None:
-    zeros = dict.fromkeys(DOMAINS, 0.0)
-    found = export_schedule(finished_run(tmp_path / "made", recipe_values, reference_loss=zeros))
-    assert set(found.start) == {"ratio", "reference_ratio"}
-
-
-@pytest.mark.parametrize("phase", ["prune", "tune"])
-def test_what_is_not_there_is_not_exported(
-    recipe_values: dict[str, Any], tmp_path: Path, phase: str
-) -> None:
-    assert "no evaluation" in drprune("export-schedule", tmp_path, "--phase", phase, status=2)
-    folder = finished_run(tmp_path / "made", recipe_values)
-    target = tmp_path / "file"
-    target.write_text("")
-    arguments: list[str | Path] = [
-        "export-schedule",
-        folder,
-        "--phase",
-        phase,
-        "--output",
-        target / "x.yaml",
-    ]
-    message = drprune(*arguments, status=2)
-    assert ("--output" if phase == "prune" else "choose one of prune, pretrain") in message
-
-
-def test_name_of_a_run_cannot_get_out_of_the_comments(
-    recipe_values: dict[str, Any], tmp_path: Path
-) -> None:
-    folder = finished_run(tmp_path / "a\nratio: {b: 1.0}", recipe_values)
-    found = export_schedule(folder, "prune")
-    assert yaml.safe_load(start_text(found.start, found.comments)) == FOUND
-
-
-def test_export_and_start_work_without_the_extras(
-    recipe_values: dict[str, Any], tmp_path: Path
-) -> None:
-    folder = finished_run(tmp_path / "made", recipe_values)
-    recipe = write(recipe_values, tmp_path / "r.yaml")
-    exported = without_extras(
-        f"from drpruning.cli import app\napp(['export-schedule', {str(folder)!r}])"
-    )
-    assert exported.returncode == 0, exported.stderr
-    assert "warning: pretrain is not complete" in exported.stderr
-    start = f"scheduling.start={folder / 'start.yaml'}"
-    planned = without_extras(
-        f"from drpruning.cli import app\napp(['plan', {str(recipe)!r}, '--set', {start!r}])"
-    )
-    assert planned.returncode == 0, planned.stderr
-    assert "reference losses: scheduling.start" in planned.stdout
 
 
 @pytest.mark.slow

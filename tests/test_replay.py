@@ -1,8 +1,10 @@
 """`drprune replay`: a run's own policy gives its ratio again, another one what it would decide."""
 
+import io
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+import drpruning.replay
 from drpruning.cli import app
+from drpruning.console import Reporter
 from drpruning.errors import BadInput
-from drpruning.replay import replay_run, write_replay
-from drpruning.replay_text import print_replay, sparkline
+from drpruning.recipe import Scheduling
+from drpruning.replay import replay_run
+from drpruning.replay_text import describe, print_replay, sparkline, write_replay
 from drpruning.scheduling import POLICY_NAMES, make_policy
 from logged_run import FINAL, REFERENCE, SHARES, LoggedRun
 
 runner = CliRunner()
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -201,11 +207,18 @@ def test_the_run_folder_stays_as_it_is_wherever_it_lies(logged: LoggedRun, tmp_p
         (["--policy", "constant", "--set", "rho=0.2"], ["constant", "rho"]),
         (["--set", "roh=0.2"], ["scheduling.roh", "did you mean 'rho'"]),
         (["--set", "rho=-1"], ["scheduling.rho", "greater than 0"]),
-        (["--set", "rho"], ["--set scheduling.rho", "value"]),
-        (["--set", "rho=[1"], ["rho", "not valid YAML"]),
+        (["--set", "rho"], ["--set rho: write --set KEY=VALUE"]),
+        (["--set", "scheduling.=1"], ["--set scheduling.=1: write --set KEY=VALUE"]),
+        (["--set", "rho=[1"], ["--set rho:", "not valid YAML"]),
+        (["--set", "pretrain.steps=9"], ["scheduling.pretrain: unknown key"]),
+        (
+            ["--set", "reference_loss.from_model=big"],
+            ["has not measured big", "drprune reference-loss", "--model big", "start=FILE"],
+        ),
         (["--set", "floor=0.5"], ["scheduling", "floor"]),
         (["--set", "reference_loss={web: 1.0}"], ["scheduling.reference_loss", "code"]),
         (["--phase", "prun"], ["--phase prun", "prune, pretrain"]),
+        (["--phase", "prune", "--phase", "prun"], ["--phase prun:"]),
         (["--output", "replay.txt"], [".html or .json"]),
     ],
     ids=" ".join,
@@ -303,7 +316,7 @@ def test_the_page_is_whole_and_has_both_lines_of_every_domain(
     assert len(idents) == len(set(idents))
     assert not re.findall(r"(?:src|href)=\"(?!#)", page)
     assert "not what training under it would have given" in " ".join(page.split())
-    write_replay(replay_run(logged.folder), file)
+    write_replay(replay_run(logged.folder), [file])
     page = file.read_text()
     assert "is identical to the run" in page
     assert "replayed-reference" not in page
@@ -312,7 +325,7 @@ def test_the_page_is_whole_and_has_both_lines_of_every_domain(
 def test_names_with_markup_are_shown_as_they_are(logged: LoggedRun, tmp_path: Path) -> None:
     folder = logged.folder.rename(tmp_path / "a[bold]b<i>")
     assert "a[bold]b<i>" in "".join(output(folder).split())
-    write_replay(replay_run(folder), tmp_path / "page.html")
+    write_replay(replay_run(folder), [tmp_path / "page.html"])
     assert "a[bold]b&lt;i&gt;" in (tmp_path / "page.html").read_text()
 
 
@@ -332,6 +345,123 @@ def test_a_log_of_another_trainer_is_compared_as_far_as_it_goes(
     assert words in (tmp_path / "page.html").read_text()
 
 
+def test_examples_and_docs_work_on_a_run_with_the_default_scheduling(
+    logged: LoggedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (replay,) = [
+        c for c in app.registered_commands if c.callback and c.callback.__name__ == "replay"
+    ]
+    examples = re.findall(r"drprune replay runs/a(.*?)(?:  |$)", replay.epilog or "", re.MULTILINE)
+    said = re.findall(r"`drprune replay RUN(.*?)`", (ROOT / "README.md").read_text())
+    assert len(examples) >= 3
+    assert said
+    for arguments in (*examples, *said):
+        assert "replayed" in output(logged.folder, *shlex.split(arguments))
+
+
+@pytest.mark.parametrize("name", ["o😀run", "ünïcode", "a b: {c", "quote'\""])
+def test_a_folder_of_any_name_is_found(name: str, tmp_path: Path) -> None:
+    scheduling = {"reference_loss": {"from_model": "larger"}, "forecast": False}
+    run = LoggedRun(tmp_path / "run", ("pretrain",), **scheduling)
+    folder = run.folder.rename(tmp_path / name)
+    assert "identical to the run's" in output(folder, "--output", folder / "replay.json")
+    assert json.loads((folder / "replay.json").read_text("utf-8"))["run"] == str(folder)
+
+
+@pytest.mark.parametrize("file", ["evaluation/pruned.json", "prune/plan.json", "evaluation/x.json",
+                                  "prune/similarity.json"])  # fmt: skip
+def test_files_that_a_replay_does_not_need_may_be_damaged(file: str, logged: LoggedRun) -> None:
+    (logged.folder / file).parent.mkdir(exist_ok=True)
+    (logged.folder / file).write_text("{")
+    for record in logged.records:
+        record.pop("final_parameters", None)
+    assert "identical to the run's" in output(logged.write().folder)
+
+
+def test_settings_may_be_named_as_in_the_other_commands(logged: LoggedRun) -> None:
+    settings = ["rho=0.2", "reference_loss={web: 1.0, code: 1, wiki: 1}", "reference_loss.web=1.5"]
+    plain = replay_run(logged.folder, settings=settings)
+    named = replay_run(logged.folder, settings=[f"scheduling.{each}" for each in settings])
+    assert plain == named
+    assert plain.replayed.rho == 0.2
+
+
+def test_phases_can_be_named_one_by_one(logged: LoggedRun) -> None:
+    both = output(logged.folder, "--phase", "pretrain", "--phase", "prune")
+    assert both == output(logged.folder)
+    assert output(logged.folder, "--phase", "prune").count("identical to the run's") == 1
+
+
+def test_policy_and_settings_are_described_for_people() -> None:
+    third = dict.fromkeys(map(str, range(40)), 1 / 3)
+    section = Scheduling(rho=0.1 + 0.2, forecast=False, floor=0.01, reference_loss=third)
+    text = describe(section)
+    assert "rho=0.3," in text
+    assert "forecast=false" in text
+    assert "and 32 more" in text
+    start = {
+        "ratio": dict.fromkeys("abcdefg", 1 / 7),
+        "reference_loss": dict.fromkeys("abcdefg", 2 / 3),
+    }
+    text += describe(Scheduling.model_validate({"start": start}))
+    assert "start={ratio: {a: 0.1429, " in text
+    assert not re.search(r"\d\.\d{5}", text)
+    assert len(text) < 400
+
+
+@pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = drpruning.replay_text.importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == "jinja2" else find(name, *a)
+    )
+
+
+@pytest.mark.usefixtures("without_pages")
+def test_nothing_is_written_where_a_page_cannot_be_made(logged: LoggedRun, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    message = refused(logged.folder, "--output", out / "z.json", "--output", out / "z.html")
+    assert "z.html: a page needs jinja2: pip install 'drpruning[train]'" in message
+    assert not out.exists()
+    output(logged.folder, "--output", out / "z.json")
+
+
+def test_places_are_checked_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "is-dir.html").mkdir()
+    for outputs in (["is-dir.html"], ["z.json", "is-dir.html"], ["z.json", "z.txt"]):
+        options = [word for name in outputs for word in ("--output", str(tmp_path / name))]
+        message = refused(tmp_path / "no-run", *options)  # else the missing run would be named
+        assert f"--output {tmp_path / outputs[-1]}" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["is-dir.html"]
+
+
+def test_the_table_is_printed_even_if_a_file_fails_at_last(
+    logged: LoggedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("drpruning.replay_text.write_whole", full)
+    command = ["replay", str(logged.folder), "--output", str(tmp_path / "z.json")]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert "identical to the run's" in result.stdout
+
+
+def test_a_long_replay_shows_how_far_it_is(
+    logged: LoggedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    reporter = Reporter(console=Console(file=screen, force_terminal=True, width=100))
+    replay_run(logged.folder, "cvar", reporter=reporter)
+    assert screen.getvalue() == ""
+    monkeypatch.setattr(drpruning.replay, "PATIENCE", -1.0)
+    replay_run(logged.folder, "cvar", reporter=reporter)
+    assert "24/24" in screen.getvalue()
+
+
 def test_a_place_that_cannot_be_written_is_named(logged: LoggedRun) -> None:
     with pytest.raises(BadInput, match=r"--output .*recipe.yaml"):
-        write_replay(replay_run(logged.folder), logged.recipe_file() / "replay.json")
+        write_replay(replay_run(logged.folder), [logged.recipe_file() / "replay.json"])

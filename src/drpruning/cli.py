@@ -166,8 +166,8 @@ def report(
 
 @command(
     "drprune replay runs/a     the run's own policy: gives its ratio again\n"
-    "drprune replay runs/a --policy sheared\n"
-    "drprune replay runs/a --set rho=0.2 --set forecast=false --output replay.html"
+    "drprune replay runs/a --policy group_dro\n"
+    "drprune replay runs/a --set rho=0.2 --set bound=3 --output replay.html"
 )
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder; it stays as it is.")],
@@ -183,12 +183,18 @@ def replay(
             "times. The value is YAML.",
         ),
     ] = None,
-    phase: Annotated[
-        str | None, typer.Option(metavar="PHASE", help="Only prune or only pretrain.")
+    phases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--phase",
+            metavar="PHASE",
+            help="prune or pretrain; may be given several times. Default: all there are.",
+        ),
     ] = None,
-    output: Annotated[
+    outputs: Annotated[
         list[Path] | None,
         typer.Option(
+            "--output",
             metavar="FILE",
             help="Also write a page with figures (.html) or every number (.json); may be given "
             "several times.",
@@ -199,18 +205,18 @@ def replay(
 
     The losses stay those of the run as it was: this is what the policy would
     have decided at each evaluation, not what training under it would have
-    given. Needs no GPU and no torch.
+    given. Needs no GPU and no torch; a page needs matplotlib and jinja2.
     """
-    from drpruning.replay import check_output, replay_run, write_replay
-    from drpruning.replay_text import print_replay
+    from drpruning.console import Reporter
+    from drpruning.replay import replay_run
+    from drpruning.replay_text import check_outputs, print_replay, write_replay
 
-    for file in output or []:
-        check_output(file)
-    replayed = replay_run(run, policy, settings or [], [phase] if phase else None)
-    for file in output or []:
-        write_replay(replayed, file)
+    files = outputs or []
+    check_outputs(files)
+    replayed = replay_run(run, policy, settings or [], phases or None, Reporter())
     print_replay(replayed)
-    for file in output or []:
+    write_replay(replayed, files)
+    for file in files:
         typer.echo(f"replay: {file}")
 
 
@@ -276,7 +282,13 @@ def export_schedule(
 
     Needs no torch.
     """
-    from drpruning.schedule_export import START_FILE, export_schedule, start_text, write_start
+    from drpruning.schedule_export import (
+        START_FILE,
+        export_schedule,
+        next_command,
+        start_text,
+        write_start,
+    )
 
     found = export_schedule(run, phase)
     file = output or run / START_FILE
@@ -284,7 +296,7 @@ def export_schedule(
     typer.echo(start_text(found.start, found.comments))
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"saved: {file}; a recipe takes it as scheduling: {{start: {file}}}")
+    typer.echo(next_command(file))
 
 
 @command("drprune demo\ndrprune demo --output /tmp/demo")

@@ -86,8 +86,8 @@ def _domains(plan: RunPlan) -> Table:
     return table
 
 
-def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
-    """Where reference losses and the first ratio come from."""
+def _reference_origin(recipe: Recipe, plan: RunPlan) -> str:
+    """Where the reference losses come from; empty where the policy has none."""
     scheduling = recipe.scheduling
     models = scheduling.reference_models
     if models is not None:
@@ -96,16 +96,26 @@ def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
         final = plan.target or plan.source
         at = f", at {final.num_parameters():,} parameters" if final else ""
         origin = f"law over {', '.join(named)}{at}" if models.from_models else f"from {named[0]}"
-        origin += "; measured before training"
-    elif scheduling.reference_loss is not None:
-        origin = "numbers in the recipe"
-    elif scheduling.started_reference_loss is not None:
-        origin = "scheduling.start"
-    elif scheduling.policy == "drpruning" and scheduling.forecast is not False:
-        origin = "none until the first forecast"
-    else:
-        return []
-    return [f"reference losses: {origin}"]
+        return f"{origin}; measured before training"
+    if scheduling.reference_loss is not None:
+        return "numbers in the recipe"
+    if scheduling.started_reference_loss is not None:
+        return "scheduling.start"
+    return "none until the first forecast" if scheduling.policy == "drpruning" else ""
+
+
+def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
+    """Where reference losses and the first ratio come from."""
+    scheduling = recipe.scheduling
+    origin = _reference_origin(recipe, plan)
+    lines = [f"reference losses: {origin}"] if origin else []
+    if scheduling.start is not None and scheduling.start.ratio is not None:
+        shares = ", ".join(f"{n} {100 * s:.2f}%" for n, s in scheduling.start.ratio.items())
+        given = [scheduling.reference_loss, scheduling.started_reference_loss] != [None, None]
+        replaced = {"drpruning": given, "naive_dro": True, "cvar": True}
+        note = "; the evaluation at step 0 replaces it" if replaced.get(scheduling.policy) else ""
+        lines.append(f"first ratio: {shares} (scheduling.start){note}")
+    return lines
 
 
 def print_plan(recipe: Recipe, plan: RunPlan) -> None:

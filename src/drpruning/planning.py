@@ -4,6 +4,7 @@ Everything here comes from configs, file sizes and arithmetic, so it runs on a m
 GPUs, without torch, and for local files without a network.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,9 @@ from typing import Any
 from drpruning.data import DomainSource, PreparedData, check_sources, estimate_tokens
 from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape
-from drpruning.recipe import Domain, Phase, Recipe, parse_recipe, read_values
+from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, parse_recipe, read_values
 from drpruning.reference_losses import check_reference_models
-from drpruning.scheduling import MIN_POINTS
+from drpruning.scheduling import MIN_POINTS, DRPruning
 from drpruning.source_model import (
     SOURCE,
     check_tokenizer,
@@ -23,7 +24,7 @@ from drpruning.source_model import (
     source_config,
     source_shape,
 )
-from drpruning.training import phase_policy
+from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses, phase_policy
 
 BYTES_PER_PARAMETER = 16
 """float32 weights, gradients and two AdamW moments."""
@@ -196,7 +197,7 @@ def check_output(recipe: Recipe) -> None:
         if differing:
             raise BadInput(
                 f"output: {folder} holds the run of another recipe ({'; '.join(differing[:5])}); "
-                "name another folder, or remove this one"
+                f"name another folder, remove this one, or go on with `drprune run {existing}`"
             )
 
 
@@ -260,7 +261,7 @@ def plan_run(recipe: Recipe) -> RunPlan:
     checks.append(lambda: _check_policy(recipe))
     if (models := recipe.scheduling.reference_models) is not None:
         with collected():
-            plan.reference_models = check_reference_models(models, str(recipe.model.source))
+            plan.reference_models = _reference_models(recipe, models)
     for check in checks:
         with collected():
             check()
@@ -270,23 +271,44 @@ def plan_run(recipe: Recipe) -> RunPlan:
     with collected():
         plan.domains = plan_domains(recipe, _already_prepared(recipe))
     plan.warnings += repetition_warnings(plan.domains)
-    plan.warnings += _floor_warning(recipe) + _update_warnings(recipe, plan.evaluations)
+    plan.warnings += _floor_warning(recipe) + _update_warnings(recipe)
     return plan
 
 
-def _update_warnings(recipe: Recipe, evaluations: dict[str, int]) -> list[str]:
-    """Phases in which no forecast can be made, so that the ratio would never move."""
+def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]:
+    """Model -> parameters, from what the run has measured, or else from the models' files."""
+    folder = Path(recipe.output)
+    if not (folder / REFERENCE_LOSS_FILE).is_file():
+        return check_reference_models(models, str(recipe.model.source))
+    measured = ReferenceLosses.read(folder, models, recipe.data.domains)
+    measured.usable()
+    return {model.path: model.parameters for model in measured.models}
+
+
+def _update_warnings(recipe: Recipe) -> list[str]:
+    """Phases in which no forecast can be made in time, so that the ratio would never move."""
     scheduling = recipe.scheduling
     given = [scheduling.reference_loss, scheduling.started_reference_loss]
     if scheduling.policy != "drpruning" or given != [None, None]:
         return []
-    return [
-        f"{name}.evaluate_every: {useful} evaluations before the last step; without "
-        "scheduling.reference_loss the ratio moves only after a forecast, which takes "
-        f"{MIN_POINTS}"
-        for name, count in evaluations.items()
-        if (useful := count - 2) < MIN_POINTS  # neither step 0 nor the last step counts
-    ]
+    begin = scheduling.forecast_start
+    if begin is None:
+        begin = inspect.signature(DRPruning).parameters["forecast_start"].default
+    lines = []
+    for name, phase in recipe.phases.items():
+        # Neither step 0 nor the last step counts.
+        steps = range(phase.evaluate_every, phase.steps, phase.evaluate_every)
+        if any(step >= begin * phase.steps for step in steps[MIN_POINTS - 1 :]):
+            if scheduling.handover == "continue":
+                break  # the next phase begins with these forecasts
+            continue
+        lines.append(
+            f"{name}.evaluate_every: the ratio would never move: without scheduling.reference_loss "
+            f"it takes a forecast, that takes {MIN_POINTS} evaluations and scheduling."
+            f"forecast_start ({begin:g}) of the steps, and no evaluation before the last step "
+            f"({len(steps)} after step 0) has both behind it"
+        )
+    return lines
 
 
 def _floor_warning(recipe: Recipe) -> list[str]:
@@ -297,11 +319,12 @@ def _floor_warning(recipe: Recipe) -> list[str]:
         return []
     floor = min(shares) if scheduling.floor is None else scheduling.floor
     free = 1 - len(shares) * floor
-    if free > LITTLE_FREEDOM:
+    if free > LITTLE_FREEDOM or free < -1e-9:  # more than there is: no policy takes such a floor
         return []
     line = (
-        f"scheduling.floor: every domain keeps at least {floor:.3g}, so only {100 * free:.0f}% of "
-        f"the data can be steered; write a smaller floor, such as {floor / 2:.2g}"
+        f"scheduling.floor: every domain keeps at least {floor:.3g}, so only "
+        f"{100 * max(free, 0):.0f}% of the data can be steered; write a smaller floor, such as "
+        f"{floor / 2:.2g}"
     )
     return [line]
 

@@ -336,12 +336,16 @@ def read_values(path: str | Path) -> dict[str, Any]:
     return _read_mapping(path, "recipe", expected)
 
 
-def _put_start_in_place(values: dict[str, Any]) -> None:
-    """Replace the name of a file in `scheduling.start` by what the file says."""
+def _put_start_in_place(values: dict[str, Any]) -> str | None:
+    """Replace the name of a file in `scheduling.start` by what the file says; returns the name."""
     scheduling = values.get("scheduling")
-    if isinstance(scheduling, dict) and isinstance(scheduling.get("start"), str):
-        expected = f"scheduling.start is a mapping with {', '.join(Start.model_fields)}"
-        scheduling["start"] = _read_mapping(scheduling["start"], "scheduling.start:", expected)
+    if not isinstance(scheduling, dict) or not isinstance(file := scheduling.get("start"), str):
+        return None
+    if not file.strip():
+        raise BadInput("scheduling.start: is empty; write the name of a file, or its content")
+    expected = f"scheduling.start is a mapping with {', '.join(Start.model_fields)}"
+    scheduling["start"] = _read_mapping(file, "scheduling.start:", expected)
+    return file
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -361,15 +365,28 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     values = read_values(path)
     for assignment in overrides:
         _override(values, assignment)
-    _put_start_in_place(values)
-    return parse_recipe(values, origin=str(path))
+    start_file = _put_start_in_place(values)
+    return parse_recipe(values, origin=str(path), start_file=start_file)
 
 
-def parse_recipe(values: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """Check a recipe that is already a mapping; see `load_recipe`."""
+def parse_recipe(
+    values: Mapping[str, Any], origin: str = "recipe", start_file: str | None = None
+) -> Recipe:
+    """Check a recipe that is already a mapping; see `load_recipe`.
+
+    Args:
+        values: The recipe.
+        origin: Where it is from, for the message.
+        start_file: Where its `scheduling.start` is from, if not from there.
+    """
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = explain(error, Recipe)
+        if start_file is not None:
+            place = "scheduling.start"
+            problems = [
+                f"{start_file}: {line}" if line.startswith(place) else line for line in problems
+            ]
         joint = " " if len(problems) == 1 else "\n  "
         raise BadInput(f"{origin}:{joint}" + "\n  ".join(problems)) from None

@@ -52,17 +52,21 @@ def _losses_or_models(value: Any) -> Losses | ReferenceModels | None:
         return value
     if not isinstance(value, Mapping):
         raise ValueError("write nats by domain, {from_model: NAME} or {from_models: [A, B, C]}")
-    named = any(str(k).startswith("from_") and isinstance(v, str | list) for k, v in value.items())
+    named = any(str(k).startswith("from_") and not _is_number(v) for k, v in value.items())
     return ReferenceModels.model_validate(value) if named else _LOSSES.validate_python(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Start(Section):
     """Where the schedule starts: what an earlier run has found, as `export-schedule` writes it."""
 
     ratio: dict[str, Fraction] | None = None
-    """First share of each domain; absent: the shares of `data.domains`."""
+    """First share of each domain; absent: the shares of `data.domains`. Not below the floor."""
     reference_ratio: dict[str, Share] | None = None
-    """First reference ratio; absent: the shares of `data.domains`."""
+    """First reference ratio, within `bound` of the shares of `data.domains`; absent: those."""
     reference_loss: dict[str, NonNegativeFloat] | None = None
     """First reference loss of each domain in nats; absent: that of `scheduling.reference_loss`."""
 
@@ -98,7 +102,7 @@ class Scheduling(Section):
     loss_weight: Share | None = None
     """Weight of the newest loss in the average of losses (drpruning); default 1, no average."""
     forecast: bool | None = None
-    """Forecast the reference loss (drpruning); default true."""
+    """Forecast the reference loss (drpruning); default true, and false needs reference losses."""
     forecast_start: Fraction | None = None
     """Share of the steps before the first forecast (drpruning); default 0.2."""
     min_quality: Fraction | None = None
@@ -135,6 +139,11 @@ class Scheduling(Section):
             by_domain["reference_loss"] = self.reference_loss
         for name, values in by_domain.items():
             if values is not None and set(values) != set(domains):
+                if set(values) & set(ReferenceModels.model_fields):
+                    raise ValueError(
+                        f"scheduling.{name}: from_model takes the name of a model, and from_models "
+                        "a list of names, not a number"
+                    )
                 raise ValueError(
                     f"scheduling.{name}: must name exactly the domains {sorted(domains)}, not "
                     f"{sorted(values)}"
@@ -149,6 +158,12 @@ class Scheduling(Section):
             raise ValueError(
                 "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
                 "losses; write one a domain, or from_model or from_models"
+            )
+        if self.policy == "drpruning" and self.forecast is False and given == [None, None]:
+            raise ValueError(
+                "scheduling.reference_loss: without it and without forecasts the policy "
+                "'drpruning' could never move the ratio; write one loss a domain, or from_model or "
+                "from_models, or leave out forecast: false, or write policy: constant"
             )
 
     @property

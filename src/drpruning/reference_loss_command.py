@@ -1,6 +1,9 @@
 """`drprune reference-loss`: measure models on the validation blocks of a recipe or a run."""
 
+import math
 from pathlib import Path
+
+import yaml
 
 from drpruning.errors import BadInput
 from drpruning.recipe import ReferenceModels, load_recipe
@@ -10,8 +13,8 @@ from drpruning.reference_losses import (
     reference_losses_table,
 )
 from drpruning.run import Run, run_as_it_is
-from drpruning.schedule_export import start_text, write_start
-from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
+from drpruning.schedule_export import check_start_file, next_command, start_text, write_start
+from drpruning.training import REFERENCE_LOSS_FILE, MeasuredModel, ReferenceLosses
 
 _DEFAULT_FILE = "reference-loss.yaml"
 
@@ -34,7 +37,8 @@ def compute_reference_losses(
             RECIPE`.reference-loss.yaml` beside the recipe.
 
     Raises:
-        BadInput: Recipe, run or models cannot be used, or there are no models.
+        BadInput: Recipe, run or models cannot be used, there are no models, or the file cannot be
+            written. Where no law describes what was measured, the file has it in comments alone.
     """
     if len(models) == 2 or len(set(models)) < len(models):
         raise BadInput("--model: name one model, or three or more different sizes of a family")
@@ -44,29 +48,32 @@ def compute_reference_losses(
         wanted = (
             ReferenceModels(from_model=models[0]) if one else ReferenceModels(from_models=models)
         )
+    if output is None:
+        name = f"{target.stem}.{_DEFAULT_FILE}"
+        output = target / _DEFAULT_FILE if target.is_dir() else target.with_name(name)
     if target.is_dir():
         if overrides:
             raise BadInput(f"--set: {target} is a run, which stays as it is; name a recipe")
         run = run_as_it_is(target)
-        found = _reference_losses(run, wanted, parameters)
+        found = _reference_losses(run, wanted, parameters, output)
     else:
         with Run(load_recipe(target, overrides)).session(None) as run:
-            found = _reference_losses(run, wanted, parameters)
+            found = _reference_losses(run, wanted, parameters, output)
     run.reporter.console.print(reference_losses_table(found))
-    start = {"reference_loss": found.reference_loss}
-    run.reporter.line(start_text({"scheduling": start}))
-    if output is None:
-        name = f"{target.stem}.{_DEFAULT_FILE}"
-        output = target / _DEFAULT_FILE if target.is_dir() else target.with_name(name)
+    start = {} if found.reference_loss is None else {"reference_loss": found.reference_loss}
     if run.accelerator.is_main_process:
-        write_start(output, start, [f"reference losses: {_origin(found)}"])
-        run.reporter.line(f"saved: {output}; a recipe takes it as scheduling: {{start: {output}}}")
+        write_start(output, start, _comments(found))
+    if not start:
+        run.reporter.line(f"saved what was measured, as comments: {output}")
+    found.usable()
+    run.reporter.line(start_text({"scheduling": start}))
+    run.reporter.line(next_command(output))
 
 
 def _reference_losses(
-    run: Run, wanted: ReferenceModels | None, parameters: int | None
+    run: Run, wanted: ReferenceModels | None, parameters: int | None, output: Path
 ) -> ReferenceLosses:
-    """Of the models wanted, or else of the recipe's, which the run may have measured already."""
+    """Of the models wanted, or else of the recipe's; what the run has measured is not again."""
     models = wanted or run.recipe.scheduling.reference_models
     if models is None:
         raise BadInput(
@@ -75,15 +82,31 @@ def _reference_losses(
         )
     if parameters is not None and models.from_model is not None:
         raise BadInput("--params: one model has no law over sizes; name three or more")
-    if wanted is None and (run.folder / REFERENCE_LOSS_FILE).is_file():
-        found = ReferenceLosses.read(run.folder, models)
-        return found if parameters is None else ReferenceLosses.of(found.models, parameters)
-    check_reference_models(models, str(run.recipe.model.source))
+    if run.accelerator.is_main_process:
+        check_start_file(output)
+    measured: list[MeasuredModel] = []
+    own = run.recipe.scheduling.reference_models
+    if own is not None and (run.folder / REFERENCE_LOSS_FILE).is_file():
+        found = ReferenceLosses.read(run.folder, own, run.recipe.data.domains)
+        if wanted is None and parameters is None:
+            return found
+        measured = found.models
+    if not {model.path for model in measured} >= set(models.models):
+        check_reference_models(models, str(run.recipe.model.source))
     return measure_reference_losses(
-        models, run.recipe, run.data, run.accelerator, run.reporter, parameters
+        models, run.recipe, run.data, run.accelerator, run.reporter, parameters, measured
     )
 
 
-def _origin(found: ReferenceLosses) -> str:
-    names = ", ".join(model.path for model in found.models)
-    return names if found.law is None else f"law over {names} at {found.parameters:,} parameters"
+def _comments(found: ReferenceLosses) -> list[str]:
+    """What was measured, to the bit, and what was made of it."""
+    law = f"; the law over them at {found.parameters:,} parameters" if found.law else ""
+    lines = [f"reference losses: from the models below{law}"]
+    if found.reference_loss is None:
+        lines = ["no reference losses: no law over sizes describes those of the models below"]
+    for model in found.models:
+        losses = yaml.safe_dump(
+            model.loss, default_flow_style=True, sort_keys=False, width=math.inf
+        )
+        lines.append(f"{model.path} ({model.parameters:,} parameters): {losses.strip()}")
+    return lines

@@ -1,5 +1,7 @@
 """Reference losses from models: what their files say beforehand, and measuring them."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,7 @@ def measure_reference_losses(
     accelerator: "Accelerator",
     reporter: Reporter,
     parameters: int | None = None,
+    known: Sequence[MeasuredModel] = (),
 ) -> ReferenceLosses:
     """Evaluate the models on a run's validation blocks, one after the other.
 
@@ -77,17 +80,23 @@ def measure_reference_losses(
         reporter: Shows progress.
         parameters: Size at which a law over sizes is read off; by default that of the model at the
             end of the run, all parameters counted.
+        known: Models that have been measured on these blocks.
+
+    Returns:
+        What was measured; whether a law describes it, `ReferenceLosses.usable` says.
 
     Raises:
-        BadInput: A model has another tokenizer, or the losses do not fall with the size.
+        BadInput: A model cannot be loaded, has another tokenizer or a loss that is no number, or
+            two are of one size.
     """
     from drpruning.evaluation import evaluate_perplexity
 
-    for model in models.models:
+    measured = [model for model in known if model.path in models.models]
+    unknown = [m for m in models.models if m not in {model.path for model in measured}]
+    for model in unknown:
         if tokenizer_digest(model) != data.tokenizer_digest:
             raise _other_tokenizer(model)
-    measured = []
-    for model in models.models:
+    for model in unknown:
         record = evaluate_perplexity(
             Path(model).name,
             model,
@@ -97,13 +106,17 @@ def measure_reference_losses(
             reporter,
             batch_size=recipe.training.micro_batch,
             precision=recipe.training.precision,
+            field=FIELD,
         )
+        for domain, loss in record["loss"].items():
+            if not 0 < loss < math.inf:
+                raise BadInput(f"{FIELD}: the loss of {model} on {domain} is {loss}; name another")
         measured.append(MeasuredModel(model, record["parameters"]["total"], record["loss"]))
     return ReferenceLosses.of(measured, parameters or final_shape(recipe).num_parameters())
 
 
 def reference_losses_table(found: ReferenceLosses) -> Table:
-    """The loss of each model by domain, and what the law over their sizes makes of it."""
+    """The loss of each model by domain, and what the law over their sizes, if any, makes of it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("loss, nats a token")
     for model in found.models:
@@ -111,25 +124,16 @@ def reference_losses_table(found: ReferenceLosses) -> Table:
     if found.law is not None:
         table.add_column(f"law at\n{found.parameters:,}", justify="right", style="bold")
         table.add_column("a/N^b + c\nb, c", justify="right")
-    for domain, reference in found.reference_loss.items():
+    for domain in found.models[0].loss:
         row = [f"{model.loss[domain]:.4f}" for model in found.models]
-        if found.law is not None:
+        if found.law is not None and found.reference_loss is not None:
             law = found.law[domain]
-            row += [f"{reference:.4f}", f"{law['b']:.3f}, {law['c']:.3f}"]
+            row += [f"{found.reference_loss[domain]:.4f}", f"{law['b']:.3f}, {law['c']:.3f}"]
         table.add_row(domain, *row)
     if found.law is not None:
-        miss = _largest_miss(found)
+        miss = found.largest_miss()
         table.caption = f"The law misses a measured loss by {miss:.4f} nats at most."
     return table
-
-
-def _largest_miss(found: ReferenceLosses) -> float:
-    misses = [
-        abs(law["a"] * model.parameters ** -law["b"] + law["c"] - model.loss[domain])
-        for model in found.models
-        for domain, law in (found.law or {}).items()
-    ]
-    return float(max(misses))
 
 
 def _other_tokenizer(model: str) -> BadInput:

@@ -4,16 +4,18 @@ No torch. The losses stay those of the run as it was, so a replay shows what a p
 decided at each evaluation given that history, not what training under it would have given.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drpruning.console import Reporter, Task
 from drpruning.errors import BadInput
-from drpruning.json_text import dumps
-from drpruning.recipe import Recipe, Scheduling, load_recipe
+from drpruning.planning import RECIPE_FILE
+from drpruning.recipe import Recipe, ReferenceModels, Scheduling, load_recipe
 from drpruning.report import (
     EvalPoint,
     PhaseRecord,
@@ -21,12 +23,13 @@ from drpruning.report import (
     RunRecord,
     load_evaluation,
     load_phases,
-    render_replay_page,
 )
 from drpruning.scheduling import POLICY_NAMES, Decision, Policy, policy_settings
-from drpruning.training import phase_policy
+from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses, phase_policy
+from drpruning.yaml_text import parse_yaml
 
-JSON_VERSION = 1
+PATIENCE = 2.0
+"""Seconds after which a replay shows how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ def replay_run(
     policy: str | None = None,
     settings: Iterable[str] = (),
     phases: Sequence[str] | None = None,
+    reporter: Reporter | None = None,
 ) -> Replay:
     """Feed the logged losses of a run to a policy.
 
@@ -104,8 +108,10 @@ def replay_run(
         folder: The run folder; nothing in it is changed.
         policy: Name of another policy. It keeps those of the run's settings that it knows.
         settings: Assignments `key=value` to fields of the recipe's section `scheduling`, the value
-            in YAML, such as `rho=0.2` or `reference_loss={web: 2.1, code: 0.9}`.
+            in YAML, such as `rho=0.2` or `reference_loss={web: 2.1, code: 0.9}`; `scheduling.`
+            may stand before the key.
         phases: Names of the phases wanted; by default all that have evaluations.
+        reporter: Shows a bar where the replay takes more than `PATIENCE` seconds.
 
     Raises:
         BadInput: There is no run or no evaluation in the folder, a phase or setting is not known,
@@ -117,18 +123,18 @@ def replay_run(
     wanted = _wanted_phases(record, phases)
     names = ", ".join(dropped)
     notes = [f"{policy} has no setting {names}; dropped from the run's"] if dropped else []
+    needed = [record.phases[name] for name in _needed(record, recipe, wanted)]
     found: list[PhaseReplay] = []
     ended: dict[str, Any] | None = None
-    for name, phase in record.phases.items():
-        if not phase.evals or name not in _needed(recipe, wanted):
-            continue
-        final, doubt = _final_parameters(record, phase)
-        start = _start_policy(recipe, name, final, ended)
-        replayed = _replay_phase(folder, phase, start)
-        ended = start.state_dict()
-        if name in wanted:
-            found.append(replayed)
-            notes += doubt
+    with _progress(reporter, sum(len(phase.evals) for phase in needed)) as advance:
+        for phase in needed:
+            final, doubt = _final_parameters(record, phase)
+            start = _start_policy(recipe, phase.name, final, ended)
+            replayed = _replay_phase(folder, phase, start, advance)
+            ended = start.state_dict()
+            if phase.name in wanted:
+                found.append(replayed)
+                notes += doubt
     if own.scheduling == recipe.scheduling:
         notes += [note for replayed in found for note in _unlike_itself(record, replayed)]
     return Replay(
@@ -141,55 +147,6 @@ def replay_run(
     )
 
 
-def write_replay(replay: Replay, output: Path) -> None:
-    """Write a replay to a file that ends in .html (a page with figures) or .json (every number).
-
-    Raises:
-        BadInput: The name ends otherwise, or the file cannot be written.
-    """
-    check_output(output)
-    if output.suffix == ".json":
-        text = dumps(_as_json(replay), indent=1) + "\n"
-    else:
-        text = render_replay_page(
-            run=str(replay.folder),
-            used=describe(replay.used),
-            replayed=describe(replay.replayed),
-            notes=replay.notes,
-            phases=replay.curves(),
-        )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft = output.with_name(output.name + ".tmp")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(output)
-    except OSError as error:
-        raise BadInput(f"--output {output}: {error.strerror}") from None
-
-
-def check_output(output: Path) -> None:
-    """Refuse a file name that does not say which of the two formats is wanted.
-
-    Raises:
-        BadInput: It ends neither in .html nor in .json.
-    """
-    if output.suffix not in {".html", ".json"}:
-        raise BadInput(f"--output {output}: write a name that ends in .html or .json")
-
-
-def describe(section: Scheduling) -> str:
-    """A policy and its settings in one line, as they are written in a recipe."""
-    chosen = section.model_dump(exclude={"policy"}, exclude_defaults=True, exclude_none=True)
-    said = ", ".join(f"{name}={_yaml_text(value)}" for name, value in chosen.items())
-    return f"{section.policy} ({said})" if said else f"{section.policy} (its defaults)"
-
-
-def _yaml_text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_yaml_text(v)}" for k, v in value.items()) + "}"
-    return json.dumps(value) if isinstance(value, bool) else str(value)
-
-
 # From the folder to the policy.
 
 
@@ -199,17 +156,31 @@ def _recipes(
     """The run's recipe, the one to replay, and the settings that had to be dropped for it."""
     if policy is not None and policy not in POLICY_NAMES:
         raise BadInput(f"--policy {policy}: choose one of {', '.join(POLICY_NAMES)}")
-    file = folder / "recipe.yaml"
-    here = f"output={json.dumps(str(folder))}"  # the folder may have been moved
-    own = load_recipe(file, [here])
-    changes, dropped = [here], []
+    file = folder / RECIPE_FILE
+    own = _recipe(file, [])
+    changes, dropped = [], []
     if policy is not None:
         known = policy_settings(policy)
         dropped = [name for name in own.scheduling.options() if name not in known]
         changes += [f"scheduling.{name}=null" for name in dropped]
         changes += [f"scheduling.policy={policy}"]
-    changes += [f"scheduling.{assignment}" for assignment in settings]
-    return own, load_recipe(file, changes), dropped
+    changes += [f"scheduling.{_assignment(given)}" for given in settings]
+    return own, _recipe(file, changes), dropped
+
+
+def _recipe(file: Path, changes: Sequence[str]) -> Recipe:
+    """A recipe whose run folder is where the file lies: the folder may have been moved."""
+    return load_recipe(file, changes).model_copy(update={"output": str(file.parent)})
+
+
+def _assignment(given: str) -> str:
+    """An assignment to a field of the section `scheduling`, without the section's name."""
+    key, equals, value = given.partition("=")
+    field = key.removeprefix("scheduling.")
+    if not equals or not all(field.split(".")):
+        raise BadInput(f"--set {given}: write --set KEY=VALUE, such as --set rho=0.2")
+    parse_yaml(value, f"--set {key}")
+    return f"{field}={value}"
 
 
 def _wanted_phases(record: RunRecord, phases: Sequence[str] | None) -> list[str]:
@@ -228,9 +199,12 @@ def _wanted_phases(record: RunRecord, phases: Sequence[str] | None) -> list[str]
     return there if phases is None else list(phases)
 
 
-def _needed(recipe: Recipe, wanted: Sequence[str]) -> set[str]:
+def _needed(record: RunRecord, recipe: Recipe, wanted: Sequence[str]) -> list[str]:
     """The phases to compute: also pruning where continued pretraining goes on from its end."""
-    return {*wanted, "prune"} if recipe.scheduling.handover == "continue" else set(wanted)
+    before = {"prune"} if recipe.scheduling.handover == "continue" else set()
+    return [
+        name for name, phase in record.phases.items() if phase.evals and name in {*wanted, *before}
+    ]
 
 
 def _start_policy(
@@ -246,9 +220,11 @@ def _start_policy(
     """
     if name not in recipe.phases:
         raise BadInput(
-            f"{Path(recipe.output) / 'recipe.yaml'}: has no phase {name}, but metrics.jsonl has "
+            f"{Path(recipe.output) / RECIPE_FILE}: has no phase {name}, but metrics.jsonl has "
             "one; put the recipe of this run there"
         )
+    if (models := recipe.scheduling.reference_models) is not None:
+        _check_measured(Path(recipe.output), models, recipe.initial_ratio)
     policy = phase_policy(recipe, recipe.phases[name], final_parameters)
     if name == "pretrain" and recipe.prune and recipe.scheduling.handover == "continue":
         if ended is None:
@@ -261,6 +237,24 @@ def _start_policy(
         except ValueError as error:
             raise BadInput(f"scheduling.handover: {error}") from None
     return policy
+
+
+def _check_measured(folder: Path, models: ReferenceModels, domains: Collection[str]) -> None:
+    """Refuse models whose losses the run has not measured, and say how to."""
+    named = " ".join(f"--model {model}" for model in models.models)
+    remedy = (
+        f"measure with `drprune reference-loss {folder} {named} --output FILE`, then write --set "
+        "start=FILE in place of reference_loss"
+    )
+    if not (folder / REFERENCE_LOSS_FILE).is_file():
+        raise BadInput(
+            f"scheduling.reference_loss: the run has not measured {', '.join(models.models)}; "
+            f"{remedy}"
+        )
+    try:
+        ReferenceLosses.read(folder, models, domains)
+    except BadInput as error:
+        raise BadInput(f"{error}; {remedy}") from None
 
 
 def _final_parameters(record: RunRecord, phase: PhaseRecord) -> tuple[float, list[str]]:
@@ -288,7 +282,7 @@ def _parameters_of_pruned(folder: Path) -> int | None:
     """From the evaluation of the model as cut; None where there is none that can be read."""
     try:
         pruned = load_evaluation(folder / "evaluation" / "pruned.json")
-    except BadInput:
+    except (BadInput, OSError):
         return None
     return None if pruned is None else pruned.parameters
 
@@ -296,7 +290,27 @@ def _parameters_of_pruned(folder: Path) -> int | None:
 # The replay itself.
 
 
-def _replay_phase(folder: Path, phase: PhaseRecord, policy: Policy) -> PhaseReplay:
+@contextmanager
+def _progress(reporter: Reporter | None, total: int) -> Iterator[Callable[[], None]]:
+    """What to call after each of so many evaluations; there is a bar once it has taken a while."""
+    began, done = time.monotonic(), 0
+    bar: Task | None = None
+    with ExitStack() as stack:
+
+        def advance() -> None:
+            nonlocal bar, done
+            done += 1
+            if bar is None and reporter is not None and time.monotonic() - began > PATIENCE:
+                bar = stack.enter_context(reporter.task("replaying", total, done))
+            if bar is not None:
+                bar.update(done)
+
+        yield advance
+
+
+def _replay_phase(
+    folder: Path, phase: PhaseRecord, policy: Policy, advance: Callable[[], None]
+) -> PhaseReplay:
     points = []
     for logged in phase.evals:
         losses = {name: _known(loss) for name, loss in logged.loss.items()}
@@ -308,6 +322,7 @@ def _replay_phase(folder: Path, phase: PhaseRecord, policy: Policy) -> PhaseRepl
                 f"{error}"
             ) from None
         points.append(ReplayPoint(logged=logged, decision=decision))
+        advance()
     return PhaseReplay(phase=phase.name, last_step=phase.last_step, points=points)
 
 
@@ -348,34 +363,3 @@ def _curves(initial_ratio: Mapping[str, float], phase: PhaseReplay) -> ReplayCur
         used_reference=column([point.reference_loss for point in logged]),
         replayed_reference=column([decision.reference_loss for decision in decisions]),
     )
-
-
-def _as_json(replay: Replay) -> dict[str, Any]:
-    def point(of: ReplayPoint) -> dict[str, Any]:
-        logged = asdict(of.logged)
-        used = {name: logged[name] or None for name in _DECIDED}
-        return {
-            "step": of.logged.step,
-            "loss": of.logged.loss,
-            "parameters": of.logged.parameters,
-            "used": used,
-            "replayed": asdict(of.decision),
-        }
-
-    return {
-        "version": JSON_VERSION,
-        "run": str(replay.folder),
-        "used": replay.used.model_dump(mode="json"),
-        "replayed": replay.replayed.model_dump(mode="json"),
-        "notes": replay.notes,
-        "phases": {
-            phase.phase: {
-                "identical": phase.is_identical,
-                "evaluations": [point(of) for of in phase.points],
-            }
-            for phase in replay.phases
-        },
-    }
-
-
-_DECIDED = ("ratio", "reference_ratio", "reference_loss", "forecast", "excess")

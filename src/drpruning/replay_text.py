@@ -1,16 +1,30 @@
-"""What `drprune replay` prints."""
+"""What `drprune replay` prints and writes."""
 
+import importlib.util
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from drpruning.replay import Replay, describe
-from drpruning.report import CAVEAT, ReplayCurves, percent_text, points_text
+from drpruning.errors import BadInput
+from drpruning.json_text import dumps
+from drpruning.recipe import Scheduling
+from drpruning.replay import Replay, ReplayPoint
+from drpruning.report import CAVEAT, ReplayCurves, percent_text, points_text, render_replay_page
+from drpruning.whole_file import check_writable, write_whole
 
+JSON_VERSION = 1
+PAGE_PACKAGES = ("matplotlib", "jinja2")
+"""What a page is made with; they are not part of the base install."""
+MOST_ENTRIES, MOST_INNER_ENTRIES = 8, 3
+"""Entries of a mapping that are said for people, of a setting and of a mapping inside one."""
 BLOCKS, DIGITS = "▁▂▃▄▅▆▇█", "0123456789"
 """The levels of a line of shares, lowest first; digits where the terminal knows only ASCII."""
 NARROWEST = 8
@@ -114,3 +128,107 @@ def _columns(count: int, width: int) -> list[int]:
     if count <= width:
         return list(range(count))
     return [round(index * (count - 1) / (width - 1)) for index in range(width)]
+
+
+# Policies and settings for people.
+
+
+def describe(section: Scheduling) -> str:
+    """A policy and its settings in one line: numbers rounded, long mappings cut short."""
+    chosen = section.model_dump(exclude={"policy"}, exclude_defaults=True, exclude_none=True)
+    said = ", ".join(f"{name}={_short(value, MOST_ENTRIES)}" for name, value in chosen.items())
+    return f"{section.policy} ({said})" if said else f"{section.policy} (its defaults)"
+
+
+def _short(value: Any, most: int) -> str:
+    if isinstance(value, Mapping):
+        shown = list(value.items()) if len(value) <= most else list(value.items())[:most]
+        parts = [f"{name}: {_short(inner, MOST_INNER_ENTRIES)}" for name, inner in shown]
+        more = len(value) - len(shown)
+        return "{" + ", ".join([*parts, f"and {more} more"] if more else parts) + "}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+# Files.
+
+
+def check_outputs(outputs: Sequence[Path]) -> None:
+    """Refuse files that could not be written, before the work whose result goes there.
+
+    Raises:
+        BadInput: A name ends neither in .html nor in .json, there can be no file in its place, or
+            a page is wanted and what it is made with is not installed.
+    """
+    for output in outputs:
+        if output.suffix not in {".html", ".json"}:
+            raise BadInput(f"--output {output}: write a name that ends in .html or .json")
+        lacking = [name for name in PAGE_PACKAGES if importlib.util.find_spec(name) is None]
+        if output.suffix == ".html" and lacking:
+            raise BadInput(
+                f"--output {output}: a page needs {' and '.join(lacking)}: pip install "
+                "'drpruning[train]', or write a name that ends in .json"
+            )
+    for output in outputs:
+        check_writable(output, "--output")
+
+
+def write_replay(replay: Replay, outputs: Sequence[Path]) -> None:
+    """Write a replay to files: .html is a page with figures, .json has every number.
+
+    All of them are made before the first is written.
+
+    Raises:
+        BadInput: As `check_outputs`, or a file cannot be written all the same.
+    """
+    check_outputs(outputs)
+    texts = {output: _file_text(replay, output.suffix) for output in outputs}
+    for output, text in texts.items():
+        try:
+            write_whole(output, text)
+        except OSError as error:
+            raise BadInput(f"--output {output}: {error.strerror}") from None
+
+
+def _file_text(replay: Replay, suffix: str) -> str:
+    if suffix == ".json":
+        return dumps(_as_json(replay), indent=1) + "\n"
+    return render_replay_page(
+        run=str(replay.folder),
+        used=describe(replay.used),
+        replayed=describe(replay.replayed),
+        notes=replay.notes,
+        phases=replay.curves(),
+    )
+
+
+def _as_json(replay: Replay) -> dict[str, Any]:
+    def point(of: ReplayPoint) -> dict[str, Any]:
+        logged = asdict(of.logged)
+        used = {name: logged[name] or None for name in _DECIDED}
+        return {
+            "step": of.logged.step,
+            "loss": of.logged.loss,
+            "parameters": of.logged.parameters,
+            "used": used,
+            "replayed": asdict(of.decision),
+        }
+
+    return {
+        "version": JSON_VERSION,
+        "run": str(replay.folder),
+        "used": replay.used.model_dump(mode="json"),
+        "replayed": replay.replayed.model_dump(mode="json"),
+        "notes": replay.notes,
+        "phases": {
+            phase.phase: {
+                "identical": phase.is_identical,
+                "evaluations": [point(of) for of in phase.points],
+            }
+            for phase in replay.phases
+        },
+    }
+
+
+_DECIDED = ("ratio", "reference_ratio", "reference_loss", "forecast", "excess")

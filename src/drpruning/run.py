@@ -28,7 +28,8 @@ from drpruning.recipe import Recipe, parse_recipe, read_values
 from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
 from drpruning.source_model import source_config, source_shape
-from drpruning.training import REFERENCE_LOSS_FILE
+from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
+from drpruning.whole_file import write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -135,9 +136,7 @@ class Run:
             yield
 
     def _write_recipe(self) -> None:
-        temporary = self.folder / f".{RECIPE_FILE}"
-        temporary.write_text(self.recipe.to_yaml(), encoding="utf-8")
-        temporary.replace(self.folder / RECIPE_FILE)
+        write_whole(self.folder / RECIPE_FILE, self.recipe.to_yaml())
 
     def _note_session(self, command: str) -> None:
         from drpruning.training import commit, versions
@@ -240,9 +239,17 @@ class Run:
         pretrain(self.recipe, self.data, self.accelerator, self.reporter)
 
     def measure_reference_losses(self) -> None:
-        """Write reference_loss.json where the recipe names models, unless it is there."""
+        """Write reference_loss.json where the recipe names models, unless it is there.
+
+        Raises:
+            BadInput: A model cannot be measured, or no law describes what was measured (which is
+                in the file all the same).
+        """
         models = self.recipe.scheduling.reference_models
-        if models is None or (self.folder / REFERENCE_LOSS_FILE).is_file():
+        if models is None:
+            return
+        if (self.folder / REFERENCE_LOSS_FILE).is_file():
+            ReferenceLosses.read(self.folder, models, self.recipe.data.domains).usable()
             return
         found = measure_reference_losses(
             models, self.recipe, self.data, self.accelerator, self.reporter
@@ -251,6 +258,7 @@ class Run:
             found.write(self.folder)
             self.reporter.console.print(reference_losses_table(found))
         self.accelerator.wait_for_everyone()
+        found.usable()
 
     def models(self) -> dict[str, str]:
         """The models of this run that are there: name -> folder or Hub name."""

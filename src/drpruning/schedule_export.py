@@ -1,19 +1,26 @@
 """What a run has found, as a file that `scheduling.start` of another recipe takes. No torch."""
 
 import math
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from drpruning.errors import BadInput
-from drpruning.report import load_run
+from drpruning.field_errors import explain
+from drpruning.recipe import Start
+from drpruning.report import load_phases
 from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord, section
+from drpruning.whole_file import check_writable, write_whole
+from drpruning.yaml_text import parse_yaml
 
 START_FILE = "start.yaml"
+_TITLE = "Where another recipe can begin, with scheduling: {start: THIS_FILE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +47,9 @@ def export_schedule(folder: Path, phase: str | None = None) -> ExportedSchedule:
         phase: `prune` or `pretrain`; by default the last that has an evaluation.
 
     Raises:
-        BadInput: There is no such run, phase or evaluation.
+        BadInput: There is no such run, phase or evaluation, or a recipe could not start there.
     """
-    record = load_run(folder)
+    record = load_phases(folder)
     evaluated = {name: p for name, p in record.phases.items() if p.evals}
     if not evaluated:
         raise BadInput(f"{folder}: no evaluation in its metrics.jsonl, so nothing to export")
@@ -65,33 +72,75 @@ def export_schedule(folder: Path, phase: str | None = None) -> ExportedSchedule:
     elif lacking:
         del found["reference_loss"]
         incomplete.append(f"no reference losses: {', '.join(lacking)} had none at the end")
+    start = {name: values for name, values in found.items() if values}
+    origin = f"{folder / 'metrics.jsonl'}: the evaluation of {chosen.name} at step {last.step}"
+    _checked(start, set(record.initial_ratio or last.loss), origin)
     return ExportedSchedule(
-        start={name: values for name, values in found.items() if values},
+        start=start,
         comments=_comments(record, chosen, last),
         warnings=incomplete,
     )
 
 
-def start_text(start: Mapping[str, Any], comments: Iterable[str] = ()) -> str:
-    """YAML with comments on top; numbers keep every bit."""
+def start_text(start: Mapping[str, Any], comments: Sequence[str] = ()) -> str:
+    """YAML, under the comments if there are any; numbers keep every bit."""
     lines = [line for comment in comments for line in comment.splitlines()]
-    header = "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    header = "".join(f"# {line}".rstrip() + "\n" for line in [_TITLE, *lines] if lines)
     return header + yaml.safe_dump(dict(start), sort_keys=False, allow_unicode=True)
 
 
-def write_start(path: Path, start: Mapping[str, Any], comments: Iterable[str]) -> None:
-    """Write a file for `scheduling.start`; it appears whole.
+def next_command(path: Path) -> str:
+    """How another recipe is told to begin with this file."""
+    assignment = shlex.quote(f"scheduling.start={path}")
+    return f"saved: {path}; start from it with: drprune run RECIPE --set {assignment}"
+
+
+def check_start_file(path: Path) -> None:
+    """Refuse an `--output` that cannot be written, or that holds something else.
+
+    Raises:
+        BadInput: So.
+    """
+    check_writable(path, "--output")
+    if not path.exists():
+        return
+    try:
+        there = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        fits = there is None or (isinstance(there, dict) and set(there) <= set(Start.model_fields))
+    except (OSError, ValueError):
+        fits = False
+    if not fits:
+        raise BadInput(f"--output {path}: is there and no file for scheduling.start; name another")
+
+
+def write_start(path: Path, start: Mapping[str, Any], comments: Sequence[str]) -> None:
+    """Write a file for `scheduling.start`; it appears whole, and replaces only such a file.
 
     Raises:
         BadInput: It cannot be written there.
     """
-    draft = path.with_name(f".{path.name}.partial")
+    check_start_file(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(start_text(start, comments), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, start_text(start, comments))
     except OSError as error:
-        raise BadInput(f"--output {path}: {error.strerror}; name a file") from None
+        raise BadInput(f"--output {path}: {error.strerror}; name another file") from None
+
+
+def _checked(start: dict[str, dict[str, float]], domains: set[str], origin: str) -> None:
+    """Refuse what no recipe would take."""
+    try:
+        Start.model_validate(start)
+        if "ratio" not in start:
+            raise BadInput("ratio: there is none")
+        if odd := [name for name, values in start.items() if set(values) != domains]:
+            raise BadInput(f"{odd[0]}: is not of the domains {', '.join(sorted(domains))}")
+    except ValidationError as error:
+        problems = "; ".join(explain(error, Start))
+    except BadInput as error:
+        problems = str(error)
+    else:
+        return
+    raise BadInput(f"{origin} is nothing to start from: {problems}")
 
 
 def _incomplete(record: RunRecord, phase: PhaseRecord, *, asked: bool) -> list[str]:
@@ -114,7 +163,6 @@ def _comments(record: RunRecord, phase: PhaseRecord, last: EvalPoint) -> list[st
     when = f"{datetime.fromtimestamp(last.time, UTC):%Y-%m-%d %H:%M UTC}" if known else "not known"
     shares = yaml.safe_dump(record.initial_ratio, default_flow_style=True, sort_keys=False)
     return [
-        "What a run has found; another recipe begins there with scheduling: {start: THIS_FILE}",
         f"run: {record.folder}",
         f"phase: {phase.name}, step {last.step} of {phase.total_steps or '?'}",
         f"policy: {policy}",

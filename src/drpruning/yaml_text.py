@@ -39,10 +39,12 @@ def parse_yaml(text: str, origin: str) -> Any:
         origin: Where the text is from, for the message.
 
     Raises:
-        BadInput: It is not YAML; the line is named.
+        BadInput: It is not YAML (the line is named), or nested too deeply.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise BadInput(f"{origin}: brackets or lists are nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""

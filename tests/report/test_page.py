@@ -297,3 +297,31 @@ def test_a_browser_shows_it(page: str, tmp_path: Path) -> None:
     )
     assert picture.stat().st_size > 50_000
     assert "CONSOLE" not in done.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named_and_left_alone(
+    complete_run: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "folder.html", tmp_path / "file" / "report.html"):
+        with pytest.raises(BadInput, match=re.escape(f"--output {place}")):
+            write_report([complete_run.folder], place)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.html", "file"}
+    assert not list((tmp_path / "folder.html").iterdir())
+
+
+def test_a_page_that_fails_at_last_leaves_the_one_before(
+    complete_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "report.html"
+    output.write_text("the one before")
+
+    def full(path: Path, _: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("drpruning.report.page.write_whole", full)
+    with pytest.raises(BadInput, match="No space left on device"):
+        write_report([complete_run.folder], output)
+    assert output.read_text() == "the one before"
+    assert list(tmp_path.iterdir()) == [output]

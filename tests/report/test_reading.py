@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drpruning.errors import BadInput
-from drpruning.report import load_run
+from drpruning.report import load_phases, load_run
 
 MakeRun = Callable[..., Any]
 
@@ -149,6 +149,19 @@ def test_other_files_are_named_too(fake_run: MakeRun, name: str, content: str) -
     path.write_text(content)
     with pytest.raises(BadInput, match=path.name):
         load_run(path.parents[len(Path(name).parts) - 1])
+
+
+@pytest.mark.parametrize(
+    "damaged", ["evaluation/model.json", "prune/similarity.json", "prune/plan.json"]
+)
+def test_phases_are_read_whatever_else_is_damaged(fake_run: MakeRun, damaged: str) -> None:
+    run = fake_run().everything()
+    whole = load_run(run.folder)
+    (run.folder / damaged).write_text("{")
+    phases = load_phases(run.folder)
+    assert (phases.recipe, phases.recipe_text) == (whole.recipe, whole.recipe_text)
+    assert phases.phases == whole.phases
+    assert (phases.evaluations, phases.similarity, phases.plan) == ({}, [], None)
 
 
 def test_more_fields_and_kinds_are_passed_over(fake_run: MakeRun) -> None:

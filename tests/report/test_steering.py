@@ -14,7 +14,7 @@ from parsed_page import Page, line_of, report
 from drpruning.json_text import dumps
 from drpruning.report import load_run
 from drpruning.report.decision import LastDecision, last_decision
-from drpruning.report.held_back import held_back, steps_text
+from drpruning.report.held_back import held_back, steps_text, what_follows
 from drpruning.scheduling import make_policy
 
 MakeRun = Callable[..., Any]
@@ -25,10 +25,12 @@ STEPS, EVERY = 600, 30
 class PolicyRun:
     """A run folder whose metrics are the decisions of a real policy on made-up losses."""
 
-    def __init__(self, folder: Path, policy: str, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, policy: str, final_params: float = 1e6, **settings: Any
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
-        decide = make_policy(policy, SHARES, STEPS, 1e6, **settings)
+        decide = make_policy(policy, SHARES, STEPS, final_params, **settings)
         noise = random.Random(1)
         self.evals: list[dict[str, Any]] = []
         for step in range(0, STEPS + 1, EVERY):
@@ -176,6 +178,24 @@ def test_held_back_covers_the_log(steered: PolicyRun) -> None:
     assert told == logged
     assert ("Forecast not used", "rising", STEPS) in told
     assert ("Ratio not updated", "gap", STEPS // 2) in told
+
+
+def test_a_refused_forecast_leaves_what_the_log_says_it_left(
+    steered: PolicyRun, tmp_path: Path
+) -> None:
+    """The smallest loss seen is gone by only where a model of final size was evaluated."""
+    larger = PolicyRun(tmp_path / "larger", "drpruning", final_params=5e5)
+    for run, makes_do in ((steered, True), (larger, False)):
+        known = [
+            (record["reference_loss"] or {}).get(name) is not None
+            for record in run.evals
+            for name in record["explanation"].get("refused", {})
+        ]
+        assert any(known) == makes_do
+        text = what_follows(load_run(run.folder).phases["pretrain"])
+        assert ("goes by the smallest loss seen" in text) == makes_do
+        assert ("leaves a domain without a reference loss" in text) == (not all(known))
+        assert text in " ".join(report(run).text.split())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpruning.scheduling import SizeLaw, fit_size_law
+from drpruning.scheduling.scaling import first_rise
 
 SIZES = np.array([1e9, 7e9, 13e9, 70e9])
 
@@ -117,3 +118,14 @@ def test_size_to_read_at_must_be_positive() -> None:
     law = fit_size_law([1e6, 1e7, 1e8], [[3.0, 2.0, 1.5]])
     with pytest.raises(ValueError, match="positive"):
         law.loss_at(0)
+
+
+def test_first_rise_is_the_larger_model_of_the_first_domain_that_rises() -> None:
+    assert first_rise([[3.0, 2.0, 1.0], [3.0, 2.5, 2.0]]) is None
+    assert first_rise([[3.0, 2.0, 1.0], [3.0, 2.5, 2.5]]) == (1, 2)
+    assert first_rise([[3.0, 3.1, 1.0], [3.0, 2.5, 2.6]]) == (0, 1)
+
+
+def test_largest_miss_is_that_of_the_worst_point() -> None:
+    law = SizeLaw(np.array([0.0, 0.0]), np.array([1.0, 1.0]), np.array([2.0, 1.0]))
+    assert law.largest_miss([1e6, 1e7], [[2.0, 2.1], [0.7, 1.0]]) == pytest.approx(0.3)

@@ -11,6 +11,7 @@ from drpruning.data import PreparedData
 from drpruning.json_text import dumps
 from drpruning.pruning import ModelShape
 from drpruning.training import domain_losses, load_model
+from drpruning.whole_file import write_whole
 
 
 def evaluate_perplexity(
@@ -23,6 +24,7 @@ def evaluate_perplexity(
     *,
     batch_size: int,
     precision: str,
+    field: str = "model.source",
 ) -> dict[str, Any]:
     """Load a model, measure its loss on every domain.
 
@@ -35,11 +37,12 @@ def evaluate_perplexity(
         reporter: Shows progress.
         batch_size: Blocks a forward pass.
         precision: `fp32` or `bf16`.
+        field: What named the model, for the message where it cannot be loaded.
 
     Returns:
         The record of docs/run-folder.md, evaluation/NAME.json.
     """
-    model = load_model(model_path)
+    model = load_model(model_path, field)
     model.to(accelerator.device).eval()
     blocks = {domain: d.validation for domain, d in data.domains.items()}
     with reporter.task(f"evaluate {name}", sum(map(len, blocks.values()))) as task:
@@ -72,7 +75,5 @@ def write_evaluation(record: dict[str, Any], folder: Path) -> Path:
     """Write `folder`/NAME.json; a file of that name is replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['name']}.json"
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(dumps(record, indent=1))
-    temporary.replace(path)
+    write_whole(path, dumps(record, indent=1))
     return path

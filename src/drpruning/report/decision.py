@@ -130,7 +130,8 @@ def _caption(shown: Mapping[str, object]) -> str:
         said.append("The forecast is of the loss at the end of training.")
     if "forecast (90% interval)" in shown:
         said.append(
-            "It counts for at most the smallest loss seen, so it can lie below its interval."
+            "It counts for at most the smallest loss seen of a model of final size, so it can lie "
+            "below its interval."
         )
     if "quality" in shown:
         said.append("Quality runs from 0 (says nothing) to 1.")

@@ -1,5 +1,6 @@
 """What was held back over a phase, the ratio or a forecast, and why."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,32 @@ def held_back(phase: PhaseRecord, domains: Sequence[str]) -> list[HeldBack]:
         )
         for (what, _), group in sorted(groups.items(), key=lambda item: kinds.index(item[0][0]))
     ]
+
+
+def what_follows(phase: PhaseRecord) -> str:
+    """What became of the domains for which something was held back."""
+    told = [
+        math.isfinite(point.reference_loss.get(name, math.nan))
+        for point in phase.evals
+        for name in point.explanation.refused
+    ]
+    why = "since shares are relative"
+    said = [
+        f"A domain without a usable loss or reference loss keeps the whole ratio as it was, {why}."
+    ]
+    if any(told) or any(point.explanation.no_forecast for point in phase.evals):
+        said.append("One without a usable forecast keeps the reference loss that it has.")
+    if any(told):
+        said.append(
+            "Where it had none, it goes by the smallest loss seen of a model of final size until a "
+            "forecast is used."
+        )
+    if not all(told):
+        said.append(
+            "A forecast that is not used leaves a domain without a reference loss as long as no "
+            "model of final size was evaluated."
+        )
+    return " ".join(said)
 
 
 def _where(

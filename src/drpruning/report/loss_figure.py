@@ -126,7 +126,8 @@ def _caption(evals: Sequence[EvalPoint], shown: Sequence[str], *, beyond: bool) 
         said.append(
             "At each step the band is the 90% interval of what was then forecast for the end of "
             "training: the narrower, the more the forecast can be trusted. A forecast counts for "
-            "at most the smallest loss seen, so it can lie below its interval."
+            "at most the smallest loss seen of a model of final size, so it can lie below its "
+            "interval."
         )
     made = sum(len(finite(point.forecast)) for point in evals)
     refused = sum(

@@ -11,11 +11,12 @@ from drpruning.report.decision import LastDecision, last_decision
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
 from drpruning.report.figures import comparison, mask_convergence, phase_figures
 from drpruning.report.formats import duration, factor, loss_text, percentage, ranges
-from drpruning.report.held_back import HeldBack, held_back
+from drpruning.report.held_back import HeldBack, held_back, what_follows
 from drpruning.report.reading import FILES, load_run
 from drpruning.report.records import DIMENSIONS, PhaseRecord, Plan, RunRecord, section
 from drpruning.report.table import format_perplexity, results_table
 from drpruning.report.templates import render
+from drpruning.whole_file import check_writable, write_whole
 
 _PHASE_TITLES = {"prune": "Pruning", "pretrain": "Continued pretraining"}
 
@@ -54,6 +55,7 @@ class PhaseSection:
     ratio_rows: list[RatioRow]
     decision: LastDecision | None
     held_back: list[HeldBack]
+    what_follows: str
     figures: list[Figure]
 
 
@@ -82,7 +84,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         Where the page was written.
 
     Raises:
-        BadInput: A folder is missing, holds nothing to show, or has a file that cannot be read.
+        BadInput: A folder is missing, holds nothing to show, or has a file that cannot be read; or
+            the page cannot be written.
     """
     if not folders:
         raise BadInput("a report needs at least one run folder.")
@@ -94,11 +97,12 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
                 "logged step, evaluation or plan. Name the `output` folder of a recipe."
             )
     output = runs[0].folder / "report.html" if output is None else Path(output)
+    check_writable(output, "--output")
     page = render_page(runs)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.with_name(output.name + ".tmp")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(output)
+    try:
+        write_whole(output, page)
+    except OSError as error:
+        raise BadInput(f"--output {output}: {error.strerror}") from None
     return output
 
 
@@ -198,6 +202,7 @@ def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str])
                 ratio_rows=ratio_rows(run, phase),
                 decision=last_decision(phase, domains),
                 held_back=held_back(phase, domains),
+                what_follows=what_follows(phase),
                 figures=phase_figures(phase, domains, ident),
             )
             for phase in run.phases.values()

@@ -32,6 +32,11 @@ class SizeLaw:
     b: FloatArray
     c: FloatArray
 
+    def largest_miss(self, params: npt.ArrayLike, losses: npt.ArrayLike) -> float:
+        """Largest distance, in nats, from losses [n, k] of models of these sizes [k]."""
+        laws = [self.loss_at(size) for size in np.asarray(params, dtype=np.float64)]
+        return float(np.abs(np.column_stack(laws) - np.asarray(losses)).max())
+
     def loss_at(self, params: float) -> FloatArray:
         """The loss of each domain [n], in nats, at this number of parameters.
 
@@ -42,6 +47,20 @@ class SizeLaw:
             raise ValueError(f"the number of parameters must be positive, not {params}")
         predicted: FloatArray = self.a * np.exp(-self.b * np.log(params)) + self.c
         return predicted
+
+
+def first_rise(losses: npt.ArrayLike) -> tuple[int, int] | None:
+    """Where losses do not fall with the size: there is no law over these sizes then.
+
+    Args:
+        losses: Loss of each domain under each model, from the smallest to the largest [n, k].
+
+    Returns:
+        The first domain (row), and the model (column) whose loss is not below that of the next
+        smaller one; None where all fall.
+    """
+    rises = np.argwhere(np.diff(np.asarray(losses, dtype=np.float64)) >= 0)
+    return (int(rises[0, 0]), int(rises[0, 1]) + 1) if len(rises) else None
 
 
 def fit_size_law(params: npt.ArrayLike, losses: npt.ArrayLike) -> SizeLaw:
@@ -76,8 +95,8 @@ def fit_size_law(params: npt.ArrayLike, losses: npt.ArrayLike) -> SizeLaw:
             raise ValueError(f"{what} must be positive and finite")
     order = np.argsort(sizes)
     logs, values = np.log(sizes[order]), values[:, order]
-    if rising := np.flatnonzero((np.diff(values) >= 0).any(axis=1)).tolist():
-        raise ValueError(f"the loss does not fall with the size in row {rising[0]}")
+    if (rise := first_rise(values)) is not None:
+        raise ValueError(f"the loss does not fall with the size in row {rise[0]}")
     return _fit(logs, values)
 
 

@@ -20,7 +20,7 @@ from drpruning.console import Reporter, Task
 from drpruning.data import Mixture, PreparedData, Segment
 from drpruning.errors import BadInput
 from drpruning.recipe import Phase, Training
-from drpruning.scheduling import Decision, Policy
+from drpruning.scheduling import Policy
 from drpruning.training import provenance
 from drpruning.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from drpruning.training.interruption import Interrupted, InterruptGuard
@@ -33,6 +33,7 @@ from drpruning.training.optimization import (
     micro_batches,
     set_learning_rate,
 )
+from drpruning.training.policy import decision_fields
 from drpruning.training.ranks import agreed_ratio
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
@@ -332,7 +333,7 @@ class Loop:
                 "eval",
                 self.step,
                 loss=losses,
-                **self._decision_fields(decision),
+                **decision_fields(decision),
                 realised_share=realised,
                 epochs=self.mixture.epochs,
                 parameters=count,
@@ -345,16 +346,6 @@ class Loop:
         where = f"{self.phase} {self.step}/{self.settings.steps}"
         self.reporter.line(f"{where}  {evaluation_text(losses, self.ratio)}")
         self.after_evaluation()
-
-    def _decision_fields(self, decision: Decision) -> dict[str, Any]:
-        return {
-            "reference_loss": decision.reference_loss,
-            "forecast": decision.forecast,
-            "reference_ratio": decision.reference_ratio,
-            "ratio": decision.ratio,
-            "excess": decision.excess,
-            "explanation": decision.explanation,
-        }
 
     # Checkpoints.
 

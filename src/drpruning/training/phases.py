@@ -20,17 +20,19 @@ from drpruning.training.loop import Loop, Setting
 from drpruning.training.model_card import model_card
 from drpruning.training.policy import phase_policy
 from drpruning.training.pruning_loop import PruningLoop
+from drpruning.whole_file import write_whole
 
 SCHEDULE_VERSION = 1
 LARGEST_DEVIATION = 0.05
 """Distance of a layer's sparsity from its target at which the cut is worth a warning."""
 
 
-def load_model(source: str) -> nn.Module:
+def load_model(source: str, field: str = "model.source") -> nn.Module:
     """A causal language model with float32 weights, from safetensors only, without remote code.
 
     Args:
         source: A folder, or a name on the Hub.
+        field: What named it, for the message.
 
     Raises:
         BadInput: It cannot be loaded, or its weights are not all there.
@@ -44,13 +46,13 @@ def load_model(source: str) -> nn.Module:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
-            f"model.source: {source} cannot be loaded as a causal language model with safetensors "
+            f"{field}: {source} cannot be loaded as a causal language model with safetensors "
             f"weights: {reason}"
         ) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[kind])):
             raise BadInput(
-                f"model.source: the weights in {source} are not those of its config.json "
+                f"{field}: the weights in {source} are not those of its config.json "
                 f"({kind.replace('_', ' ')}: {', '.join(keys[:3])}); fetch it again"
             )
     loaded: nn.Module = model
@@ -81,7 +83,7 @@ def _write_schedule(path: Path, loop: Loop) -> None:
         "policy": loop.policy.state_dict(),
         "mixture": loop.mixture.state_dict(),
     }
-    path.write_text(json.dumps(state))
+    write_whole(path, json.dumps(state))
 
 
 def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter: Reporter) -> None:

@@ -1,19 +1,26 @@
 """reference_loss.json: what the models named in a recipe say the losses should be. No torch."""
 
-import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import Field, TypeAdapter
 
 from drpruning.errors import BadInput
 from drpruning.json_text import dumps
 from drpruning.recipe import ReferenceModels
-from drpruning.scheduling import fit_size_law
+from drpruning.scheduling import SizeLaw, fit_size_law
+from drpruning.scheduling.scaling import first_rise
+from drpruning.whole_file import write_whole
 
 REFERENCE_LOSS_FILE = "reference_loss.json"
 FORMAT_VERSION = 1
+
+Losses = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+Constants = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,8 @@ class MeasuredModel:
     """A model's size (all its parameters) and its loss in nats by domain."""
 
     path: str
-    parameters: int
-    loss: dict[str, float]
+    parameters: Annotated[int, Field(gt=0)]
+    loss: Losses
 
 
 @dataclass(frozen=True)
@@ -30,59 +37,96 @@ class ReferenceLosses:
     """Reference losses and where they are from; see docs/run-folder.md.
 
     Attributes:
-        reference_loss: Domain -> nats.
         models: What was measured, the smallest first.
-        law: Domain -> `a`, `b` and `c` of `a / N**b + c`; None where one model's losses are taken.
+        reference_loss: Domain -> nats; None where no law over sizes describes what was measured.
+        law: Domain -> `a`, `b` and `c` of `a / N**b + c`; None where there is none.
         parameters: The N at which the law was read off; None without a law.
     """
 
-    reference_loss: dict[str, float]
-    models: list[MeasuredModel]
-    law: dict[str, dict[str, float]] | None = None
-    parameters: int | None = None
+    models: Annotated[list[MeasuredModel], Field(min_length=1)]
+    reference_loss: Constants | None = None
+    law: dict[str, Constants] | None = None
+    parameters: Annotated[int, Field(gt=0)] | None = None
 
     @classmethod
     def of(cls, models: Sequence[MeasuredModel], parameters: int) -> Self:
         """From measured losses: those of a single model, or the law over several sizes.
+
+        Where a domain's loss does not fall with the size there is no law; `usable` says so.
 
         Args:
             models: One, or three and more of different sizes, measured on the same domains.
             parameters: The size at which a law is read off.
 
         Raises:
-            BadInput: Two models have the same size, or a domain's loss does not fall with the size.
+            BadInput: Two models have the same size.
         """
-        if len(models) == 1:
-            return cls(models[0].loss, list(models))
         models = sorted(models, key=lambda model: model.parameters)
-        _check_fall(models)
-        domains = list(models[0].loss)
-        losses = [[model.loss[domain] for model in models] for domain in domains]
+        if len(models) == 1:
+            return cls(models, models[0].loss)
+        measured = cls(models)
+        sizes, losses = measured.points()
+        if first_rise(losses) is not None:
+            return measured
         try:
-            law = fit_size_law([model.parameters for model in models], losses)
+            law = fit_size_law(sizes, losses)
         except ValueError as error:
             raise BadInput(f"scheduling.reference_loss.from_models: {error}") from None
-        numbers = zip(law.a.tolist(), law.b.tolist(), law.c.tolist(), strict=True)
+        constants = zip(law.a.tolist(), law.b.tolist(), law.c.tolist(), strict=True)
+        domains = list(models[0].loss)
         return cls(
-            reference_loss=dict(zip(domains, law.loss_at(parameters).tolist(), strict=True)),
             models=models,
+            reference_loss=dict(zip(domains, law.loss_at(parameters).tolist(), strict=True)),
             law={
                 domain: {"a": a, "b": b, "c": c}
-                for domain, (a, b, c) in zip(domains, numbers, strict=True)
+                for domain, (a, b, c) in zip(domains, constants, strict=True)
             },
             parameters=parameters,
         )
 
+    def points(self) -> tuple[list[int], list[list[float]]]:
+        """Parameters of the models [k], and their losses [n, k] by domain."""
+        sizes = [model.parameters for model in self.models]
+        return sizes, [[m.loss[domain] for m in self.models] for domain in self.models[0].loss]
+
+    def largest_miss(self) -> float:
+        """Largest distance of the law from a measured loss, in nats; 0 without a law."""
+        if self.law is None:
+            return 0.0
+        a, b, c = (np.array([law[name] for law in self.law.values()]) for name in "abc")
+        return SizeLaw(a, b, c).largest_miss(*self.points())
+
+    def usable(self) -> dict[str, float]:
+        """The reference losses.
+
+        Raises:
+            BadInput: There are none: on some domain the loss does not fall with the size.
+        """
+        if self.reference_loss is not None:
+            return self.reference_loss
+        row, column = first_rise(self.points()[1]) or (0, 1)
+        domain, (small, large) = (
+            list(self.models[0].loss)[row],
+            self.models[column - 1 : column + 1],
+        )
+        raise BadInput(
+            f"scheduling.reference_loss.from_models: on {domain} the loss does not fall with the "
+            f"size: {small.loss[domain]:.4f} of {small.path} ({small.parameters:,} parameters), "
+            f"{large.loss[domain]:.4f} of {large.path} ({large.parameters:,}); name sizes of one "
+            "family trained alike, or take the losses of one model with from_model"
+        )
+
     @classmethod
-    def read(cls, folder: Path, wanted: ReferenceModels) -> Self:
+    def read(cls, folder: Path, wanted: ReferenceModels, domains: Collection[str]) -> Self:
         """What a run folder holds.
 
         Args:
             folder: The run folder.
             wanted: What the recipe names; the file must be of these models.
+            domains: Those of the recipe; the file must be of them.
 
         Raises:
-            BadInput: There is no such file, it is damaged, or of other models.
+            BadInput: There is no such file, it is damaged, or of other models or domains.
         """
         file = folder / REFERENCE_LOSS_FILE
         if not file.is_file():
@@ -91,42 +135,38 @@ class ReferenceLosses:
                 f"{file}); `drprune run` does it before it trains"
             )
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if values.pop("version") != FORMAT_VERSION:
+            text = file.read_bytes()
+            if json.loads(text)["version"] != FORMAT_VERSION:
                 raise ValueError
-            models = [MeasuredModel(**model) for model in values.pop("models")]
-            found = cls(models=models, **values)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadInput(f"{file} is not what this program writes; remove it") from None
-        if {model.path for model in models} != set(wanted.models):
+            found: Self = TypeAdapter(cls).validate_json(text, strict=True)
+            found._check_parts(domains)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise BadInput(
+                f"{file} is not what this program writes for the domains {', '.join(domains)}; "
+                "remove it"
+            ) from None
+        if {model.path for model in found.models} != set(wanted.models):
             raise BadInput(
                 f"scheduling.reference_loss: {file} has the losses of "
-                f"{', '.join(model.path for model in models)}, not of {', '.join(wanted.models)}"
+                f"{', '.join(model.path for model in found.models)}, not of "
+                f"{', '.join(wanted.models)}"
             )
         return found
 
+    def _check_parts(self, domains: Collection[str]) -> None:
+        """Refuse parts that are of other domains, or do not belong together."""
+        parts = [m.loss for m in self.models] + [p for p in (self.reference_loss, self.law) if p]
+        has_law = len(self.models) > 1 and self.reference_loss is not None
+        fits = [
+            all(set(part) == set(domains) for part in parts),
+            (self.law is not None) == (self.parameters is not None) == has_law,
+            all(set(constants) == {"a", "b", "c"} for constants in (self.law or {}).values()),
+            self.reference_loss is not None or first_rise(self.points()[1]) is not None,
+        ]
+        if not all(fits):
+            raise ValueError
+
     def write(self, folder: Path) -> None:
         """Write the file into a run folder; it appears whole."""
-        file = folder / REFERENCE_LOSS_FILE
-        temporary = file.with_suffix(".partial")
-        temporary.write_text(dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1))
-        temporary.replace(file)
-
-
-def _check_fall(models: Sequence[MeasuredModel]) -> None:
-    """Refuse losses that no law over sizes describes, in words that name domain and models."""
-    for small, large in itertools.pairwise(models):
-        if small.parameters == large.parameters:
-            raise BadInput(
-                f"scheduling.reference_loss.from_models: {small.path} and {large.path} both have "
-                f"{small.parameters:,} parameters; name models of different sizes"
-            )
-        for domain, loss in large.loss.items():
-            if loss >= small.loss[domain]:
-                raise BadInput(
-                    f"scheduling.reference_loss.from_models: on {domain} the loss does not fall "
-                    f"with the size: {small.loss[domain]:.4f} of {small.path} "
-                    f"({small.parameters:,} parameters), {loss:.4f} of {large.path} "
-                    f"({large.parameters:,}); name sizes of one family trained alike, or take the "
-                    "losses of one model with from_model"
-                )
+        text = dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
+        write_whole(folder / REFERENCE_LOSS_FILE, text)

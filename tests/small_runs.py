@@ -1,0 +1,50 @@
+"""Recipes on disk, the command line in process, and what a run has logged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from typer.testing import CliRunner
+
+from drpruning.cli import app
+from drpruning.recipe import parse_recipe
+from drpruning.run import Run
+
+runner = CliRunner()
+DOMAINS = ("numbers", "colours", "animals")
+FOUND = {
+    "ratio": {"numbers": 0.5, "colours": 0.1 + 0.2, "animals": 0.2},
+    "reference_ratio": {"numbers": 0.55, "colours": 0.35, "animals": 0.1},
+    "reference_loss": {"numbers": 2.1, "colours": 1 / 3, "animals": 0.0},
+}
+
+
+def write(values: dict[str, Any], path: Path) -> Path:
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def drprune(*arguments: str | Path, status: int = 0) -> str:
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+def evaluations(folder: Path, phase: str) -> list[dict[str, Any]]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [r for r in records if r["kind"] == "eval" and r["phase"] == phase]
+
+
+def run(values: dict[str, Any], *stages: str) -> Path:
+    with Run(parse_recipe(values)).session("test") as this:
+        this.run(stages)
+    return this.folder
+
+
+def only_pretraining(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of the fixture `recipe_values` made to only continue pretraining."""
+    del values["prune"], values["model"]["target"]
+    values["pretrain"].update(steps=4)
+    return values
