@@ -105,10 +105,8 @@ class ReferenceLosses:
         if self.reference_loss is not None:
             return self.reference_loss
         row, column = first_rise(self.points()[1]) or (0, 1)
-        domain, (small, large) = (
-            list(self.models[0].loss)[row],
-            self.models[column - 1 : column + 1],
-        )
+        domain = list(self.models[0].loss)[row]
+        small, large = self.models[column - 1 : column + 1]
         raise BadInput(
             f"scheduling.reference_loss.from_models: on {domain} the loss does not fall with the "
             f"size: {small.loss[domain]:.4f} of {small.path} ({small.parameters:,} parameters), "
