@@ -2,7 +2,7 @@
 
 Granularities and the shape of their masks: `layer` [layers], `hidden` [hidden size], `head`
 [layers, key-value heads], `intermediate` [layers, intermediate size]. A granularity whose size the
-target leaves alone has no mask and no multiplier. METHOD: Deng et al. (arXiv 2411.14055),
+target leaves alone has no mask and no multiplier. Source: Deng et al. (arXiv 2411.14055),
 section 2.1.
 """
 

@@ -54,7 +54,7 @@ class PruningLoop(Loop):
         return self.masked.model
 
     def prepare_step(self) -> None:
-        """Key the noise and set the scheduled sparsity (METHOD: linear over the warm-up)."""
+        """Key the noise and set the scheduled sparsity (linear over the warm-up)."""
         warmup = self.masking.sparsity_warmup * self.masking.steps
         self.masked.set_step(self.step, min(1.0, self.step / warmup) if warmup else 1.0)
 
