@@ -1,6 +1,5 @@
 """The callback in a real Trainer: shares, order, resuming, workers, wrong use."""
 
-import itertools
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from tiny_trainer import (
     RecordingTrainer,
     Scripted,
     arguments,
+    assert_examples_follow_the_ratio,
     decisions,
     forecasting,
     logged,
@@ -36,21 +36,7 @@ NAMES = list(SHARES)
 def test_examples_follow_the_ratio_of_their_segment_within_one(tmp_path: Path) -> None:
     trainer, _ = prepared(tmp_path, policy=forecasting(24), max_steps=24)
     trainer.train()
-    log = decisions(trainer)
-    assert [entry["step"] for entry in log] == list(range(0, 25, 3))
-    assert len({tuple(entry["ratio"].values()) for entry in log}) > 4
-    given, wanted = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0.0)
-    for before, after in itertools.pairwise(log):
-        rows = [row for step in range(before["step"], after["step"]) for row in trainer.rows[step]]
-        assert len(rows) == 24
-        for index, name in enumerate(NAMES):
-            count = sum(row[0] == index for row in rows)
-            assert count / 24 == pytest.approx(after["realised_share"][name])
-            given[name] += count
-            wanted[name] += 24 * before["ratio"][name]
-            assert abs(given[name] - wanted[name]) < 1
-            assert after["epochs"][name] == pytest.approx(given[name] / SIZES[name])
-    assert log[0]["realised_share"] is None
+    assert_examples_follow_the_ratio(trainer)
 
 
 def test_every_example_comes_once_before_any_comes_again(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_sft import RecordingSFTTrainer, prepared_sft, texts, tiny_tokenizer
-from tiny_trainer import SHARES, SIZES, TRAIN, VALIDATION, Scripted, decisions, forecasting, logged
+from tiny_trainer import (
+    SHARES,
+    SIZES,
+    TRAIN,
+    VALIDATION,
+    Scripted,
+    assert_examples_follow_the_ratio,
+    decisions,
+    forecasting,
+    logged,
+)
 from trl import SFTTrainer
 
 from drpruning.data import Segment
@@ -22,21 +32,9 @@ NAMES = list(SHARES)
 def test_examples_follow_the_ratio_of_their_segment_within_one(tmp_path: Path) -> None:
     trainer, callback = prepared_sft(tmp_path, policy=forecasting(24), max_steps=24)
     trainer.train()
-    log = decisions(trainer)
-    assert [entry["step"] for entry in log] == list(range(0, 25, 3))
-    assert len({tuple(entry["ratio"].values()) for entry in log}) > 4
-    given, wanted = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0.0)
-    for before, after in itertools.pairwise(log):
-        rows = [row for step in range(before["step"], after["step"]) for row in trainer.rows[step]]
-        assert len(rows) == 24
-        for index, name in enumerate(NAMES):
-            count = sum(row[0] == index for row in rows)
-            assert count / 24 == pytest.approx(after["realised_share"][name])
-            given[name] += count
-            wanted[name] += 24 * before["ratio"][name]
-            assert abs(given[name] - wanted[name]) < 1
+    assert_examples_follow_the_ratio(trainer)
     assert callback.mixture.sizes == SIZES
-    assert callback.ratio == log[-1]["ratio"]
+    assert callback.ratio == decisions(trainer)[-1]["ratio"]
 
 
 def test_losses_are_those_of_the_trainers_evaluations(tmp_path: Path) -> None:

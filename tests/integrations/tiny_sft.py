@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tiny_trainer import SHARES, TRAIN, VALIDATION, RecordingTrainer, tiny_model
+from tiny_trainer import SETTINGS, SHARES, TRAIN, VALIDATION, RecordingTrainer, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
@@ -34,22 +34,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sft_arguments(folder: Path, **changes: Any) -> SFTConfig:
-    settings: dict[str, Any] = {
-        "max_steps": 12,
-        "eval_strategy": "steps",
-        "eval_steps": 3,
-        "eval_on_start": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return SFTConfig(output_dir=str(folder), **(settings | changes))
+    return SFTConfig(output_dir=str(folder), **(SETTINGS | {"bf16": False} | changes))
 
 
 class RecordingSFTTrainer(RecordingTrainer, SFTTrainer):

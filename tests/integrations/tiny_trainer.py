@@ -1,9 +1,11 @@
 """A tiny Llama, three domains and a Trainer that remembers which examples it trained on."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -58,22 +60,24 @@ def tiny_model(dropout: float = 0.2) -> LlamaForCausalLM:
     )
 
 
+SETTINGS: dict[str, Any] = {
+    "max_steps": 12,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "eval_on_start": True,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-2,
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
 def arguments(folder: Path, **changes: Any) -> TrainingArguments:
-    settings: dict[str, Any] = {
-        "max_steps": 12,
-        "eval_strategy": "steps",
-        "eval_steps": 3,
-        "eval_on_start": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return TrainingArguments(output_dir=str(folder), **(settings | changes))
+    return TrainingArguments(output_dir=str(folder), **(SETTINGS | changes))
 
 
 class RecordingTrainer(Trainer):
@@ -114,6 +118,25 @@ def decisions(trainer: Trainer) -> list[Mapping[str, Any]]:
         for entry in trainer.state.log_history
         if "domain_scheduling" in entry
     ]
+
+
+def assert_examples_follow_the_ratio(trainer: Any) -> None:
+    """In a training of 24 steps, what each domain has had is within one example of the ratios."""
+    log = decisions(trainer)
+    assert [entry["step"] for entry in log] == list(range(0, 25, 3))
+    assert len({tuple(entry["ratio"].values()) for entry in log}) > 4
+    given, wanted = dict.fromkeys(SHARES, 0), dict.fromkeys(SHARES, 0.0)
+    for before, after in itertools.pairwise(log):
+        rows = [row for step in range(before["step"], after["step"]) for row in trainer.rows[step]]
+        assert len(rows) == 24
+        for index, name in enumerate(SHARES):
+            count = sum(row[0] == index for row in rows)
+            assert count / 24 == pytest.approx(after["realised_share"][name])
+            given[name] += count
+            wanted[name] += 24 * before["ratio"][name]
+            assert abs(given[name] - wanted[name]) < 1
+            assert after["epochs"][name] == pytest.approx(given[name] / SIZES[name])
+    assert log[0]["realised_share"] is None
 
 
 TIMES = ("_runtime", "_per_second", "total_flos")
