@@ -4,7 +4,6 @@ Everything here comes from configs, file sizes and arithmetic, so it runs on a m
 GPUs, without torch, and for local files without a network.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, parse_recipe, read_values
 from drpruning.reference_losses import check_reference_models
-from drpruning.scheduling import MIN_POINTS, DRPruning
+from drpruning.scheduling import FORECAST_START, MIN_POINTS
 from drpruning.source_model import (
     SOURCE,
     check_tokenizer,
@@ -288,12 +287,9 @@ def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]
 def _update_warnings(recipe: Recipe) -> list[str]:
     """Phases in which no forecast can be made in time, so that the ratio would never move."""
     scheduling = recipe.scheduling
-    given = [scheduling.reference_loss, scheduling.started_reference_loss]
-    if scheduling.policy != "drpruning" or given != [None, None]:
+    if scheduling.policy != "drpruning" or scheduling.has_reference_loss:
         return []
-    begin = scheduling.forecast_start
-    if begin is None:
-        begin = inspect.signature(DRPruning).parameters["forecast_start"].default
+    begin = FORECAST_START if scheduling.forecast_start is None else scheduling.forecast_start
     lines = []
     for name, phase in recipe.phases.items():
         # Neither step 0 nor the last step counts.

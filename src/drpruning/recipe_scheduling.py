@@ -148,18 +148,17 @@ class Scheduling(Section):
                     f"scheduling.{name}: must name exactly the domains {sorted(domains)}, not "
                     f"{sorted(values)}"
                 )
-        given = [self.reference_loss, self.started_reference_loss]
-        if None not in given:
+        if self.reference_loss is not None and self.started_reference_loss is not None:
             raise ValueError(
                 "scheduling.reference_loss: scheduling.start has reference losses too; drop "
                 "reference_loss to start from those, or reference_loss in start to use your own"
             )
-        if self.policy == "sheared" and given == [None, None]:
+        if self.policy == "sheared" and not self.has_reference_loss:
             raise ValueError(
                 "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
                 "losses; write one a domain, or from_model or from_models"
             )
-        if self.policy == "drpruning" and self.forecast is False and given == [None, None]:
+        if self.policy == "drpruning" and self.forecast is False and not self.has_reference_loss:
             raise ValueError(
                 "scheduling.reference_loss: without it and without forecasts the policy "
                 "'drpruning' could never move the ratio; write one loss a domain, or from_model or "
@@ -170,6 +169,11 @@ class Scheduling(Section):
     def started_reference_loss(self) -> dict[str, float] | None:
         """The reference losses of `start`."""
         return None if self.start is None else self.start.reference_loss
+
+    @property
+    def has_reference_loss(self) -> bool:
+        """Whether reference losses are given: as numbers, by models, or by `start`."""
+        return self.reference_loss is not None or self.started_reference_loss is not None
 
     @property
     def reference_models(self) -> ReferenceModels | None:

@@ -184,7 +184,7 @@ def _assignment(given: str) -> str:
 
 
 def _wanted_phases(record: RunRecord, phases: Sequence[str] | None) -> list[str]:
-    there = [name for name, phase in record.phases.items() if phase.evals]
+    there = list(record.evaluated)
     if not there:
         raise BadInput(
             f"{record.folder / 'metrics.jsonl'}: no evaluation in it, so there is nothing to "
@@ -202,9 +202,7 @@ def _wanted_phases(record: RunRecord, phases: Sequence[str] | None) -> list[str]
 def _needed(record: RunRecord, recipe: Recipe, wanted: Sequence[str]) -> list[str]:
     """The phases to compute: also pruning where continued pretraining goes on from its end."""
     before = {"prune"} if recipe.scheduling.handover == "continue" else set()
-    return [
-        name for name, phase in record.phases.items() if phase.evals and name in {*wanted, *before}
-    ]
+    return [name for name in record.evaluated if name in {*wanted, *before}]
 
 
 def _start_policy(

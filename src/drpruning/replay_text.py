@@ -142,7 +142,7 @@ def describe(section: Scheduling) -> str:
 
 def _short(value: Any, most: int) -> str:
     if isinstance(value, Mapping):
-        shown = list(value.items()) if len(value) <= most else list(value.items())[:most]
+        shown = list(value.items())[:most]
         parts = [f"{name}: {_short(inner, MOST_INNER_ENTRIES)}" for name, inner in shown]
         more = len(value) - len(shown)
         return "{" + ", ".join([*parts, f"and {more} more"] if more else parts) + "}"
@@ -205,8 +205,7 @@ def _file_text(replay: Replay, suffix: str) -> str:
 
 def _as_json(replay: Replay) -> dict[str, Any]:
     def point(of: ReplayPoint) -> dict[str, Any]:
-        logged = asdict(of.logged)
-        used = {name: logged[name] or None for name in _DECIDED}
+        used = {name: getattr(of.logged, name) or None for name in _DECIDED}
         return {
             "step": of.logged.step,
             "loss": of.logged.loss,

@@ -50,7 +50,7 @@ def export_schedule(folder: Path, phase: str | None = None) -> ExportedSchedule:
         BadInput: There is no such run, phase or evaluation, or a recipe could not start there.
     """
     record = load_phases(folder)
-    evaluated = {name: p for name, p in record.phases.items() if p.evals}
+    evaluated = record.evaluated
     if not evaluated:
         raise BadInput(f"{folder}: no evaluation in its metrics.jsonl, so nothing to export")
     if phase is not None and phase not in evaluated:

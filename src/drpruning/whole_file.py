@@ -1,6 +1,7 @@
 """Writing a file so that it appears whole or not at all."""
 
 import contextlib
+import os
 from pathlib import Path
 
 from drpruning.errors import BadInput
@@ -14,7 +15,10 @@ def write_whole(path: Path, text: str) -> None:
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
         draft.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

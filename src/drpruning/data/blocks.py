@@ -1,7 +1,6 @@
 """Tokenized data on disk: blocks of equal length, memory-mapped, and the manifest over them."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import BadInput
+from drpruning.whole_file import write_whole
 
 MANIFEST_VERSION = 1
 
@@ -191,9 +191,4 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest at once: a reader finds the old one or the new one."""
-    temporary = folder / ".manifest.json.partial"
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(manifest, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(folder / "manifest.json")
+    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1))

@@ -52,7 +52,32 @@ def scheduled_trainer(
         BadInput: As for `DomainSchedulingCallback`, before any example is tokenized; or validation
             examples would be packed differently from training examples.
     """
-    DomainSchedulingCallback(policy, train_dataset, args)  # raises what can be known now
+    _check(policy, args, train_dataset, eval_dataset)
+    prepared = {_TRAIN + name: train_dataset[name] for name in policy.domains}
+    trainer: Any = trainer_class(
+        model=model,
+        args=args,
+        train_dataset=train_dataset[policy.domains[0]].select([0]),
+        eval_dataset={**eval_dataset, **prepared},
+        **settings,
+    )
+    evaluation = dict(trainer.eval_dataset)
+    domains = {name: evaluation.pop(_TRAIN + name) for name in policy.domains}
+    callback = DomainSchedulingCallback(policy, domains, trainer.args)
+    trainer.eval_dataset = evaluation
+    trainer.train_dataset = callback.train_dataset
+    trainer.add_callback(callback)
+    return trainer, callback
+
+
+def _check(
+    policy: Policy,
+    args: TrainingArguments,
+    train_dataset: Mapping[str, Dataset],
+    eval_dataset: Mapping[str, Dataset],
+) -> None:
+    """Refuse all that can be known to be wrong before the trainer tokenizes anything."""
+    DomainSchedulingCallback(policy, train_dataset, args)
     evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {}
     if missing := [name for name in policy.domains if name not in evaluated]:
         raise BadInput(
@@ -71,18 +96,3 @@ def scheduled_trainer(
             f"eval_packing = {not packing} with packing = {packing}: domains are packed alike for "
             "training and validation; leave eval_packing out"
         )
-    prepared = {_TRAIN + name: train_dataset[name] for name in policy.domains}
-    trainer: Any = trainer_class(
-        model=model,
-        args=args,
-        train_dataset=train_dataset[policy.domains[0]].select([0]),
-        eval_dataset={**eval_dataset, **prepared},
-        **settings,
-    )
-    evaluation = dict(trainer.eval_dataset)
-    domains = {name: evaluation.pop(_TRAIN + name) for name in policy.domains}
-    callback = DomainSchedulingCallback(policy, domains, trainer.args)
-    trainer.eval_dataset = evaluation
-    trainer.train_dataset = callback.train_dataset
-    trainer.add_callback(callback)
-    return trainer, callback

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 
 UNKNOWN = "–"
+PHASE_TITLES = {"prune": "Pruning", "pretrain": "Continued pretraining"}
 
 
-def percentage(value: float) -> str:
+def percentage(value: float, unknown: str = UNKNOWN) -> str:
     """A share in percent."""
-    return UNKNOWN if math.isnan(value) else f"{100 * value:.2f}%"
+    return unknown if math.isnan(value) else f"{100 * value:.2f}%"
 
 
 def loss_text(value: float) -> str:

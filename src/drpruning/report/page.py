@@ -10,15 +10,13 @@ from drpruning.report.curves import Figure
 from drpruning.report.decision import LastDecision, last_decision
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
 from drpruning.report.figures import comparison, mask_convergence, phase_figures
-from drpruning.report.formats import duration, factor, loss_text, percentage, ranges
+from drpruning.report.formats import PHASE_TITLES, duration, factor, loss_text, percentage, ranges
 from drpruning.report.held_back import HeldBack, held_back, what_follows
 from drpruning.report.reading import FILES, load_run
 from drpruning.report.records import DIMENSIONS, PhaseRecord, Plan, RunRecord, section
 from drpruning.report.table import format_perplexity, results_table
 from drpruning.report.templates import render
 from drpruning.whole_file import check_writable, write_whole
-
-_PHASE_TITLES = {"prune": "Pruning", "pretrain": "Continued pretraining"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +180,7 @@ def _comparisons(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[Figur
             for label, run in zip(labels, runs, strict=True)
             if name in run.phases
         ]
-        figure = comparison(_PHASE_TITLES.get(name, name), f"comparison-{name}", sharing)
+        figure = comparison(PHASE_TITLES.get(name, name), f"comparison-{name}", sharing)
         if figure is not None:
             made.append(figure)
     return made
@@ -196,7 +194,7 @@ def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str])
         phases=[
             PhaseSection(
                 name=phase.name,
-                title=_PHASE_TITLES.get(phase.name, phase.name),
+                title=PHASE_TITLES.get(phase.name, phase.name),
                 ident=f"{ident}-{phase.name}",
                 facts=_facts(phase),
                 ratio_rows=ratio_rows(run, phase),
@@ -249,7 +247,7 @@ def _summary(run: RunRecord) -> list[str]:
                 f"({small.other_parameters / source.other_parameters:.1%})."
             )
     steps = [
-        f"{phase.last_step:,} steps of {_PHASE_TITLES.get(name, name).lower()}"
+        f"{phase.last_step:,} steps of {PHASE_TITLES.get(name, name).lower()}"
         for name, phase in run.phases.items()
     ]
     if steps:

@@ -221,6 +221,11 @@ class RunRecord:
         return self.folder.resolve().name
 
     @property
+    def evaluated(self) -> dict[str, PhaseRecord]:
+        """The phases with an evaluation, in the order of time."""
+        return {name: phase for name, phase in self.phases.items() if phase.evals}
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing that a report could show."""
         has_points = any(phase.steps or phase.evals for phase in self.phases.values())

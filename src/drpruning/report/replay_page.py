@@ -18,13 +18,13 @@ from drpruning.report.drawing import (
     shorten,
     style,
 )
+from drpruning.report.formats import PHASE_TITLES, percentage
 from drpruning.report.templates import render
 
 CAVEAT = (
     "The losses are those of the run as it was: a replay shows what the policy would have decided "
     "at each evaluation given them, not what training under it would have given."
 )
-_TITLES = {"prune": "Pruning", "pretrain": "Continued pretraining"}
 _USED: dict[str, Any] = {"color": MUTED, "linestyle": "-", "linewidth": 1.2}
 _ROUNDING = 1e-9
 """Shares closer than this count as equal."""
@@ -223,7 +223,7 @@ def render_replay_page(
         notes=notes,
         caveat=CAVEAT,
         phases=phases,
-        titles=_TITLES,
+        titles=PHASE_TITLES,
         figures=figures,
         series_light=SERIES_LIGHT,
         series_dark=SERIES_DARK,
@@ -232,7 +232,7 @@ def render_replay_page(
 
 def percent_text(share: float) -> str:
     """A share in percent; `?` where it is not known."""
-    return "?" if math.isnan(share) else f"{100 * share:.2f}%"
+    return percentage(share, unknown="?")
 
 
 def points_text(difference: float) -> str:

@@ -6,10 +6,11 @@ from drpruning.scheduling.dro import divergence, project_to_bounds, worst_case_r
 from drpruning.scheduling.factory import POLICY_NAMES, make_policy, policy_settings
 from drpruning.scheduling.forecast import MIN_POINTS, LossForecast, fit_loss_curves
 from drpruning.scheduling.policy import Decision, Policy
-from drpruning.scheduling.robust import DRPruning, NaiveDRO
+from drpruning.scheduling.robust import FORECAST_START, DRPruning, NaiveDRO
 from drpruning.scheduling.scaling import SizeLaw, fit_size_law
 
 __all__ = [
+    "FORECAST_START",
     "MIN_POINTS",
     "POLICY_NAMES",
     "CVaR",

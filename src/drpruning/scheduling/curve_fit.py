@@ -118,7 +118,10 @@ def varies(x: FloatArray, used: BoolArray) -> BoolArray:
 
 
 def fit_curves(curves: Curves) -> Fits:
-    """The best fits of each curve; NaN where none is finite."""
+    """The best fits of each curve; NaN where none is finite.
+
+    P varies along all of them or along none.
+    """
     n = len(curves.y)
     mean_t = curves.log_t.sum(axis=1, keepdims=True) / curves.count[:, None]
     mean_p = curves.log_p.sum(axis=1, keepdims=True) / curves.count[:, None]
@@ -132,7 +135,6 @@ def fit_curves(curves: Curves) -> Fits:
     k = len(grid)
     domain = np.repeat(np.arange(n), k)
     exponents = np.tile(np.array(grid), (n, 1))
-    exponents[:, 0] *= curves.with_p[domain]
     every = centred.take(domain)
     theta, objective = refine(every, _starts(every, exponents), _FIRST_ROUND)
     order = np.argsort(np.where(np.isfinite(objective), objective, np.inf).reshape(n, k), axis=1)

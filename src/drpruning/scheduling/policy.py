@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol, SupportsFloat, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from drpruning.errors import BadInput
 from drpruning.scheduling.dro import FloatArray
 
 Ratio = dict[str, float]
+_Value = TypeVar("_Value")
 
 NO_REFERENCE = "it has no reference loss yet"
 
@@ -185,12 +186,12 @@ class PolicyBase(ABC):
                 f"the state is of the policy {state.get('policy')!r}, not {self.name!r}; "
                 "use continue_from to start from the ratio of another policy"
             )
-        self._check_state(state)
+        self._ratio = self._checked_ratio(state)
         self._last_step = state["step"]
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
         """See `Policy.continue_from`."""
-        self._check_state(state)
+        self._ratio = self._checked_ratio(state)
         self._last_step = None
 
     def _decide(self, evaluation: Evaluation) -> Decision:
@@ -222,8 +223,8 @@ class PolicyBase(ABC):
             explanation={"ratio_updated": not unusable, "unusable": unusable, **explanation},
         )
 
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse a state that is not one of a policy with these domains; take its ratio."""
+    def _checked_ratio(self, state: Mapping[str, Any]) -> FloatArray:
+        """The ratio [n] of a state, if it is one of a policy with these domains."""
         if state.get("version") != self.version:
             raise BadInput(
                 f"the state has version {state.get('version')!r}, this policy {self.version}"
@@ -238,7 +239,7 @@ class PolicyBase(ABC):
         ratio = self._array(state["ratio"], "ratio")
         if ratio.min() < 0 or not abs(ratio.sum() - 1) <= 1e-6:
             raise BadInput("the state's ratio must be at least 0 everywhere and sum to 1")
-        self._ratio = ratio
+        return ratio
 
     def _array(self, values: Mapping[str, float], name: str) -> FloatArray:
         """Finite values, one for every domain [n]."""
@@ -255,8 +256,11 @@ class PolicyBase(ABC):
             raise BadInput(f"{name} must be finite for every domain")
         return array
 
+    def _by_domain(self, values: Iterable[_Value]) -> dict[str, _Value]:
+        return dict(zip(self._domains, values, strict=True))
+
     def _named(self, values: FloatArray) -> Ratio:
-        return dict(zip(self._domains, values.tolist(), strict=True))
+        return self._by_domain(values.tolist())
 
     def _known(self, values: FloatArray | None) -> Ratio | None:
         """The values that are not NaN; None if there are none."""

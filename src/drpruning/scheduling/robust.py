@@ -19,6 +19,8 @@ from drpruning.scheduling.forecast import AT_SIZE, MIN_POINTS, LossForecast, fit
 from drpruning.scheduling.policy import NO_REFERENCE, Decision, Evaluation, ReferencedPolicy
 
 ReferenceRule = Literal["minimum", "credible", "latest"]
+FORECAST_START = 0.2
+"""Share of training before the first forecast, unless another is asked for."""
 
 
 class _BallPolicy(ReferencedPolicy):
@@ -68,7 +70,7 @@ class _BallPolicy(ReferencedPolicy):
             "rho": self.rho,
             "divergence": divergence(self._ratio, reference_ratio),
             "floor": self._named(floors),
-            "at_floor": dict(zip(self._domains, at_floor.tolist(), strict=True)),
+            "at_floor": self._by_domain(at_floor.tolist()),
         }
 
 
@@ -153,7 +155,7 @@ class DRPruning(_BallPolicy):
         reference_loss: Mapping[str, float] | None = None,
         loss_weight: float = 1.0,
         forecast: bool = True,
-        forecast_start: float = 0.2,
+        forecast_start: float = FORECAST_START,
         min_quality: float = 0.5,
         reference_rule: ReferenceRule = "minimum",
         moving_reference: bool = True,
@@ -206,15 +208,12 @@ class DRPruning(_BallPolicy):
         columns = np.array(self._losses).reshape(-1, len(self._domains)).T
         return super().state_dict() | {
             "average_loss": self._known(self._average),
-            "has_forecast": dict(zip(self._domains, self._has_forecast.tolist(), strict=True)),
-            "provisional": dict(zip(self._domains, self._provisional.tolist(), strict=True)),
+            "has_forecast": self._by_domain(self._has_forecast.tolist()),
+            "provisional": self._by_domain(self._provisional.tolist()),
             "history": {
                 "steps": list(self._steps),
                 "params": _null_for_nan(self._params),
-                "losses": {
-                    d: _null_for_nan(column.tolist())
-                    for d, column in zip(self._domains, columns, strict=True)
-                },
+                "losses": self._by_domain(_null_for_nan(column.tolist()) for column in columns),
             },
         }
 
@@ -266,8 +265,8 @@ class DRPruning(_BallPolicy):
         averaged = np.where(np.isnan(averaged), losses, averaged)  # the first of its domain
         self._average = np.where(np.isnan(averaged), self._average, averaged)
         self._steps.append(evaluation.step)
-        known = params is not None and 0 < params < math.inf
-        self._params.append(float(params) if params is not None and known else math.nan)
+        size = math.nan if params is None else float(params)
+        self._params.append(size if 0 < size < math.inf else math.nan)
         self._losses.append(averaged)
         return averaged
 
@@ -275,24 +274,20 @@ class DRPruning(_BallPolicy):
         """Forecast, and set the reference loss; returns forecasts [n] and what explains them."""
         losses = np.array(self._losses).T
         params = np.array(self._params)
-        with_params = self.final_params is not None and bool(np.isfinite(params).any())
+        final = self.final_params if np.isfinite(params).any() else None
         fits = fit_loss_curves(
-            self._steps,
-            losses,
-            self._final_step,
-            params if with_params else None,
-            self.final_params if with_params else None,
+            self._steps, losses, self._final_step, None if final is None else params, final
         )
         seen = np.where(np.isnan(losses), np.inf, losses)
-        if with_params:
-            seen[:, ~(params <= AT_SIZE * (self.final_params or math.nan))] = np.inf
+        if final is not None:
+            seen[:, ~(params <= AT_SIZE * final)] = np.inf
         smallest = seen.min(axis=1)
         forecast = np.clip(fits.forecast, 0, smallest)
         trusted = np.isfinite(forecast) & (fits.quality >= self.min_quality)
         low = np.where(np.isfinite(fits.low), np.fmin(fits.low, smallest), -np.inf)
         self._update_reference_loss(forecast, low, trusted)
         self._make_do(smallest, np.isfinite(forecast) & ~trusted)
-        return forecast, self._explain_forecasts(fits, trusted, with_params=with_params)
+        return forecast, self._explain_forecasts(fits, trusted, with_params=final is not None)
 
     def _update_reference_loss(
         self, forecast: FloatArray, low: FloatArray, trusted: BoolArray
@@ -334,7 +329,7 @@ class DRPruning(_BallPolicy):
         return {
             "forecast_interval": {
                 name: pair
-                for name, pair in zip(self._domains, intervals.tolist(), strict=True)
+                for name, pair in self._by_domain(intervals.tolist()).items()
                 if all(map(math.isfinite, pair))
             },
             "forecast_quality": self._named(fits.quality),

@@ -8,6 +8,7 @@ start and the steps done in it, so a run that goes on from it sees the same batc
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,6 @@ from drpruning.training.optimization import (
     micro_batches,
     set_learning_rate,
 )
-from drpruning.training.policy import decision_fields
 from drpruning.training.ranks import agreed_ratio
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
@@ -333,7 +333,7 @@ class Loop:
                 "eval",
                 self.step,
                 loss=losses,
-                **decision_fields(decision),
+                **asdict(decision),
                 realised_share=realised,
                 epochs=self.mixture.epochs,
                 parameters=count,

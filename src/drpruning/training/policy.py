@@ -1,13 +1,12 @@
-"""From a recipe to a scheduling policy, and from its decisions to the log. No torch."""
+"""From a recipe to a scheduling policy. No torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from drpruning.errors import BadInput
 from drpruning.recipe import Phase, Recipe
 from drpruning.recipe_section import SHARES_TOLERANCE
-from drpruning.scheduling import Decision, DRPruning, Policy, make_policy
+from drpruning.scheduling import DRPruning, Policy, make_policy
 from drpruning.training.reference_loss import ReferenceLosses
 
 
@@ -81,15 +80,3 @@ def _check_start(recipe: Recipe, policy: Policy) -> None:
                     f"scheduling.start.ratio: {share:.4g} for {domain} is below scheduling.floor "
                     f"({floor:.4g}); write a smaller floor, or leave ratio out"
                 )
-
-
-def decision_fields(decision: Decision) -> dict[str, Any]:
-    """What a record of kind `eval` says of a decision (docs/run-folder.md)."""
-    return {
-        "reference_loss": decision.reference_loss,
-        "forecast": decision.forecast,
-        "reference_ratio": decision.reference_ratio,
-        "ratio": decision.ratio,
-        "excess": decision.excess,
-        "explanation": decision.explanation,
-    }
