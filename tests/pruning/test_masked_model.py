@@ -2,13 +2,17 @@ import copy
 
 import pytest
 import torch
-from tiny_models import TARGETS, TOKENS, VARIANTS, masked, tiny
+from tiny_models import CASES, TARGETS, TOKENS, VARIANTS, masked, targets_of, tiny
 
 from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape, attach_masks
 from drpruning.pruning.gating import GatedWeight
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+cases = pytest.mark.parametrize(("variant", "target"), CASES.values(), ids=CASES)
+ONCE_A_FAMILY = {n: v for n, v in VARIANTS.items() if "tied" not in n and "plain" not in n}
+once_a_family = pytest.mark.parametrize("variant", ONCE_A_FAMILY.values(), ids=ONCE_A_FAMILY)
+COMPILED_BY_DEFAULT = {"llama", "gemma2-grouped", "gpt_neox"}
 
 
 def gradients(model, *, part=0):
@@ -23,7 +27,7 @@ def gradients(model, *, part=0):
 def test_masks_of_one_are_the_source(variant):
     model = tiny(**variant)
     expected = model(TOKENS).logits
-    wrapped = masked(model, **TARGETS["all"])
+    wrapped = masked(model, **targets_of(variant)["all"])
     for mode in (True, False):
         wrapped.train(mode).use_masks("ones")
         assert torch.allclose(wrapped(input_ids=TOKENS).logits, expected, atol=1e-6, rtol=0)
@@ -67,7 +71,7 @@ def test_noise_depends_on_seed_step_and_part_only():
 
 @variants
 def test_every_mask_multiplier_and_weight_gets_a_gradient(variant):
-    wrapped = masked(tiny(**variant), random_masks=False, **TARGETS["all"]).train()
+    wrapped = masked(tiny(**variant), random_masks=False, **targets_of(variant)["all"]).train()
     with torch.no_grad():
         for log_alpha in wrapped.masks.log_alpha.values():
             log_alpha.fill_(0.5)
@@ -100,24 +104,112 @@ def test_gated_gradients_are_those_of_the_plain_product():
         torch.randn(*size, dtype=torch.float64, generator=generator).requires_grad_()
         for size in ((4, 3), (4,), (3,))
     )
-    for inputs in ((weight, row, column), (weight, row, None), (weight, None, column)):
+    unit = torch.tensor([0.5, 0.0, 0.5, 0.5**0.5], dtype=torch.float64)
+    for inputs in (
+        (weight, row, column, None),
+        (weight, row, None, None),
+        (weight, None, column, None),
+        (weight, row, column, unit),
+        (weight, row, None, unit),
+    ):
         assert torch.autograd.gradcheck(GatedWeight.apply, inputs)
 
 
 def test_gated_weight_keeps_its_type():
     weight = torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)
     row, column = torch.rand(4, requires_grad=True), torch.rand(3, requires_grad=True)
-    gated = GatedWeight.apply(weight, row, column)
+    gated = GatedWeight.apply(weight, row, column, None)
     gated.sum().backward()
     assert gated.dtype == weight.grad.dtype == torch.bfloat16
     assert row.grad.dtype == column.grad.dtype == torch.float32
     assert torch.allclose(row.grad, weight.detach().float() @ column.detach(), rtol=1e-5)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    plain = masked(tiny("qwen2", kv_heads=2), **TARGETS["all"]).train()
-    recomputed = masked(tiny("qwen2", kv_heads=2), **TARGETS["all"]).train()
-    recomputed.model.gradient_checkpointing_enable()
+@once_a_family
+def test_gradients_of_mask_values_are_those_of_the_model_under_them(variant):
+    wrapped = masked(tiny(**variant).double(), **targets_of(variant)["all"]).eval()
+    generator = torch.Generator().manual_seed(5)
+    values = {
+        name: torch.rand(a.shape, generator=generator, dtype=torch.float64) * (kept > 0)
+        for (name, a), kept in zip(
+            wrapped.masks.log_alpha.items(), wrapped.masks.kept("target").values(), strict=True
+        )
+    }
+    direction = {
+        name: torch.randn(v.shape, generator=generator, dtype=torch.float64) * (v != 0)
+        for name, v in values.items()
+    }
+
+    weights = torch.randn(2, 11, 61, generator=generator, dtype=torch.float64)
+
+    def loss(step):
+        moved = {n: v + step * direction[n] for n, v in values.items()}
+        return (wrapped.run_with(moved, TOKENS).logits * weights).sum()
+
+    for value in values.values():
+        value.requires_grad_()
+    loss(0.0).backward()
+    slope = sum((direction[n] * v.grad).sum() for n, v in values.items())
+    with torch.no_grad():
+        expected = (loss(3e-3) - loss(-3e-3)) / 6e-3
+    assert slope.item() == pytest.approx(expected.item(), rel=3e-3)
+    assert abs(slope) > 0.1
+
+
+def test_a_dropped_group_drops_its_query_heads_whatever_their_masks_say():
+    wrapped = masked(tiny(kv_heads=2), num_heads=2, num_kv_heads=2).eval()
+    model = tiny(kv_heads=2)
+    values = {"group": torch.ones(4, 2), "head": torch.ones(4, 2, 2)}
+    assert torch.allclose(wrapped.run_with(values, TOKENS).logits, model(TOKENS).logits, atol=1e-5)
+    values["group"][:, 1] = 0
+    dropped = wrapped.run_with(values, TOKENS).logits
+    values["head"][:, 1] = 0.5
+    assert torch.equal(wrapped.run_with(values, TOKENS).logits, dropped)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[:, 16:] = 0
+    assert torch.allclose(dropped, model(TOKENS).logits, atol=1e-5)
+
+
+def test_norms_see_kept_dimensions_only():
+    """LayerNorm's mean and variance, and a norm over all heads, against their definitions."""
+    wrapped = masked(tiny("gpt_neox"), hidden_size=16, num_heads=2).eval()
+    seen = {}
+    norm = wrapped.model.gpt_neox.layers[0].input_layernorm
+    norm.register_forward_hook(lambda _module, _args, output: seen.update(out=output))
+    wrapped(TOKENS)
+    values = wrapped.masks.values("current")["hidden"]
+    kept = values != 0
+    stream = tiny("gpt_neox").gpt_neox.embed_in(TOKENS)[..., kept] * values[kept]
+    centred = stream - stream.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    plain = tiny("gpt_neox").gpt_neox.layers[0].input_layernorm
+    expected = centred / (variance + plain.eps).sqrt() * plain.weight[kept] + plain.bias[kept]
+    assert torch.allclose(seen["out"][..., kept], expected * values[kept], atol=1e-5)
+    assert (seen["out"][..., ~kept] == 0).all()
+
+    wrapped = masked(tiny("olmo2"), num_heads=2).eval()
+    attention = wrapped.model.model.layers[1].self_attn
+    attention.q_norm.register_forward_hook(lambda _module, _args, output: seen.update(q=output))
+    attention.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.update(x=kwargs["hidden_states"]), with_kwargs=True
+    )
+    wrapped.use_masks("target")
+    wrapped(TOKENS)
+    kept = (wrapped.masks.values("target")["head"][1] != 0).repeat_interleave(8)
+    plain = tiny("olmo2").model.layers[1].self_attn
+    queries = plain.q_proj(seen["x"])[..., kept]
+    scale = (queries.square().mean(-1, keepdim=True) + plain.q_norm.variance_epsilon).rsqrt()
+    expected = queries * scale * plain.q_norm.weight[kept]
+    assert torch.allclose(seen["q"][..., kept], expected, atol=1e-5)
+
+
+@once_a_family
+def test_gradient_checkpointing_gives_the_same_gradients(variant):
+    target = targets_of(variant)["all"]
+    plain, recomputed = (masked(tiny(**variant), **target).train() for _ in range(2))
+    newer = getattr(recomputed.model, "activation_checkpointing_enable", None)
+    (newer or recomputed.model.gradient_checkpointing_enable)()
     loss, expected = gradients(plain)
     other_loss, found = gradients(recomputed)
     assert torch.equal(loss, other_loss)
@@ -125,10 +217,20 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         assert torch.equal(grad, found[name]), name
 
 
-def test_compiled_layers_compute_the_same():
-    eager, compiled = (masked(tiny(), **TARGETS["all"]).train() for _ in range(2))
-    for layer in compiled.model.model.layers:
-        layer.compile(backend="aot_eager", fullgraph=True)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(v, id=n, marks=[] if n in COMPILED_BY_DEFAULT else pytest.mark.slow)
+        for n, v in ONCE_A_FAMILY.items()
+    ],
+)
+def test_layers_compile_without_a_break_and_compute_the_same(variant):
+    torch.compiler.reset()
+    target = targets_of(variant)["all"]
+    eager, compiled = (masked(tiny(**variant), **target).train() for _ in range(2))
+    backend = "aot_eager" if variant["family"] == "llama" else "eager"
+    for layer in compiled.model.get_decoder().layers:
+        layer.compile(backend=backend, fullgraph=True)
     loss, expected = gradients(eager)
     other_loss, found = gradients(compiled)
     assert torch.allclose(loss, other_loss, atol=1e-5)
@@ -160,12 +262,12 @@ def test_axes_left_alone_have_no_masks(name):
     assert len(list(wrapped.masks.parameters())) == 3 * len(expected)
 
 
-@variants
-def test_expected_parameters(variant):
-    wrapped = masked(tiny(**variant), **TARGETS["all"])
-    source, target = wrapped.source.num_parameters(), wrapped.target.num_parameters()
+@cases
+def test_expected_parameters(variant, target):
+    wrapped = masked(tiny(**variant), **target)
+    source, final = wrapped.source.num_parameters(), wrapped.target.num_parameters()
     hard = {name: keep.float() for name, keep in wrapped.masks.kept("target").items()}
-    assert wrapped.masks.parameter_count(hard) == target
+    assert wrapped.masks.parameter_count(hard) == final
     assert wrapped.masks.parameter_count({n: torch.ones_like(k) for n, k in hard.items()}) == source
     assert 0 < wrapped.expected_parameters() < source
 
@@ -310,7 +412,7 @@ def test_bad_targets_and_models_are_refused():
     with pytest.raises(BadInput, match="model_type"):
         attach_masks(model, ModelShape.of(tiny("qwen2")).pruned_to(num_layers=1))
     with pytest.raises(BadInput, match="hidden_size 48 is larger"):
-        attach_masks(model, ModelShape.of(tiny(hidden_size=48, head_dim=6)))
+        attach_masks(model, ModelShape.of(tiny(hidden_size=48, head_dim=8)))
     wrapped = attach_masks(model, shape.pruned_to(num_layers=1))
     for again in (model, wrapped):
         with pytest.raises(BadInput, match="attached already"):

@@ -3,11 +3,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import VARIANTS, tiny
 from transformers import LlamaConfig
 
 from drpruning.errors import BadInput
-from drpruning.pruning import ModelShape
+from drpruning.pruning import FAMILIES, ModelShape
 
 LLAMA_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -35,6 +39,25 @@ QWEN2_7B = {
     "vocab_size": 152064,
     "tie_word_embeddings": False,
 }
+NEOX = {
+    "architectures": ["GPTNeoXForCausalLM"],
+    "model_type": "gpt_neox",
+    "num_hidden_layers": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "vocab_size": 50304,
+}
+PHI3 = {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "num_hidden_layers": 32,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_attention_heads": 32,
+    "vocab_size": 32064,
+}
+PHI3_LONG = PHI3 | {"rope_scaling": {"type": "su", "short_factor": [1.0] * 48}}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +106,7 @@ def test_every_source_of_a_shape_gives_the_same(tmp_path):
 
 
 def test_dictionary_round_trip():
-    shape = ModelShape.of(tiny(biases=True))
+    shape = ModelShape.of(tiny())
     assert shape.switches == ("attention_bias", "mlp_bias")
     assert ModelShape.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
 
@@ -95,6 +118,9 @@ def test_key_value_heads_follow():
     assert gqa.pruned_to(num_kv_heads=3).num_heads == 21
     assert gqa.pruned_to(num_heads=7, num_kv_heads=1).num_kv_heads == 1
     assert gqa.pruned_to() == gqa
+    sheared = gqa.pruned_to(num_heads=12, num_kv_heads=2)
+    assert (sheared.num_heads, sheared.num_kv_heads) == (12, 2)
+    assert gqa.pruned_to(num_heads=4, num_kv_heads=4).queries_per_group == 1
 
 
 @pytest.mark.parametrize(
@@ -106,11 +132,20 @@ def test_key_value_heads_follow():
         (LLAMA_7B, {"num_layers": True}, r"num_layers must be a whole number, not True"),
         (LLAMA_7B, {"layers": 3}, r"'layers' cannot be pruned; name any of num_layers"),
         (LLAMA_7B, {"head_dim": 64}, r"'head_dim' cannot be pruned"),
-        (LLAMA_7B, {"num_heads": 16, "num_kv_heads": 8}, r"write num_kv_heads 16"),
-        (QWEN2_7B, {"num_heads": 12}, r"num_heads 12 .* 7 query heads.* 7 or 14"),
-        (QWEN2_7B, {"num_heads": 14, "num_kv_heads": 4}, r"num_kv_heads 4 with num_heads 14"),
-        (LLAMA_7B, {"hidden_size": 100, "num_heads": 16}, r"96 or 112.* num_heads 10 or 20"),
-        (LLAMA_7B, {"num_heads": 20}, r"hidden_size 4096 .* 4080; num_heads 16 or 32"),
+        (LLAMA_7B, {"num_heads": 16, "num_kv_heads": 8},
+         "num_kv_heads 8 with num_heads 16 is not reachable: every query head .* own"),
+        (QWEN2_7B, {"num_heads": 12},
+         "12 is no multiple of the 7 query .* name num_kv_heads too; .* num_heads 12 num_kv_heads"),
+        (QWEN2_7B, {"num_heads": 14, "num_kv_heads": 4},
+         "num_kv_heads 4 .* keeps the same .* 7 .* hidden_size 3584 num_heads 15 num_kv_heads 3"),
+        (QWEN2_7B, {"num_heads": 8, "num_kv_heads": 1}, "num_heads 7 num_kv_heads 1"),
+        (LLAMA_7B, {"hidden_size": 100, "num_heads": 16},
+         "hidden_size 96 num_heads 16, or .*, or hidden_size 102 num_heads 17"),
+        (LLAMA_7B, {"num_heads": 20}, "hidden_size 4080 num_heads 20"),
+        (NEOX, {"hidden_size": 512, "num_heads": 4},
+         "512 is not num_heads 4 x head size 64, .* hidden_size 384 num_heads 6"),
+        (NEOX, {"hidden_size": 256}, "nearest"),
+        (PHI3_LONG, {"hidden_size": 2048}, "2048 is not num_heads 32 x head size 96"),
     ],
 )  # fmt: skip
 def test_unreachable_targets_name_the_dimension_and_the_remedy(source, target, told):
@@ -127,13 +162,56 @@ def test_refused_targets_are_those_that_transformers_refuses():
     assert ModelShape.of(tiny("qwen2", hidden_size=16)).pruned_to(num_heads=3).num_heads == 3
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_refusals_name_shapes_that_work(data):
+    config = data.draw(st.sampled_from([LLAMA_7B, QWEN2_7B, NEOX, PHI3, PHI3_LONG]))
+    source = ModelShape.of(config)
+    target = {
+        name: data.draw(st.integers(1, getattr(source, name)), label=name)
+        for name in ("hidden_size", "num_heads", "num_kv_heads")
+        if data.draw(st.booleans())
+    }
+    try:
+        shape = source.pruned_to(**target)
+    except BadInput as error:
+        told = str(error).partition("nearest shapes that work: ")[2].split(", or ")
+        assert 1 <= len(told) <= 3
+        for text in told:
+            words = text.split()
+            sizes = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+            assert source.pruned_to(**sizes).hidden_size == sizes["hidden_size"]
+    else:
+        assert all(getattr(shape, name) == size for name, size in target.items())
+        assert shape.num_heads % shape.num_kv_heads == 0
+        assert shape.queries_per_group <= source.queries_per_group
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fields_that_are_not_there_mean_what_transformers_takes_for_them(family):
+    """Small config.json files lack what their class has as default."""
+    sizes = {
+        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 24,
+        "num_attention_heads": 32, "vocab_size": 61,
+    }  # fmt: skip
+    bare = sizes | {"model_type": family, "architectures": [FAMILIES[family].architecture]}
+    with torch.device("meta"):
+        model = getattr(transformers, FAMILIES[family].architecture)
+        model = model(model.config_class(**sizes, pad_token_id=0))
+    assert ModelShape.of(bare) == ModelShape.of(model)
+    assert ModelShape.of(bare).num_parameters() == model.num_parameters()
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [
         ({"model_type": "bert", "architectures": ["BertModel"]}, "not a causal language model"),
         ({"model_type": "llama", "architectures": ["LlamaModel"]}, "LlamaModel is not a causal"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "not a causal language model"),
-        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "known families: llama, q"),
+        (
+            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+            "known families: llama, .*docs/families.md",
+        ),
         ({}, "known families"),
         ({"model_type": "llama", "hidden_size": 4}, "num_hidden_layers must be a whole number"),
         (LLAMA_7B | {"vocab_size": None}, "vocab_size"),

@@ -13,11 +13,12 @@ from torch.autograd.function import once_differentiable
 
 
 class GatedWeight(torch.autograd.Function):
-    """`weight * outer(row, column)`; either factor may be None.
+    """`weight * outer(row, column)`, then `P @` that; any of the three may be None.
 
-    Shapes: weight [m, n], row [m], column [n]. The product is computed in the wider of the two
+    Shapes: weight [m, n], row [m], column [n], unit [m]. P = I - outer(unit, unit) with a unit
+    vector takes a mean away; `unit` is a constant. The product is computed in the wider of the
     types and returned in the weight's. Backward costs two elementwise products and two
-    matrix-vector products.
+    matrix-vector products, with `unit` one of each more.
     """
 
     @staticmethod
@@ -26,21 +27,23 @@ class GatedWeight(torch.autograd.Function):
         weight: Tensor,
         row: Tensor | None,
         column: Tensor | None,
+        unit: Tensor | None,
     ) -> Tensor:
         """The gated weight, [m, n]."""
-        ctx.save_for_backward(weight, row, column)
-        return _scale(weight, row, column)
+        ctx.save_for_backward(weight, row, column, unit)
+        return _centre(_scale(weight, row, column), unit).to(weight.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,
         gradient: Tensor,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """Gradients for weight, row and column."""
-        weight, row, column = ctx.saved_tensors
-        needs_weight, needs_row, needs_column = ctx.needs_input_grad
-        d_weight = _scale(gradient, row, column) if needs_weight else None
+        weight, row, column, unit = ctx.saved_tensors
+        needs_weight, needs_row, needs_column, _ = ctx.needs_input_grad
+        gradient = _centre(gradient, unit)
+        d_weight = _scale(gradient, row, column).to(weight.dtype) if needs_weight else None
         d_row = d_column = None
         if needs_row or needs_column:
             factor = row if row is not None else column
@@ -50,14 +53,23 @@ class GatedWeight(torch.autograd.Function):
                     d_row = product.sum(1) if column is None else product @ column
                 if needs_column:
                     d_column = product.sum(0) if row is None else row @ product
-        return d_weight, d_row, d_column
+        return d_weight, d_row, d_column, None
 
 
 def _scale(matrix: Tensor, row: Tensor | None, column: Tensor | None) -> Tensor:
     scaled = matrix if row is None else matrix * row[:, None]
     if column is not None:
         scaled = scaled * column if row is None else scaled.mul_(column)
-    return scaled.to(matrix.dtype)
+    return scaled
+
+
+def _centre(matrix: Tensor, unit: Tensor | None) -> Tensor:
+    """P @ matrix."""
+    if unit is None:
+        return matrix
+    with torch.autocast(matrix.device.type, enabled=False):
+        wide = matrix.to(unit.dtype)
+        return torch.addr(wide, unit, unit @ wide, alpha=-1)
 
 
 class Gate(nn.Module):
@@ -66,45 +78,66 @@ class Gate(nn.Module):
     Attributes:
         row: [first dimension] or None for ones.
         column: [second dimension] or None for ones; unused where the parameter is a vector.
+        unit: [first dimension] or None; see `GatedWeight`.
+        offset: what the module adds to the parameter before it uses it.
     """
 
     row: Tensor | None
     column: Tensor | None
+    unit: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, offset: float = 0.0) -> None:
         super().__init__()
-        self.row = None
-        self.column = None
+        self.row = self.column = self.unit = None
+        self.offset = offset
 
     def forward(self, parameter: Tensor) -> Tensor:
         """The gated parameter, in its own type."""
-        row, column = self.row, self.column
+        row, column, unit = self.row, self.column, self.unit
         if row is None and column is None:
             return parameter
-        if row is not None and parameter.ndim == 1:
-            return (parameter * row).to(parameter.dtype)
-        gated: Tensor = GatedWeight.apply(parameter, row, column)  # type: ignore[no-untyped-call]
-        return gated
+        if parameter.ndim == 2:
+            gated: Tensor = GatedWeight.apply(parameter, row, column, unit)  # type: ignore[no-untyped-call]
+            return gated
+        assert row is not None  # noqa: S101 - a vector has no columns
+        product = parameter * row
+        if self.offset:
+            product = product + (row * self.offset - self.offset)
+        if unit is not None:
+            product = product - unit * (unit * product).sum()
+        return product.to(parameter.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"row": None, "column": None}
+        return self.__dict__ | {"row": None, "column": None, "unit": None}
 
 
-class OutputGate:
-    """A forward hook that multiplies a module's output along its last axis.
+class ActivationGate:
+    """A hook that multiplies a module's output, or what goes into it, along the last axis.
 
     Attributes:
-        factor: [last dimension] or None for ones.
+        factor: [last dimension], a scalar, or None for ones.
+        unit: [last dimension] or None; its direction is taken out of the product.
     """
 
     def __init__(self) -> None:
         self.factor: Tensor | None = None
+        self.unit: Tensor | None = None
 
-    def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:  # noqa: ARG002
-        """The gated output, in its own type."""
+    def _apply(self, activation: Tensor) -> Tensor:
         if self.factor is None:
-            return output
-        return (output * self.factor).to(output.dtype)
+            return activation
+        product = activation * self.factor
+        if self.unit is not None:
+            product = product - (product * self.unit).sum(-1, keepdim=True) * self.unit
+        return product.to(activation.dtype)
+
+    def on_output(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:  # noqa: ARG002
+        """Forward hook: the gated output, in its own type."""
+        return self._apply(output)
+
+    def on_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG002
+        """Forward pre-hook: the gated first input, in its own type."""
+        return (self._apply(inputs[0]), *inputs[1:])
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         copy = type(self)()

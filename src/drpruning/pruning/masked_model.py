@@ -1,23 +1,14 @@
-"""The user's own model with masks attached from outside, and its export to a smaller plain model.
-
-Why plain norms stay right under hidden masks: everything that is written into the residual stream
-is scaled by c = sqrt(hidden size / kept dimensions), and the stream is only ever read through
-root-mean-square norms, whose weights are divided by c. The mean square of c x over all dimensions
-is that of x over the kept ones, so the norm's epsilon needs no correction.
-"""
+"""The user's own model with masks attached from outside, and its export to a smaller model."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from drpruning.errors import BadInput
-from drpruning.pruning.families import Axis
-from drpruning.pruning.gating import Gate, OutputGate
+from drpruning.pruning.attachment import Attachment, attach, plain_name
 from drpruning.pruning.masks import Masks, Mode
 from drpruning.pruning.plan import PruningPlan
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
@@ -29,28 +20,11 @@ if TYPE_CHECKING:
 EXPORT_TOLERANCE = 1e-4
 """Largest difference between a logit of the masked and of the exported model, in float32."""
 
+BFLOAT16_ROUNDING = 2.0**-8
+
 
 class ExportError(RuntimeError):
     """The exported model does not compute what the masked model does; nothing was returned."""
-
-
-class _Writer(NamedTuple):
-    gate: Gate
-    layer: int
-    axis: Axis | None
-    """What the weight's columns run over; None for a bias."""
-
-
-@dataclass
-class _Attachment:
-    """Where the masks touch the model; the model itself, whatever wraps it later."""
-
-    model: "PreTrainedModel"
-    norms: list[Gate] = field(default_factory=list)
-    writers: list[_Writer] = field(default_factory=list)
-    embedding: OutputGate = field(default_factory=OutputGate)
-    gated: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
-    """Plain name of every gated parameter -> its module and its name there."""
 
 
 class MaskedModel(nn.Module):
@@ -67,7 +41,7 @@ class MaskedModel(nn.Module):
         mode: which masks a forward pass uses.
     """
 
-    def __init__(self, model: "PreTrainedModel", masks: Masks, attachment: _Attachment) -> None:
+    def __init__(self, model: "PreTrainedModel", masks: Masks, attachment: Attachment) -> None:
         super().__init__()
         self.model: nn.Module = model
         self.masks = masks
@@ -87,7 +61,17 @@ class MaskedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward pass under the masks of the current mode."""
-        self._set_gates(self.masks.values(self.mode), rescale=True)
+        return self.run_with(self.masks.values(self.mode), *args, **kwargs)
+
+    def run_with(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward pass under given mask values, differentiable in them.
+
+        Args:
+            values: granularity -> values shaped like its log-alphas; missing ones count as one.
+            args: for the model.
+            kwargs: for the model.
+        """
+        self._attachment.set(values, rescale=True)
         return self.model(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
@@ -205,10 +189,10 @@ class MaskedModel(nn.Module):
         try:
             with _full_precision(model):
                 values = self.masks.values("target")
-                self._set_gates(values, rescale=False)
+                self._attachment.set(values, rescale=False)
                 plan = self.plan()
                 exported = build_model(model, plan, slice_parameters(self._folded(values), plan))
-                self._set_gates(values, rescale=True)
+                self._attachment.set(values, rescale=True)
                 self._compare(exported, tolerance)
         finally:
             self.train(training)
@@ -220,11 +204,10 @@ class MaskedModel(nn.Module):
 
     def _folded(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         attachment, family = self._attachment, self.source.family
-        final_norm = f"{family.final_norm}.weight"
         folded = {plain_name(n): p.detach() for n, p in attachment.model.named_parameters()}
-        for name, (module, parameter) in attachment.gated.items():
+        for name, (module, parameter) in attachment.parameters.items():
             # A tied matrix carries the masks to the output; the final norm must not do so again.
-            if name != final_norm or not self.source.tied_embeddings:
+            if not (self.source.tied_embeddings and name.startswith(f"{family.final_norm}.")):
                 folded[name] = getattr(module, parameter)
         if "hidden" in values:
             embedding = f"{family.embedding}.weight"
@@ -238,7 +221,8 @@ class MaskedModel(nn.Module):
         tokens = torch.randint(self.source.vocab_size, (2, length), generator=generator)
         tokens = tokens.to(next(model.parameters()).device)
         expected = model(input_ids=tokens, use_cache=False).logits
-        found = exported(input_ids=tokens, use_cache=False).logits
+        with self._rounded_buffers(exported):
+            found = exported(input_ids=tokens, use_cache=False).logits
         difference = (expected - found).abs().max().item()
         allowed = tolerance * max(1.0, expected.std().item())
         if not difference <= allowed:
@@ -247,40 +231,35 @@ class MaskedModel(nn.Module):
                 f"where {allowed:.3g} is allowed; nothing was exported"
             )
 
-    def _set_gates(self, values: Mapping[str, Tensor], *, rescale: bool) -> None:
-        """Put mask values where the model reads them.
+    @contextmanager
+    def _rounded_buffers(self, exported: "PreTrainedModel") -> Iterator[None]:
+        """Constants as rounded as the model's own, so that only weights and shape are compared.
 
-        Args:
-            values: granularity -> mask values; missing ones count as one.
-            rescale: whether the residual stream is scaled by c.
+        A model held in bfloat16 may hold its rotary frequencies and the embedding's scale so too.
         """
-        shape, attachment = self.source, self._attachment
-        hidden = values.get("hidden")
-        written = read = hidden
-        if hidden is not None and rescale:
-            kept = hidden.detach().count_nonzero().clamp(min=1)
-            scale = (shape.hidden_size / kept).sqrt()
-            written, read = hidden * scale, hidden / scale
-        for gate in attachment.norms:
-            gate.row = read
-        attachment.embedding.factor = written
-        rows = _rows(written, values.get("layer"), shape)
-        columns: dict[Axis, tuple[Tensor, ...]] = {}
-        if "head" in values:
-            repeats = shape.queries_per_group * shape.head_dim
-            columns["query"] = values["head"].repeat_interleave(repeats, dim=1).unbind()
-        if "intermediate" in values:
-            columns["intermediate"] = values["intermediate"].unbind()
-        for gate, layer, axis in attachment.writers:
-            gate.row = rows[layer] if rows else None
-            gate.column = columns[axis][layer] if axis in columns else None
+        change = (self.target.hidden_size / self.source.hidden_size) ** 0.5
+        own = dict(self._attachment.model.named_buffers())
+        exact = {}
+        for name, buffer in exported.named_buffers():
+            if name in own and own[name].shape == buffer.shape and buffer.is_floating_point():
+                scaled = self.source.family.scaled_embedding and buffer.ndim == 0
+                rounded = own[name].float() * (change if scaled else 1.0)
+                if torch.allclose(rounded, buffer.float(), rtol=BFLOAT16_ROUNDING, atol=0):
+                    exact[buffer] = buffer.data
+                    buffer.data = rounded
+        try:
+            yield
+        finally:
+            for buffer, value in exact.items():
+                buffer.data = value
 
 
 def attach_masks(model: "PreTrainedModel", target: ModelShape, seed: int = 0) -> MaskedModel:
     """Attach masks to a model, in place: its gated weights become parametrized.
 
     Args:
-        model: a plain Transformers causal language model of a known family.
+        model: a plain Transformers causal language model of a known family; on the meta device too,
+            then its masks are on the CPU and it can be planned.
         target: shape to prune to, see `ModelShape.pruned_to`.
         seed: of the initial masks and of all mask noise.
 
@@ -293,13 +272,8 @@ def attach_masks(model: "PreTrainedModel", target: ModelShape, seed: int = 0) ->
     source = check_model(model)
     _check_target(source, target)
     device = model.get_parameter(f"{source.family.embedding}.weight").device
-    masks = Masks(source, target, seed, device)
-    return MaskedModel(model, masks, _attach(model, source, set(masks.granularities)))
-
-
-def plain_name(name: str) -> str:
-    """The name that a parameter of a masked model has without masks."""
-    return name.replace(".parametrizations.", ".").removesuffix(".original")
+    masks = Masks(source, target, seed, torch.device("cpu") if device.type == "meta" else device)
+    return MaskedModel(model, masks, attach(model, source, set(masks.granularities)))
 
 
 def _check_target(source: ModelShape, target: ModelShape) -> None:
@@ -310,45 +284,6 @@ def _check_target(source: ModelShape, target: ModelShape) -> None:
         if name not in PRUNABLE:
             raise BadInput(f"the target has {name} {there}, the model {here}; it cannot be pruned")
     source.pruned_to(**{name: getattr(target, name) for name in PRUNABLE})
-
-
-def _attach(model: "PreTrainedModel", source: ModelShape, masked: set[str]) -> _Attachment:
-    family, attachment = source.family, _Attachment(model)
-    axis_masks = {"query": "head", "intermediate": "intermediate"}
-    table = family.layer_table(source.switches)
-
-    def gate(module: str, name: str = "weight") -> Gate:
-        owner, parametrization = model.get_submodule(module), Gate()
-        parametrize.register_parametrization(owner, name, parametrization, unsafe=True)
-        attachment.gated[f"{module}.{name}"] = (owner, name)
-        return parametrization
-
-    for layer in range(source.num_layers):
-        prefix = f"{family.layers}.{layer}"
-        for writer in family.writers:
-            axis = table[f"{writer}.weight"][1]
-            rows_masked = bool(masked & {"hidden", "layer"})
-            if rows_masked or axis_masks[axis] in masked:
-                weight = gate(f"{prefix}.{writer}")
-                attachment.writers.append(_Writer(weight, layer, axis))
-            if rows_masked and f"{writer}.bias" in table:
-                bias = gate(f"{prefix}.{writer}", "bias")
-                attachment.writers.append(_Writer(bias, layer, None))
-        if "hidden" in masked:
-            attachment.norms += [gate(f"{prefix}.{norm}") for norm in family.norms]
-    if "hidden" in masked:
-        attachment.norms.append(gate(family.final_norm))
-        model.get_submodule(family.embedding).register_forward_hook(attachment.embedding)
-    return attachment
-
-
-def _rows(written: Tensor | None, layer: Tensor | None, shape: ModelShape) -> tuple[Tensor, ...]:
-    """Factor on what each layer writes, [hidden] per layer; empty where there is none."""
-    if layer is not None:
-        columns = layer[:, None]
-        rows = columns.expand(-1, shape.hidden_size) if written is None else columns * written
-        return rows.unbind()
-    return () if written is None else (written,) * shape.num_layers
 
 
 @contextmanager

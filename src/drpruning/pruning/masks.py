@@ -1,11 +1,14 @@
 """Hard-concrete masks over the parts of a model, and the constraints that bring them to a target.
 
 Granularities and the shape of their masks: `layer` [layers], `hidden` [hidden size], `head`
-[layers, key-value heads], `intermediate` [layers, intermediate size]. A granularity whose size the
-target leaves alone has no mask and no multiplier. Source: Deng et al. (arXiv 2411.14055),
-section 2.1.
+[layers, heads], `intermediate` [layers, intermediate size]. With grouped-query attention there is
+`group` [layers, key-value heads], and `head` is [layers, key-value heads, query heads of each]: a
+query head counts as kept where its group is. Every row (the last dimension) has one constraint. A
+granularity whose count in a row the target leaves alone has no mask and no multiplier. Source: Deng
+et al. (arXiv 2411.14055), section 2.1.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from drpruning.pruning import hard_concrete
 from drpruning.pruning.families import Axis, count_parameters
-from drpruning.pruning.plan import GRANULARITIES, PruningPlan, query_heads
+from drpruning.pruning.plan import PruningPlan
 from drpruning.pruning.shapes import ModelShape
 
 Mode = Literal["sampled", "current", "target", "ones"]
@@ -46,7 +49,7 @@ class Masks(nn.Module):
         """
         super().__init__()
         self.source, self.target, self.seed = source, target, seed
-        self._kept = _unit_counts(target)
+        self._kept = _row_sizes(target, grouped=source.grouped)
         generator = _generator(seed, 0)
         self.log_alpha, self.linear, self.quadratic = (nn.ParameterDict() for _ in range(3))
         for name, shape in _mask_shapes(source).items():
@@ -128,16 +131,19 @@ class Masks(nn.Module):
         return self._noise
 
     def expected_sparsity(self) -> dict[str, Tensor]:
-        """Expected share of units removed, one entry per constraint: [1] or [layers]."""
+        """Expected share of units removed, one entry per constraint.
+
+        That is [1] for layer and hidden, [layers] within layers, [layers, groups] within groups.
+        """
         self.clamp()
         return {
-            name: 1 - hard_concrete.expected_score(log_alpha).mean(-1, keepdim=True).flatten()
-            for name, log_alpha in self.log_alpha.items()
+            name: 1 - hard_concrete.expected_score(a).mean(-1).reshape(self.linear[name].shape)
+            for name, a in self.log_alpha.items()
         }
 
     def final_sparsity(self) -> dict[str, float]:
         """Share of units that the target removes."""
-        sizes = _unit_counts(self.source)
+        sizes = _row_sizes(self.source, grouped=self.source.grouped)
         return {name: 1 - self._kept[name] / sizes[name] for name in self.log_alpha}
 
     def target_sparsity(self) -> dict[str, float]:
@@ -147,8 +153,8 @@ class Masks(nn.Module):
     def lagrangian(self) -> Tensor:
         """Eq. 1: deviation x lambda + deviation^2 x phi, a scalar.
 
-        Averaged over layers for head and intermediate, summed over granularities. Descend in the
-        masks, ascend in the multipliers.
+        Averaged over the constraints of a granularity (layers; layers and groups), summed over
+        granularities. Descend in the masks, ascend in the multipliers.
         """
         targets = self.target_sparsity()
         terms = []
@@ -185,62 +191,79 @@ class Masks(nn.Module):
             float64 scalar on the CPU.
         """
         shape = self.source
-        sizes = {
-            name: scores[name].to("cpu", torch.float64).sum(-1)
-            if name in scores
-            else torch.tensor(float(_unit_counts(shape)[name]), dtype=torch.float64)
-            for name in ("hidden", "head", "intermediate")
-        }
-        layers = scores.get("layer", torch.ones(shape.num_layers)).to("cpu", torch.float64)
-        family = shape.family
+        ones = {n: torch.ones(s, dtype=torch.float64) for n, s in _mask_shapes(shape).items()}
+        full = ones | {name: score.to("cpu", torch.float64) for name, score in scores.items()}
+        groups, heads = heads_by_axis(full)
         axes: dict[Axis, Any] = {
             **shape.axis_sizes(),
-            "hidden": sizes["hidden"],
-            "query": sizes["head"] * shape.queries_per_group * shape.head_dim,
-            "key": sizes["head"] * shape.head_dim,
-            "intermediate": sizes["intermediate"],
+            "hidden": full["hidden"].sum(),
+            "query": heads.sum(-1) * shape.head_dim,
+            "key": groups.sum(-1) * shape.head_dim,
+            "intermediate": full["intermediate"].sum(-1),
         }
+        family = shape.family
         per_layer = count_parameters(family.layer_table(shape.switches), axes)
         outside = count_parameters(family.global_table(tied=shape.tied_embeddings), axes)
-        total: Tensor = (layers * per_layer).sum() + outside
+        total: Tensor = (full["layer"] * per_layer).sum() + outside
         return total
 
     def plan(self) -> PruningPlan:
-        """What stays at the exact target: the highest log-alphas, in every layer."""
-        kept = self.kept("target")
-        shapes = _mask_shapes(self.source)
-        chosen = {
-            name: kept[name].cpu() if name in kept else torch.ones(shapes[name], dtype=torch.bool)
-            for name in GRANULARITIES
-        }
-        layers = _indices(chosen["layer"])
-        groups = tuple(_indices(chosen["head"][layer]) for layer in layers)
+        """What stays at the exact target: the highest log-alphas of every row."""
+        kept = {n: torch.ones(s, dtype=torch.bool) for n, s in _mask_shapes(self.source).items()}
+        kept |= {name: chosen.cpu() for name, chosen in self.kept("target").items()}
+        layers = _indices(kept["layer"])
+        groups, heads = heads_by_axis(kept)
         return PruningPlan(
             source=self.source,
             target=self.target,
             layers=layers,
-            hidden=_indices(chosen["hidden"]),
-            kv_groups=groups,
-            heads=tuple(query_heads(kept, self.source.queries_per_group) for kept in groups),
-            intermediate=tuple(_indices(chosen["intermediate"][layer]) for layer in layers),
+            hidden=_indices(kept["hidden"]),
+            kv_groups=tuple(_indices(groups[layer]) for layer in layers),
+            heads=tuple(_indices(heads[layer]) for layer in layers),
+            intermediate=tuple(_indices(kept["intermediate"][layer]) for layer in layers),
         )
 
 
-def _unit_counts(shape: ModelShape) -> dict[str, int]:
-    return {
+def heads_by_axis(values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Values of the key-value heads and of the query heads, from those by granularity.
+
+    Args:
+        values: has `head`, and with grouped-query attention `group` too.
+
+    Returns:
+        [layers, key-value heads] and [layers, query heads], where a query head has the product of
+        its own value and its group's.
+    """
+    heads = values["head"]
+    if "group" not in values:
+        return heads, heads
+    groups = values["group"]
+    return groups, (groups[..., None] * heads).flatten(1)
+
+
+def _row_sizes(shape: ModelShape, *, grouped: bool) -> dict[str, int]:
+    """Units in a row of each granularity."""
+    sizes = {
         "layer": shape.num_layers,
         "hidden": shape.hidden_size,
-        "head": shape.num_kv_heads,
+        "head": shape.num_heads,
         "intermediate": shape.intermediate_size,
     }
+    if grouped:
+        sizes |= {"group": shape.num_kv_heads, "head": shape.queries_per_group}
+    return sizes
 
 
 def _mask_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    per_layer = {"head", "intermediate"}
-    return {
-        name: (shape.num_layers, count) if name in per_layer else (count,)
-        for name, count in _unit_counts(shape).items()
-    }
+    """Shapes of all masks, in the order in which their noise is drawn."""
+    layers, sizes = shape.num_layers, _row_sizes(shape, grouped=shape.grouped)
+    shapes: dict[str, tuple[int, ...]] = {"layer": (layers,), "hidden": (sizes["hidden"],)}
+    if shape.grouped:
+        shapes["group"] = (layers, sizes["group"])
+        shapes["head"] = (layers, sizes["group"], sizes["head"])
+    else:
+        shapes["head"] = (layers, sizes["head"])
+    return shapes | {"intermediate": (layers, sizes["intermediate"])}
 
 
 def _generator(seed: int, *key: int) -> torch.Generator:

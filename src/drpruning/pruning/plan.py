@@ -2,17 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from drpruning.errors import BadInput
-from drpruning.pruning.families import Axis
+from drpruning.pruning.families import STACKED, Axis
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
 
-GRANULARITIES = ("layer", "hidden", "head", "intermediate")
-"""Kinds of parts that are kept or cut."""
+GRANULARITIES = ("layer", "hidden", "group", "head", "intermediate")
+"""Kinds of parts that are kept or cut; `group` (key-value heads) with grouped-query attention."""
 
 Indices = tuple[int, ...]
 
@@ -76,7 +76,7 @@ class PruningPlan:
         Returns:
             Indices into the source, or None where the axis is not cut.
         """
-        if axis == "vocab":
+        if axis in {"vocab", "head_dim"}:
             return None
         if axis == "hidden":
             return self.hidden
@@ -85,8 +85,15 @@ class PruningPlan:
         if axis == "intermediate":
             return self.intermediate[position]
         width = self.source.head_dim
-        chosen = self.heads if axis == "query" else self.kv_groups
-        return tuple(head * width + offset for head in chosen[position] for offset in range(width))
+        if axis == "head_triples":
+            return _blocks(self.heads[position], 3 * width)
+        if axis in STACKED:
+            sizes, start, rows = self.source.axis_sizes(), 0, []
+            for part in STACKED[axis]:
+                rows += [start + index for index in self.indices(part, position) or ()]
+                start += sizes[part]
+            return tuple(rows)
+        return _blocks((self.heads if axis == "query" else self.kv_groups)[position], width)
 
     def similarity(self, other: Self) -> dict[str, float]:
         """Share of the source's parts on which two plans decide alike (Appendix B.1).
@@ -120,6 +127,7 @@ class PruningPlan:
         return {
             "layer": set(self.layers),
             "hidden": set(self.hidden),
+            "group": within(self.kv_groups),
             "head": within(self.heads),
             "intermediate": within(self.intermediate),
         }
@@ -129,15 +137,17 @@ class PruningPlan:
         return {
             "layer": layers,
             "hidden": self.source.hidden_size,
+            "group": layers * self.source.num_kv_heads,
             "head": layers * self.source.num_heads,
             "intermediate": layers * self.source.intermediate_size,
         }
 
     def _cut(self) -> set[str]:
-        dimensions = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
+        dimensions = ("num_layers", "hidden_size", "num_kv_heads", "num_heads", "intermediate_size")
         changed = self.source.differences(self.target)
         pairs = zip(GRANULARITIES, dimensions, strict=True)
-        return {name for name, dimension in pairs if dimension in changed}
+        cut = {name for name, dimension in pairs if dimension in changed}
+        return cut if self.source.grouped else cut - {"group"}
 
     def to_json(self) -> str:
         """One line of JSON; wide index sets are hexadecimal bit masks, lowest bit index 0."""
@@ -218,9 +228,9 @@ class PruningPlan:
         return "\n".join(lines)
 
 
-def query_heads(groups: Iterable[int], queries_per_group: int) -> Indices:
-    """All query heads of the given key-value heads."""
-    return tuple(g * queries_per_group + i for g in groups for i in range(queries_per_group))
+def _blocks(indices: Indices, width: int) -> Indices:
+    """What the given blocks of this width cover."""
+    return tuple(index * width + offset for index in indices for offset in range(width))
 
 
 def _check(name: str, indices: Indices, size: int, count: int) -> None:

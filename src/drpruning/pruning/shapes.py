@@ -3,20 +3,21 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import log
 from pathlib import Path
 from typing import Any, Self
 
 from drpruning.errors import BadInput
-from drpruning.pruning.families import FAMILIES, Axis, Family, count_parameters, family_of
+from drpruning.pruning.families import (
+    FAMILIES,
+    Axis,
+    Family,
+    count_parameters,
+    family_of,
+    unknown_family,
+    with_stacked,
+)
 
-_CONFIG_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-}
 PRUNABLE = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 """Dimensions that a target may name."""
 
@@ -35,7 +36,8 @@ class ModelShape:
         head_dim: size of a head; pruning leaves it alone.
         vocab_size: rows of the embedding; pruning leaves it alone.
         tied_embeddings: whether input and output matrix are one.
-        switches: the family's configuration switches that are on (such as `mlp_bias`), sorted.
+        switches: the family's switches that are on (such as `mlp_bias`, or `longrope` for its
+            rotary scaling), sorted.
     """
 
     model_type: str
@@ -51,10 +53,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
-            raise BadInput(
-                f"model_type {self.model_type!r} is not a family that can be pruned; "
-                f"known families: {', '.join(FAMILIES)}"
-            )
+            raise unknown_family(self.model_type)
         for name in (*PRUNABLE, "head_dim", "vocab_size"):
             _check_whole(name, getattr(self, name))
         if self.num_heads % self.num_kv_heads:
@@ -78,18 +77,20 @@ class ModelShape:
         """
         config = _config_dict(source)
         family = family_of(config)
-        names = _CONFIG_NAMES | {"vocab_size": "vocab_size"}
+        config = {**family.defaults, **config}
+        names = {**family.config_names, "vocab_size": "vocab_size"}
         numbers: dict[str, Any] = {name: config.get(key) for name, key in names.items()}
         for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "vocab_size"):
             _check_whole(names[name], numbers[name])
-        if numbers["num_kv_heads"] is None:
+        if numbers.get("num_kv_heads") is None:
             numbers["num_kv_heads"] = numbers["num_heads"]
-        if numbers["head_dim"] is None:
+        if numbers.get("head_dim") is None:
             numbers["head_dim"] = numbers["hidden_size"] // numbers["num_heads"]
+        on = {**config, "longrope": _has_rope_factors(config)}
         return cls(
             model_type=family.model_type,
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-            switches=tuple(sorted(s for s in family.optional_parameters if config.get(s))),
+            switches=tuple(sorted(s for s in family.optional_parameters if on.get(s))),
             **numbers,
         )
 
@@ -99,19 +100,27 @@ class ModelShape:
         return FAMILIES[self.model_type]
 
     @property
+    def grouped(self) -> bool:
+        """Whether several query heads share a key-value head."""
+        return self.num_heads > self.num_kv_heads
+
+    @property
     def queries_per_group(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_heads // self.num_kv_heads
 
     def axis_sizes(self) -> dict[Axis, int]:
         """Axis of a parameter -> its size."""
-        return {
-            "vocab": self.vocab_size,
-            "hidden": self.hidden_size,
-            "query": self.num_heads * self.head_dim,
-            "key": self.num_kv_heads * self.head_dim,
-            "intermediate": self.intermediate_size,
-        }
+        return with_stacked(
+            {
+                "vocab": self.vocab_size,
+                "hidden": self.hidden_size,
+                "query": self.num_heads * self.head_dim,
+                "key": self.num_kv_heads * self.head_dim,
+                "head_dim": self.head_dim,
+                "intermediate": self.intermediate_size,
+            }
+        )
 
     def num_parameters(self) -> int:
         """Parameters of the model, a tied matrix counted once; no weights are needed."""
@@ -127,14 +136,18 @@ class ModelShape:
     def pruned_to(self, **target: int) -> Self:
         """The shape with some dimensions made smaller.
 
+        Heads: each kept key-value head keeps num_heads / num_kv_heads of its query heads, so that
+        quotient must be whole and no larger than the source's.
+
         Args:
             target: any of num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads.
-                What is not named stays. The number of query heads per key-value head stays:
-                naming either count moves the other.
+                What is not named stays; where only one of the two numbers of heads is named, the
+                number of query heads per key-value head stays.
 
         Raises:
-            BadInput: a dimension that is unknown, no whole number, below 1, above the source's, or
-                not reachable; the message says which and what would be possible.
+            BadInput: a dimension that is unknown, no whole number, below 1, above the source's, not
+                reachable, or refused by the family's configuration; the message says which and
+                names the nearest shapes that work.
         """
         for name, value in target.items():
             if name not in PRUNABLE:
@@ -145,50 +158,80 @@ class ModelShape:
                     f"{name} {value} is larger than the source's {getattr(self, name)}; "
                     f"give at most {getattr(self, name)}"
                 )
-        sizes: dict[str, Any] = target | self._heads(target)
-        shape = replace(self, **sizes)
-        shape._check_hidden(self)
-        return shape
-
-    def _heads(self, target: Mapping[str, int]) -> dict[str, int]:
         group = self.queries_per_group
         heads, groups = target.get("num_heads"), target.get("num_kv_heads")
         if heads is None:
             groups = self.num_kv_heads if groups is None else groups
-            return {"num_heads": groups * group, "num_kv_heads": groups}
-        if heads % group:
-            raise BadInput(
-                f"num_heads {heads} is not reachable: each of the {self.num_kv_heads} key-value "
-                f"heads serves {group} query heads and is kept or cut with them; "
-                f"possible: {_nearest_multiples(heads, group, self.num_heads)}"
-            )
-        if groups is not None and heads != groups * group:
-            raise BadInput(
-                f"num_kv_heads {groups} with num_heads {heads} is not reachable: the source has "
-                f"{group} query heads per key-value head and keeps that number; "
-                f"write num_kv_heads {heads // group} or leave it out"
-            )
-        return {"num_heads": heads, "num_kv_heads": heads // group}
+            heads = groups * group
+        reason = ""
+        if groups is None:
+            groups = max(1, heads // group)
+            if heads % group:
+                reason = (
+                    f"num_heads {heads} is no multiple of the {group} query heads that a key-value "
+                    "head has; name num_kv_heads too"
+                )
+        wanted: dict[str, Any] = {**target, "num_heads": heads, "num_kv_heads": groups}
+        if reason := reason or self._refusal(wanted):
+            raise BadInput(f"{reason}; {self._nearest(wanted)}")
+        return replace(self, **wanted)
 
-    def _check_hidden(self, source: Self) -> None:
-        if not self.family.heads_divide_hidden or self.hidden_size % self.num_heads == 0:
-            return
-        sizes = _nearest_multiples(self.hidden_size, self.num_heads, source.hidden_size)
-        step = source.queries_per_group
-        heads = [n for n in range(step, source.num_heads + 1, step) if self.hidden_size % n == 0]
-        below = [n for n in heads if n < self.num_heads][-1:]
-        above = [n for n in heads if n > self.num_heads][:1]
-        remedies = [f"hidden_size {sizes}"] if sizes else []
-        if below or above:
-            remedies.append(f"num_heads {' or '.join(map(str, below + above))}")
-        raise BadInput(
-            f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}, "
-            f"as the {self.model_type} configuration demands; possible: {'; '.join(remedies)}"
-        )
+    def _refusal(self, wanted: Mapping[str, int]) -> str:
+        """Why hidden size and heads cannot be so, or nothing."""
+        heads, groups = wanted["num_heads"], wanted["num_kv_heads"]
+        hidden = wanted.get("hidden_size", self.hidden_size)
+        if heads % groups or heads // groups > self.queries_per_group:
+            most = self.queries_per_group
+            return (
+                f"num_heads {heads} with num_kv_heads {groups} is not reachable: every kept "
+                f"key-value head keeps the same number of its {most} query heads"
+                if most > 1
+                else f"num_kv_heads {groups} with num_heads {heads} is not reachable: every query "
+                "head of the source has its own key-value head"
+            )
+        rule = self.family.head_rule(self.switches)
+        if rule == "divide" and hidden % heads:
+            return (
+                f"hidden_size {hidden} is not a multiple of num_heads {heads}, as the "
+                f"{self.model_type} configuration demands"
+            )
+        if rule == "fill" and hidden != heads * self.head_dim:
+            return (
+                f"hidden_size {hidden} is not num_heads {heads} x head size {self.head_dim}, as "
+                f"the {self.model_type} configuration demands"
+            )
+        return ""
+
+    def _nearest(self, wanted: Mapping[str, int]) -> str:
+        """Up to three combinations of hidden size and heads that work, the nearest first."""
+        hidden = wanted.get("hidden_size", self.hidden_size)
+        asked = (hidden, wanted["num_heads"], wanted["num_kv_heads"])
+        rule = self.family.head_rule(self.switches)
+        found: list[tuple[float, tuple[int, int, int]]] = []
+        for groups in range(1, self.num_kv_heads + 1):
+            for heads in range(groups, groups * self.queries_per_group + 1, groups):
+                below = hidden - hidden % heads
+                widths = {
+                    "free": [hidden],
+                    "divide": [below, below + heads],
+                    "fill": [heads * self.head_dim],
+                }[rule]
+                for width in widths:
+                    if 1 <= width <= self.hidden_size:
+                        shape = (width, heads, groups)
+                        pairs = zip(shape, asked, strict=True)
+                        found.append((sum(abs(log(a / b)) for a, b in pairs), shape))
+        names = ("hidden_size", "num_heads", "num_kv_heads")[: 3 if self.grouped else 2]
+        told = [
+            " ".join(f"{name} {size}" for name, size in zip(names, shape, strict=False))
+            for _, shape in sorted(set(found))[:3]
+        ]
+        return f"nearest shapes that work: {', or '.join(told)}"
 
     def config_fields(self) -> dict[str, int]:
         """The dimensions under the names of a Transformers configuration."""
-        return {config_name: getattr(self, name) for name, config_name in _CONFIG_NAMES.items()}
+        names = self.family.config_names
+        return {config_name: getattr(self, name) for name, config_name in names.items()}
 
     def differences(self, other: Self) -> dict[str, tuple[object, object]]:
         """Field -> (value here, value there) for every field that differs."""
@@ -227,9 +270,12 @@ def _check_whole(name: str, value: object) -> None:
         raise BadInput(f"{name} must be at least 1, not {value}")
 
 
-def _nearest_multiples(value: int, step: int, largest: int) -> str:
-    below = value - value % step
-    return " or ".join(str(n) for n in (below, below + step) if step <= n <= largest)
+def _has_rope_factors(config: Mapping[str, Any]) -> bool:
+    """Whether the rotary scaling has a factor for each frequency (names as Phi-3 has had them)."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(scaling, Mapping):
+        return False
+    return scaling.get("rope_type", scaling.get("type")) in {"longrope", "su", "yarn"}
 
 
 def _config_dict(source: object) -> Mapping[str, Any]:

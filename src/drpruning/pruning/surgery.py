@@ -25,7 +25,8 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan) -> "PreTrainedModel"
 
     Returns:
         A new model of the same class, type and device with the plan's target shape, in evaluation
-        mode. Weights are cut, not rescaled.
+        mode. Weights are cut, not rescaled, but where the family multiplies the embedding by the
+        root of the hidden size: there the change of that root is taken back.
 
     Raises:
         BadInput: the model is not the plan's source, or has masks attached.
@@ -84,7 +85,19 @@ def slice_parameters(parameters: Mapping[str, Tensor], plan: PruningPlan) -> dic
         for name, axes in table.items():
             source = parameters[f"{family.layers}.{layer}.{name}"]
             cut[f"{family.layers}.{position}.{name}"] = _slice(source, [kept[a] for a in axes])
+    if family.scaled_embedding:
+        _keep_embedding_scale(cut, plan)
     return cut
+
+
+def _keep_embedding_scale(cut: dict[str, Tensor], plan: PruningPlan) -> None:
+    """Make up for the root of the hidden size, by which the model multiplies its embedding."""
+    family = plan.source.family
+    change = (plan.source.hidden_size / plan.target.hidden_size) ** 0.5
+    cut[f"{family.embedding}.weight"] *= change
+    if plan.source.tied_embeddings:
+        norm = f"{family.final_norm}.weight"
+        cut[norm] = (cut[norm] + family.norm_offset) / change - family.norm_offset
 
 
 def _slice(tensor: Tensor, kept: list[tuple[int, ...] | None]) -> Tensor:
@@ -92,7 +105,7 @@ def _slice(tensor: Tensor, kept: list[tuple[int, ...] | None]) -> Tensor:
     for dimension, indices in enumerate(kept):
         if indices is not None:
             result = result.index_select(dimension, torch.tensor(indices, device=tensor.device))
-    return result
+    return result.clone() if result.data_ptr() == tensor.data_ptr() else result
 
 
 def build_model(
@@ -110,6 +123,7 @@ def build_model(
         model = type(source).from_pretrained(
             None, config=_target_config(source, plan), state_dict=parameters, dtype=example.dtype
         )
+    model.config._name_or_path = ""  # from_pretrained has written what it was given, None
     if source.generation_config is not None:
         model.generation_config = copy.deepcopy(source.generation_config)
     return model.to(example.device)
@@ -121,6 +135,8 @@ def _target_config(source: "PreTrainedModel", plan: PruningPlan) -> Any:
         setattr(config, name, value)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in plan.layers]
+    if (full := getattr(config, "max_window_layers", None)) is not None:
+        config.max_window_layers = sum(layer < full for layer in plan.layers)
     return config
 
 

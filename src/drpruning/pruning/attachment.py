@@ -1,0 +1,228 @@
+"""Where masks touch a model: gates on its parameters and hooks on two activations.
+
+Why the model's own norms stay right. A norm must take its mean over the kept dimensions. What it
+reads is zero in the others and scaled by c = sqrt(all / kept), so its mean square over all is that
+of the kept ones as they should be, epsilon included; its weight is divided by c. Norms that read
+the residual stream find it scaled because everything that writes into it is; norms after a module
+(Gemma 2, OLMo 2) find the module's output so. LayerNorm also takes a mean away. It does not see a
+constant that is added to all kept dimensions, so every write is centred over them, and the mean
+over all is zero.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from drpruning.pruning.families import Axis
+from drpruning.pruning.gating import ActivationGate, Gate
+from drpruning.pruning.masks import heads_by_axis
+from drpruning.pruning.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Role = Literal["read", "read bias", "write", "before", "after"]
+"""What a parameter's rows do: belong to a norm that reads the residual stream (its weight, its
+bias); write into the stream; feed a norm that comes after; belong to that norm."""
+
+Factors = tuple[Tensor, ...] | None
+"""One for each layer; None for ones."""
+
+
+class _Gated(NamedTuple):
+    gate: Gate
+    layer: int
+    rows: tuple[Role, Axis]
+    columns: Axis | None
+
+
+@dataclass
+class Attachment:
+    """The gates of one model.
+
+    Attributes:
+        model: the model itself, whatever wraps it later.
+        shape: its shape.
+        parameters: plain name of every gated parameter -> its module and its name there.
+        embedding: on what the embedding returns.
+        final_input: on what the final norm reads, where the stream is not scaled.
+    """
+
+    model: "PreTrainedModel"
+    shape: ModelShape
+    parameters: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    embedding: ActivationGate = field(default_factory=ActivationGate)
+    final_input: ActivationGate = field(default_factory=ActivationGate)
+    _gated: list[_Gated] = field(default_factory=list)
+
+    def set(self, values: Mapping[str, Tensor], *, rescale: bool) -> None:
+        """Put mask values where the model reads them.
+
+        Args:
+            values: granularity -> mask values; missing ones count as one.
+            rescale: whether activations are scaled (and centred) so that norms come out right; not
+                so when the values are folded into a model whose dropped parts will be cut away.
+        """
+        family = self.shape.family
+        hidden = values.get("hidden")
+        scale = unit = None
+        if hidden is not None and rescale:
+            scale, kept = _scale(hidden)
+            unit = kept / kept.sum().clamp(min=1).sqrt() if family.centred_norms else None
+        stream = scale if family.norms else None
+        self.embedding.factor = _times(hidden, stream)
+        self.embedding.unit = unit
+        self.final_input.factor = None if family.norms else scale
+        rows = self._rows(values, hidden, scale, stream, rescale=rescale)
+        columns = self._columns(values)
+        for gate, layer, role, axis in self._gated:
+            factors = rows.get(role)
+            gate.row = factors[layer] if factors else None
+            factors = columns.get(axis) if axis else None
+            gate.column = factors[layer] if factors else None
+            gate.unit = unit if role[0] == "write" else None
+
+    def _rows(
+        self,
+        values: Mapping[str, Tensor],
+        hidden: Tensor | None,
+        scale: Tensor | None,
+        stream: Tensor | None,
+        *,
+        rescale: bool,
+    ) -> dict[tuple[Role, Axis], Factors]:
+        layers, layer = self.shape.num_layers, values.get("layer")
+        read = hidden if hidden is None or scale is None else hidden / scale
+        rows: dict[tuple[Role, Axis], Factors] = {
+            ("read", "hidden"): _each(read, layers),
+            ("read bias", "hidden"): _each(hidden, layers),
+            ("write", "hidden"): self._written(_times(hidden, stream), layer),
+            ("after", "hidden"): self._written(read if stream is None else hidden, layer),
+        }
+        if scale is not None and hidden is not None:
+            rows["before", "hidden"] = _each((hidden.detach() != 0) * scale, layers)
+        if rescale and ("head" in values or "group" in values):
+            rows |= self._head_rows(values)
+        return rows
+
+    def _head_rows(self, values: Mapping[str, Tensor]) -> dict[tuple[Role, Axis], Factors]:
+        """For norms over all heads together: only the kept ones count."""
+        rows: dict[tuple[Role, Axis], Factors] = {}
+        axes: tuple[Axis, Axis] = ("key", "query")
+        for axis, heads in zip(axes, heads_by_axis(self._with_ones(values)), strict=True):
+            scale, kept = _scale(heads)
+            wide = kept.repeat_interleave(self.shape.head_dim, dim=1)
+            rows["before", axis] = (wide * scale).unbind()
+            rows["after", axis] = (1 / scale).expand_as(wide).unbind()
+        return rows
+
+    def _columns(self, values: Mapping[str, Tensor]) -> dict[Axis, Factors]:
+        columns: dict[Axis, Factors] = {}
+        if "head" in values or "group" in values:
+            _, queries = heads_by_axis(self._with_ones(values))
+            columns["query"] = queries.repeat_interleave(self.shape.head_dim, dim=1).unbind()
+        if "intermediate" in values:
+            columns["intermediate"] = values["intermediate"].unbind()
+        return columns
+
+    def _with_ones(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of heads and groups, where one of the two may be missing."""
+        shape = self.shape
+        if not shape.grouped or {"head", "group"} <= values.keys():
+            return dict(values)
+        like = values["group"] if "group" in values else values["head"]
+        sizes = (shape.num_layers, shape.num_kv_heads)
+        return {
+            "group": like.new_ones(sizes),
+            "head": like.new_ones((*sizes, shape.queries_per_group)),
+            **values,
+        }
+
+    def _written(self, hidden: Tensor | None, layer: Tensor | None) -> Factors:
+        """Factors on what layers write: a dimension's times the layer's."""
+        if layer is None:
+            return _each(hidden, self.shape.num_layers)
+        column = layer[:, None]
+        both = column.expand(-1, self.shape.hidden_size) if hidden is None else column * hidden
+        return both.unbind()
+
+
+def attach(model: "PreTrainedModel", shape: ModelShape, masked: set[str]) -> Attachment:
+    """Put gates on a model's parameters, in place: they become parametrized.
+
+    Args:
+        model: a plain model.
+        shape: its shape.
+        masked: granularities that have masks.
+    """
+    family, attachment = shape.family, Attachment(model, shape)
+    table = family.layer_table(shape.switches)
+    by_axis: dict[Axis, set[str]] = {
+        "hidden": {"hidden"},
+        "intermediate": {"intermediate"},
+        "query": {"head", "group"},
+        "key": {"group"} if shape.grouped else {"head"},
+    }
+
+    def gate(module: str, layer: int, rows: tuple[Role, Axis], columns: Axis | None) -> None:
+        owner = model.get_submodule(module)
+        for name in ("weight", "bias"):
+            if getattr(owner, name, None) is None:
+                continue
+            role, axis = rows
+            offset = family.norm_offset if role in {"read", "after"} else 0.0
+            parametrization = Gate(offset)
+            parametrize.register_parametrization(owner, name, parametrization, unsafe=True)
+            attachment.parameters[f"{module}.{name}"] = (owner, name)
+            if name == "bias":
+                role, columns = ("read bias" if role == "read" else role), None
+            attachment._gated.append(_Gated(parametrization, layer, (role, axis), columns))
+
+    before = {module: norm for norm, module in family.norms_after.items()}
+    for layer in range(shape.num_layers):
+        prefix = f"{family.layers}.{layer}."
+        for module in {*family.writers, *before}:
+            columns = table[f"{module}.weight"][1] if module in family.writers else None
+            axis = table[f"{module}.weight"][0]
+            role: Role = "before" if module in before else "write"
+            causes = by_axis[axis] | (by_axis[columns] if columns else set())
+            if masked & (causes | ({"layer"} if role == "write" else set())):
+                gate(prefix + module, layer, (role, axis), columns)
+        for norm in family.norms_after:
+            axis = table[f"{norm}.weight"][0]
+            if masked & (by_axis[axis] | ({"layer"} if axis == "hidden" else set())):
+                gate(prefix + norm, layer, ("after", axis), None)
+        if "hidden" in masked:
+            for norm in family.norms:
+                gate(prefix + norm, layer, ("read", "hidden"), None)
+    if "hidden" in masked:
+        gate(family.final_norm, 0, ("read", "hidden"), None)
+        embedding, final_norm = attachment.embedding, attachment.final_input
+        model.get_submodule(family.embedding).register_forward_hook(embedding.on_output)
+        if not family.norms:
+            final = model.get_submodule(family.final_norm)
+            final.register_forward_pre_hook(final_norm.on_input)
+    return attachment
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter of a masked model has without masks."""
+    return name.replace(".parametrizations.", ".").removesuffix(".original")
+
+
+def _scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of all / kept along the last dimension, [..., 1], and the kept as 0.0 and 1.0."""
+    kept = (values.detach() != 0).to(values.dtype)
+    scale = (values.shape[-1] / kept.sum(-1, keepdim=True).clamp(min=1)).sqrt()
+    return scale, kept
+
+
+def _times(factor: Tensor | None, scale: Tensor | None) -> Tensor | None:
+    return factor if factor is None or scale is None else factor * scale
+
+
+def _each(factor: Tensor | None, layers: int) -> Factors:
+    return None if factor is None else (factor,) * layers
