@@ -1,27 +1,15 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
-import functools
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from drpruning import __version__
+from drpruning.cli_app import app, command
 from drpruning.errors import BadInput
-from drpruning.training import Interrupted
-
-BAD_INPUT, INTERRUPTED = 2, 130
-
-app = typer.Typer(
-    name="drprune",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -32,37 +20,6 @@ Overrides = Annotated[
         help="Change a field of the recipe; may be given several times. The value is YAML.",
     ),
 ]
-
-
-def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command with its examples; errors become messages and exit statuses."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except BadInput as error:
-                typer.echo(f"drprune: {error}", err=True)
-                raise typer.Exit(BAD_INPUT) from None
-            except ModuleNotFoundError as error:
-                if str(error.name).startswith("drpruning"):
-                    raise
-                typer.echo(
-                    f"drprune: this needs {error.name}: pip install 'drpruning[train]'", err=True
-                )
-                raise typer.Exit(BAD_INPUT) from None
-            except Interrupted:
-                typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
-                raise typer.Exit(INTERRUPTED) from None
-            except KeyboardInterrupt:
-                typer.echo("drprune: interrupted", err=True)
-                raise typer.Exit(INTERRUPTED) from None
-
-        lines = "\n\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-        return app.command(epilog=f"Examples:\n\n{lines}")(guarded)
-
-    return register
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -88,10 +45,9 @@ def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
     from drpruning.recipe import load_recipe
 
     parsed = load_recipe(recipe, overrides or [])
-    from drpruning.run import Run
+    from drpruning.several_targets import run_recipe
 
-    with Run(parsed).session(" ".join(sys.argv)) as run:
-        run.run(stages)
+    run_recipe(parsed, " ".join(sys.argv), stages)
 
 
 @command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")
@@ -104,12 +60,12 @@ def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Say what a recipe will do and what in it cannot work, without loading weights."""
     from drpruning.plan_text import print_plan
-    from drpruning.planning import plan_run
     from drpruning.recipe import load_recipe
+    from drpruning.several_targets import plan_recipe
 
-    parsed = load_recipe(recipe, overrides or [])
-    outcome = plan_run(parsed)
-    print_plan(parsed, outcome)
+    outcome = plan_recipe(load_recipe(recipe, overrides or []))
+    for title, part in outcome.plans.items():
+        print_plan(part.recipe, part, title)
     if outcome.problems:
         raise BadInput("\n".join(outcome.problems))
 
@@ -144,8 +100,9 @@ def evaluate(
 ) -> None:
     """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
     from drpruning.run import evaluate_targets
+    from drpruning.several_targets import run_folders
 
-    evaluate_targets(targets, data)
+    evaluate_targets(run_folders(targets), data)
 
 
 @command(
@@ -160,8 +117,10 @@ def report(
 ) -> None:
     """Write one HTML page about one or several runs; works while they go on."""
     from drpruning.report import write_report
+    from drpruning.several_targets import run_folders
 
-    typer.echo(f"report: {write_report(runs, output)}")
+    page = write_report(run_folders(runs), output or runs[0] / "report.html")
+    typer.echo(f"report: {page}")
 
 
 @command(
@@ -307,6 +266,9 @@ def demo(
     from drpruning.demo import run_demo
 
     run_demo(output)
+
+
+import drpruning.cli_plans  # noqa: E402, F401 - registers its commands after those above
 
 
 def main() -> None:

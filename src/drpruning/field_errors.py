@@ -1,7 +1,7 @@
 """pydantic's validation errors as lines that say which field is wrong and what to write instead."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -45,12 +45,18 @@ def _known_keys(root: type[BaseModel], location: tuple[int | str, ...]) -> list[
     section = root
     keys = iter(location)
     for key in keys:
-        annotation = section.model_fields[str(key)].annotation
-        options = [annotation, *get_args(annotation)]
-        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        parts = [*_parts(section.model_fields[str(key)].annotation)]
+        models = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
         if not models:
             return []
         section = models[0]
-        if get_origin(annotation) is dict:
+        if any(get_origin(part) is dict for part in parts):
             next(keys, None)
     return list(section.model_fields)
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and everything that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)

@@ -4,9 +4,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from drpruning.memory import SHARDED_OVER
 from drpruning.planning import DomainPlan, RunPlan
-from drpruning.pruning import ModelShape
+from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Recipe
+
+MEMORY_NOTE = (
+    "(estimated for one micro-batch, good to a tenth for Llama-like models; the device's own "
+    "gigabyte, fragmentation and, whole on several, 4 bytes a parameter for buckets come on top; "
+    "sharded means FSDP2)"
+)
 
 
 def _grid(*headers: str) -> Table:
@@ -48,20 +55,46 @@ def _with_ratio(values: list[int]) -> list[str]:
     return [f"{value:,}" for value in values] + ratio
 
 
+def _proposals(proposals: list[Proposal]) -> Table:
+    table = _grid("proposed", "layers", "hidden", "intermediate", "heads", "parameters")
+    table.add_column("why")
+    for position, proposal in enumerate(proposals):
+        shape = proposal.shape
+        heads = f"{shape.num_heads}"
+        if shape.num_heads != shape.num_kv_heads:
+            heads += f"/{shape.num_kv_heads}"
+        table.add_row(
+            "taken" if position == 0 else "",
+            f"{shape.num_layers}",
+            f"{shape.hidden_size:,}",
+            f"{shape.intermediate_size:,}",
+            heads,
+            f"{shape.num_parameters():,}",
+            proposal.reason,
+        )
+    return table
+
+
 def _phases(recipe: Recipe, plan: RunPlan) -> Table:
-    table = _grid("phase", "steps", "tokens", "evaluations", "ratio updates", "memory a GPU")
+    table = _grid("phase", "steps", "tokens", "evaluations", "ratio updates")
     for name, phase in recipe.phases.items():
         tokens = phase.steps * phase.global_batch * recipe.data.sequence_length
         evaluations = plan.evaluations[name]
-        memory = plan.memory.get(name)
         table.add_row(
             name,
             f"{phase.steps:,}",
             f"{tokens:,}",
             f"{evaluations:,}",
             f"{evaluations:,}",
-            "?" if memory is None else f"about {memory / 2**30:.1f} GiB",
         )
+    return table
+
+
+def _memory(plan: RunPlan) -> Table:
+    table = _grid("GiB a GPU", "whole on each", *(f"sharded over {n}" for n in SHARDED_OVER))
+    for name, memory in plan.memory.items():
+        sizes = [memory.whole, *memory.sharded.values()]
+        table.add_row(name, *(f"{size / 2**30:.1f}" for size in sizes))
     return table
 
 
@@ -118,14 +151,27 @@ def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
     return lines
 
 
-def print_plan(recipe: Recipe, plan: RunPlan) -> None:
-    """Print shapes, phases, domains and warnings; problems are the caller's to show."""
+def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
+    """Print shapes, phases, domains and warnings; problems are the caller's to show.
+
+    Args:
+        recipe: What is planned.
+        plan: The outcome.
+        title: Stands above it, where it is one of several.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
+    if title:
+        console.print(title, style="bold", markup=False, soft_wrap=True)
+    for proposals in plan.proposals.values():
+        console.print(_proposals(proposals))
     if plan.source:
         console.print(_shapes(plan))
     console.print(_phases(recipe, plan))
+    if plan.memory:
+        console.print(_memory(plan))
+        console.print(MEMORY_NOTE, soft_wrap=True)
     if plan.domains:
         console.print(_domains(plan))
     for line in _schedule_lines(recipe, plan):

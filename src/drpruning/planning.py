@@ -5,33 +5,40 @@ GPUs, without torch, and for local files without a network.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from drpruning.data import DomainSource, PreparedData, check_sources, estimate_tokens
 from drpruning.errors import BadInput
-from drpruning.pruning import ModelShape
-from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, parse_recipe, read_values
+from drpruning.memory import MemoryEstimate, estimate_memory
+from drpruning.pruning import ModelShape, Proposal
+from drpruning.recipe import (
+    Domain,
+    Phase,
+    Recipe,
+    ReferenceModels,
+    Target,
+)
 from drpruning.reference_losses import check_reference_models
+from drpruning.run_folder import begun_recipe, check_output
 from drpruning.scheduling import FORECAST_START, MIN_POINTS
 from drpruning.source_model import (
     SOURCE,
     check_tokenizer,
     check_weights,
+    resolve_target,
     source_config,
     source_shape,
 )
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses, phase_policy
 
-BYTES_PER_PARAMETER = 16
-"""float32 weights, gradients and two AdamW moments."""
 LARGEST_SPARSITY = 0.95
 """Expected sparsity of masks at the lower end of their range."""
 LITTLE_FREEDOM = 0.1
 """Share of the data that must be free to move between domains for steering to mean something."""
-RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,14 @@ class DomainPlan:
 class RunPlan:
     """The outcome of looking at a recipe; `problems` is empty where it can run."""
 
+    recipe: Recipe
+    """With the dimensions of every target, as far as they could be found."""
     source: ModelShape | None = None
     target: ModelShape | None = None
+    proposals: dict[str, list[Proposal]] = field(default_factory=dict)
+    """Field with a parameter budget -> shapes for it; the first is the target."""
     domains: dict[str, DomainPlan] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, MemoryEstimate] = field(default_factory=dict)
     """Phase -> estimated bytes a GPU."""
     evaluations: dict[str, int] = field(default_factory=dict)
     """Phase -> evaluations, each with one ratio update."""
@@ -94,32 +105,6 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
         )
 
     return [source(name, domain) for name, domain in recipe.data.domains.items()]
-
-
-def estimate_memory(shape: ModelShape, recipe: Recipe, *, masked: bool) -> int:
-    """Bytes a GPU needs for a training step; weights and optimizer are whole on each.
-
-    16 bytes a parameter for weights, gradients and AdamW; activations in bfloat16 or float32:
-    about 10 hidden-sized, 2 query-, 2 key/value- and 4 intermediate-sized tensors a layer and token
-    are kept for the backward pass (one hidden-sized with gradient checkpointing, and one layer in
-    full), and three copies of the logits. An estimate, good to about a quarter.
-    """
-    width = 2 if recipe.training.precision == "bf16" else 4
-    tokens = recipe.training.micro_batch * recipe.data.sequence_length
-    queries = shape.num_heads * shape.head_dim
-    keys = shape.num_kv_heads * shape.head_dim
-    layer = 10 * shape.hidden_size + 2 * queries + 2 * keys + 4 * shape.intermediate_size
-    kept = shape.num_layers * layer
-    if recipe.training.gradient_checkpointing:
-        kept = shape.num_layers * shape.hidden_size + layer
-    activations = tokens * kept * width
-    logits = tokens * shape.vocab_size * (width + 8)
-    folded = 0
-    if masked:
-        gated = shape.hidden_size * (queries + shape.intermediate_size)
-        layers = 1 if recipe.training.gradient_checkpointing else shape.num_layers
-        folded = gated * layers * 4
-    return BYTES_PER_PARAMETER * shape.num_parameters() + activations + logits + folded
 
 
 def first_repeat(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
@@ -169,63 +154,6 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
     return lines
 
 
-def check_output(recipe: Recipe) -> None:
-    """Refuse an output folder that belongs to something else.
-
-    Settings that do not change what a run computes may differ from those it was begun with.
-
-    Raises:
-        BadInput: It holds the run of another recipe, or files that are no run.
-    """
-    folder = Path(recipe.output)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise BadInput(f"output: {folder} is a file; name a folder")
-        existing = folder / RECIPE_FILE
-        begun = existing.is_file()
-        foreign = not begun and folder.is_dir() and any(map(_is_foreign, folder.iterdir()))
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"output: {recipe.output!r} cannot be a folder: {error}") from None
-    if foreign:
-        raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
-    if begun:
-        there = parse_recipe(read_values(existing), origin=str(existing))
-        differing = _differences(_decisive(recipe), _decisive(there))
-        if differing:
-            raise BadInput(
-                f"output: {folder} holds the run of another recipe ({'; '.join(differing[:5])}); "
-                f"name another folder, remove this one, or go on with `drprune run {existing}`"
-            )
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.name != "data" and not path.name.startswith(".")
-
-
-def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what may change between two starts of one run."""
-    free = {"micro_batch", "compile", "gradient_checkpointing", "checkpoint"}
-    return recipe.model_dump(
-        mode="json",
-        exclude={"output": True, "data": {"workers", "prepared"}, "training": free},
-    )
-
-
-def _differences(here: Any, there: Any, place: str = "") -> list[str]:
-    if isinstance(here, dict) and isinstance(there, dict):
-        keys = dict.fromkeys([*here, *there])
-        return [
-            line
-            for key in keys
-            for line in _differences(
-                here.get(key), there.get(key), f"{place}.{key}" if place else str(key)
-            )
-        ]
-    return [] if here == there else [f"{place} is {here!r} here and {there!r} there"]
-
-
 def plan_run(recipe: Recipe) -> RunPlan:
     """Look at everything that can be known before anything is computed.
 
@@ -235,7 +163,7 @@ def plan_run(recipe: Recipe) -> RunPlan:
     Returns:
         Numbers, warnings, and every problem found (not only the first).
     """
-    plan = RunPlan()
+    plan = RunPlan(recipe)
 
     @contextmanager
     def collected() -> Iterator[None]:
@@ -244,17 +172,20 @@ def plan_run(recipe: Recipe) -> RunPlan:
         except BadInput as error:
             plan.problems.append(str(error))
 
-    checks: list[Callable[[], None]] = [
-        lambda: check_sources(domain_sources(recipe)),
-        lambda: check_output(recipe),
-    ]
     with collected():
         config = source_config(recipe)
         plan.source = source_shape(recipe, config)
         plan.warnings += _length_warning(recipe, config)
     if plan.source is not None:
+        _resolve_targets(plan, plan.source, collected)
+    recipe = plan.recipe
+    checks: list[Callable[[], None]] = [
+        lambda: check_sources(domain_sources(recipe)),
+        lambda: check_output(recipe),
+    ]
+    if plan.source is not None:
         shape = plan.source
-        checks.append(lambda: check_tokenizer(str(recipe.model.source), shape, SOURCE))
+        checks.append(lambda: check_tokenizer(recipe.model.tokenizer_source, shape, SOURCE))
         checks.append(lambda: check_weights(str(recipe.model.source), shape, SOURCE))
         _plan_model(recipe, plan, collected)
     checks.append(lambda: _check_policy(recipe))
@@ -269,6 +200,7 @@ def plan_run(recipe: Recipe) -> RunPlan:
     }
     with collected():
         plan.domains = plan_domains(recipe, _already_prepared(recipe))
+    plan.problems = list(dict.fromkeys(plan.problems))
     plan.warnings += repetition_warnings(plan.domains)
     plan.warnings += _floor_warning(recipe) + _update_warnings(recipe)
     return plan
@@ -278,7 +210,7 @@ def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]
     """Model -> parameters, from what the run has measured, or else from the models' files."""
     folder = Path(recipe.output)
     if not (folder / REFERENCE_LOSS_FILE).is_file():
-        return check_reference_models(models, str(recipe.model.source))
+        return check_reference_models(models, recipe.model.tokenizer_source)
     measured = ReferenceLosses.read(folder, models, recipe.data.domains)
     measured.usable()
     return {model.path: model.parameters for model in measured.models}
@@ -325,20 +257,51 @@ def _floor_warning(recipe: Recipe) -> list[str]:
     return [line]
 
 
+def _resolve_targets(
+    plan: RunPlan, source: ModelShape, collected: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Put the dimensions of every target into the plan's recipe."""
+    model = plan.recipe.model
+    begun = model
+    with collected():
+        there = begun_recipe(Path(plan.recipe.output))
+        begun = model if there is None else there.model
+
+    def resolved(target: Target, chosen: Target | None, field: str) -> Target:
+        with collected():
+            target, proposals = resolve_target(target, source, chosen, field)
+            if proposals:
+                plan.proposals[field] = proposals
+        return target
+
+    update: dict[str, Any] = {}
+    if model.target is not None:
+        update["target"] = resolved(model.target, begun.target, "model.target")
+    if model.targets is not None:
+        update["targets"] = {
+            name: resolved(target, (begun.targets or {}).get(name), f"model.targets.{name}")
+            for name, target in model.targets.items()
+        }
+    plan.recipe = plan.recipe.model_copy(update={"model": model.model_copy(update=update)})
+
+
 def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> None:
     assert plan.source is not None  # noqa: S101 - the caller saw to it
-    if recipe.model.target is not None:
+    if recipe.model.target is not None and recipe.model.target.is_resolved:
         with collected():
             target = plan.source.pruned_to(**recipe.model.target.dimensions())
             if target == plan.source:
                 raise BadInput("model.target: is the source's own shape; nothing would be pruned")
             plan.target = target
             plan.warnings += _sparsity_warnings(plan.source, target)
+    memory = partial(
+        estimate_memory, training=recipe.training, sequence_length=recipe.data.sequence_length
+    )
     if recipe.prune is not None:
-        plan.memory["prune"] = estimate_memory(plan.source, recipe, masked=True)
+        plan.memory["prune"] = memory(plan.source, masked=True)
     if recipe.pretrain is not None:
         shape = plan.target or plan.source
-        plan.memory["pretrain"] = estimate_memory(shape, recipe, masked=False)
+        plan.memory["pretrain"] = memory(shape, masked=False)
 
 
 def _length_warning(recipe: Recipe, config: dict[str, Any]) -> list[str]:

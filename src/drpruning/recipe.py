@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from drpruning.errors import BadInput
 from drpruning.field_errors import explain
+from drpruning.recipe_model import ModelSection, Target
 from drpruning.recipe_scheduling import ReferenceModels, Scheduling, Start
 from drpruning.recipe_section import (
     SHARES_TOLERANCE,
@@ -39,6 +40,7 @@ __all__ = [
     "Scheduling",
     "Section",
     "Start",
+    "Stop",
     "Target",
     "Training",
     "load_recipe",
@@ -47,46 +49,9 @@ __all__ = [
 ]
 
 
-class Target(Section):
-    """The shape to prune to; what is not named stays as in the source."""
-
-    num_layers: PositiveInt | None = None
-    """Transformer layers."""
-    hidden_size: PositiveInt | None = None
-    """Residual-stream dimensions."""
-    intermediate_size: PositiveInt | None = None
-    """Feed-forward dimensions a layer."""
-    num_heads: PositiveInt | None = None
-    """Query heads a layer."""
-    num_kv_heads: PositiveInt | None = None
-    """Key/value heads a layer; if absent they follow the query heads."""
-
-    @model_validator(mode="after")
-    def _names_something(self) -> Self:
-        if not self.dimensions():
-            raise ValueError(f"name at least one of {', '.join(type(self).model_fields)}")
-        return self
-
-    def dimensions(self) -> dict[str, int]:
-        """The dimensions that are named, by name."""
-        return {name: size for name, size in self if size is not None}
-
-
-class ModelSection(Section):
-    """The source model and the shape wanted."""
-
-    source: str | None = None
-    """A Hugging Face model folder, or a name on the Hub."""
-    shape: dict[str, Any] | None = None
-    """The source's config (as in config.json), for planning without its files."""
-    target: Target | None = None
-    """The shape to prune to; absent where nothing is pruned."""
-
-    @model_validator(mode="after")
-    def _has_origin(self) -> Self:
-        if self.source is None and self.shape is None:
-            raise ValueError("name a model in `source` (a folder or a Hub name)")
-        return self
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
+"""Kernels that compute in half precision only."""
 
 
 class Domain(Section):
@@ -181,6 +146,15 @@ class Phase(Section):
     """Largest global gradient norm."""
 
 
+class Stop(Section):
+    """When mask learning ends before its last step; the model is then cut as it is."""
+
+    similarity: Share = 0.98
+    """Share of the parts on which a plan must agree with the one before, in every granularity."""
+    evaluations: PositiveInt = 3
+    """Evaluations in a row that must find it so, all after the sparsity warm-up."""
+
+
 class Prune(Phase):
     """The pruning phase (paper, section 2.1)."""
 
@@ -195,6 +169,30 @@ class Prune(Phase):
     """Parts of the global batch with mask noise of their own."""
     sparsity_warmup: Fraction = 0.2
     """Share of the steps over which the target sparsity rises from 0 to its final value."""
+    initial_masks: Literal["noise", "taylor"] = "noise"
+    """What orders the masks at first: nothing, or the Taylor importance of their parts."""
+    calibration_batches: PositiveInt = 8
+    """Global batches over which that importance is measured."""
+    stop: Stop | None = None
+    """End early once the plan is stable (`{}` for the values below); absent: after `steps`."""
+
+    @property
+    def sparsity_warmup_steps(self) -> float:
+        """Steps over which the target sparsity rises."""
+        return self.sparsity_warmup * self.steps
+
+    @model_validator(mode="after")
+    def _can_stop(self) -> Self:
+        if self.stop is not None:
+            times = range(0, self.steps, self.evaluate_every)
+            most = sum(step >= self.sparsity_warmup_steps for step in times) - 1
+            if self.stop.evaluations > most:
+                raise ValueError(
+                    f"stop.evaluations ({self.stop.evaluations}) could never be met: there are "
+                    f"{len(times)} evaluations before the last step, and after the sparsity "
+                    f"warm-up {max(most, 0)} that follow another"
+                )
+        return self
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> Self:
@@ -237,10 +235,23 @@ class Training(Section):
     """Compile the model with torch.compile."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    attention: Attention | None = None
+    """Kernel of the attention; absent: what Transformers takes for the model (mostly sdpa)."""
+    liger: bool = False
+    """Use Liger's fused kernels (package liger-kernel, on a GPU)."""
     log_every: PositiveInt = 10
     """Steps between two lines of kind `step` in metrics.jsonl."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
+
+    @model_validator(mode="after")
+    def _attention_takes_the_precision(self) -> Self:
+        if self.precision == "fp32" and self.attention in FLASH_ATTENTION:
+            raise ValueError(
+                f"attention: {self.attention} has no float32 arithmetic; write precision: bf16, "
+                "or attention: sdpa"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -268,12 +279,13 @@ class Recipe(Section):
     def _phases_fit(self) -> Self:
         if self.prune is None and self.pretrain is None:
             raise ValueError("name at least one phase: `prune: {steps: ...}` or `pretrain: {...}`")
-        if self.prune is not None and self.model.target is None:
+        if self.prune is not None and not self.model.is_pruned:
             raise ValueError("model.target: needed where there is a prune phase; write the shape")
-        if self.prune is None and self.model.target is not None:
+        if self.prune is None and self.model.is_pruned:
+            given = "target" if self.model.targets is None else "targets"
             raise ValueError(
-                "prune: missing although model.target is given; write `prune: {steps: ...}` "
-                "or leave model.target out"
+                f"prune: missing although model.{given} is given; write `prune: {{steps: ...}}` "
+                f"or leave model.{given} out"
             )
         self.scheduling.check(self.data.domains)
         return self

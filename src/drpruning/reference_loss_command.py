@@ -92,7 +92,7 @@ def _reference_losses(
             return found
         measured = found.models
     if not {model.path for model in measured} >= set(models.models):
-        check_reference_models(models, str(run.recipe.model.source))
+        check_reference_models(models, run.recipe.model.tokenizer_source)
     return measure_reference_losses(
         models, run.recipe, run.data, run.accelerator, run.reporter, parameters, measured
     )

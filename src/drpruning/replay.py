@@ -14,7 +14,6 @@ from typing import Any
 
 from drpruning.console import Reporter, Task
 from drpruning.errors import BadInput
-from drpruning.planning import RECIPE_FILE
 from drpruning.recipe import Recipe, ReferenceModels, Scheduling, load_recipe
 from drpruning.report import (
     EvalPoint,
@@ -24,6 +23,7 @@ from drpruning.report import (
     load_evaluation,
     load_phases,
 )
+from drpruning.run_folder import RECIPE_FILE
 from drpruning.scheduling import POLICY_NAMES, Decision, Policy, policy_settings
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses, phase_policy
 from drpruning.yaml_text import parse_yaml

@@ -18,7 +18,6 @@ from drpruning.data import PreparedData, prepare, tokenizer_digest
 from drpruning.errors import BadInput
 from drpruning.json_text import dumps
 from drpruning.planning import (
-    RECIPE_FILE,
     domain_sources,
     plan_domains,
     plan_run,
@@ -27,6 +26,7 @@ from drpruning.planning import (
 from drpruning.recipe import Recipe, parse_recipe, read_values
 from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
+from drpruning.run_folder import RECIPE_FILE
 from drpruning.source_model import source_config, source_shape
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
 from drpruning.whole_file import write_whole
@@ -53,6 +53,14 @@ class Run:
     """A recipe together with its folder."""
 
     recipe: Recipe
+
+    def __post_init__(self) -> None:
+        if self.recipe.model.targets is not None:
+            one = next(iter(self.recipe.model.targets))
+            raise BadInput(
+                f"model.targets: each target has a run of its own; name one, such as "
+                f"{self.folder / one}"
+            )
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -105,9 +113,10 @@ class Run:
         plan = plan_run(self.recipe)
         if plan.problems:
             raise BadInput("\n".join(plan.problems))
+        self.recipe = plan.recipe
         if self.recipe.model.source is None:
             raise BadInput("model.source: missing; a shape alone can be planned, not trained")
-        # Every rank has checked the folder once the accelerator is there; then one writes.
+        self.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
             yield self
@@ -179,7 +188,7 @@ class Run:
                 try:
                     prepare(
                         domain_sources(recipe),
-                        tokenizer=str(recipe.model.source),
+                        tokenizer=recipe.model.tokenizer_source,
                         vocab_size=source_shape(recipe, source_config(recipe)).vocab_size,
                         sequence_length=recipe.data.sequence_length,
                         validation_blocks=recipe.data.validation_blocks,

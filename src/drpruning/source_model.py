@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.errors import BadInput
-from drpruning.pruning import ModelShape
-from drpruning.recipe import Recipe
+from drpruning.pruning import ModelShape, Proposal, propose_shapes
+from drpruning.recipe import Recipe, Target
+from drpruning.recipe_model import DIMENSIONS
 
 SOURCE = "model.source"
 """The field that names the source model."""
+PROPOSALS = 5
+"""Shapes that are shown for a parameter budget."""
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
 
@@ -35,12 +38,84 @@ def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
 def final_shape(recipe: Recipe) -> ModelShape:
     """Shape of the model at the end of the run: the target's, or the source's without pruning.
 
+    The recipe's target must be resolved.
+
     Raises:
         BadInput: The source cannot be used, or not be pruned to that target.
     """
     shape = source_shape(recipe, source_config(recipe))
     target = recipe.model.target
     return shape if target is None else shape.pruned_to(**target.dimensions())
+
+
+def resolve_target(
+    target: Target, source: ModelShape, chosen: Target | None, field: str
+) -> tuple[Target, list[Proposal]]:
+    """A target with every dimension written out.
+
+    Args:
+        target: As the recipe has it.
+        source: The model to be pruned.
+        chosen: What was made of it when the run began: that stands, whatever `params` would give
+            today.
+        field: The field of the recipe that it is, for the message.
+
+    Returns:
+        The target, which still says what it was made from, and the shapes that were proposed for
+        its budget, the first of which it is; none where there was nothing to search.
+
+    Raises:
+        BadInput: The model that it should be like is none that can be used, or of a shape that the
+            source cannot have; or no shape is near the budget.
+    """
+    if target.is_resolved:
+        return target, []
+    asked = target.model_dump(exclude_none=True)
+    if chosen is not None and chosen.is_resolved and asked.items() <= chosen.model_dump().items():
+        return chosen, []
+    if target.like is not None:
+        shape, proposals = _shape_like(target.like, target, source, field), []
+    else:
+        try:
+            proposals = propose_shapes(source, target.params or 0, PROPOSALS, **target.dimensions())
+        except BadInput as error:
+            raise BadInput(f"{field}.params: {error}") from None
+        shape = proposals[0].shape
+    return target.model_copy(update={name: getattr(shape, name) for name in DIMENSIONS}), proposals
+
+
+def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> ModelShape:
+    """The source with the dimensions of another model, but for those that the target names."""
+    path = Path(name)
+    remedy = "give a folder, a config.json, or dimensions"
+    config = None if path.is_file() else read_config(name, field, remedy)
+    try:
+        model = ModelShape.of(config or path)
+    except BadInput as error:
+        raise BadInput(f"{field}: {name}: {error}") from None
+    wanted = {n: getattr(model, n) for n in DIMENSIONS} | target.dimensions()
+    heads = {"num_heads", "num_kv_heads"}
+    if named := heads & target.dimensions().keys():
+        wanted = {n: size for n, size in wanted.items() if n not in heads - named}
+    elif model.head_dim != source.head_dim:
+        count = min(source.num_heads, max(1, model.num_heads * model.head_dim // source.head_dim))
+        raise BadInput(
+            f"{field}: the heads of {name} have size {model.head_dim} and the source's "
+            f"{source.head_dim}, which pruning leaves alone; name their number: "
+            f"{{like: {name}, num_heads: {count}}}"
+        )
+    larger = {n: s for n, s in wanted.items() if s > getattr(source, n)}
+    if larger:
+        there = ", ".join(f"{n} {size} of {getattr(source, n)}" for n, size in larger.items())
+        beside = ", ".join(f"{n}: {getattr(source, n)}" for n in larger)
+        raise BadInput(
+            f"{field}: {name} is larger than the source ({there}); name at most the source's: "
+            f"{{like: {name}, {beside}}}"
+        )
+    try:
+        return source.pruned_to(**wanted)
+    except BadInput as error:
+        raise BadInput(f"{field}: {name}: {error}") from None
 
 
 def source_config(recipe: Recipe) -> dict[str, Any]:
@@ -159,7 +234,9 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
     tied = shape.tied_embeddings
     table = shape.family.full_table(shape.num_layers, shape.switches, tied=tied)
     sizes = shape.axis_sizes()
-    for parameter, axes in table.items():
+    family = shape.family
+    for name_here, axes in table.items():
+        parameter = family.file_names.get(name_here, name_here)
         expected = [sizes[axis] for axis in axes]
         if parameter not in found:
             raise BadInput(f"{field}: {folder} has no weights for {parameter}")
@@ -168,9 +245,10 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
                 f"{field}: {parameter} has shape {found[parameter]} in {folder}, where its "
                 f"config.json says {expected}"
             )
-    head = f"{shape.family.output}.weight"
-    allowed = {*table, head} if tied else {*table}
-    if odd := [n for n in found if n not in allowed and not n.endswith("rotary_emb.inv_freq")]:
+    head = f"{family.output}.weight"
+    allowed = {family.file_names.get(name_here, name_here) for name_here in (*table, head)}
+    odd = [n for n in found if n not in allowed and not n.endswith(family.ignored_weights)]
+    if odd:
         raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
 
 

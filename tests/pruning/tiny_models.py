@@ -69,7 +69,7 @@ def tiny(
         "pad_token_id": None,
         "eos_token_id": None,
     }
-    sizes |= {} if plain else PECULIAR[family]
+    sizes |= {} if plain else PECULIAR.get(family, {})
     if family == "gpt_neox":
         del sizes["num_key_value_heads"]
     architecture = getattr(transformers, FAMILIES[family].architecture)

@@ -86,7 +86,7 @@ def test_metrics_hold_every_decision(recipe_values: dict[str, Any]) -> None:
                 wanted[name] += before["ratio"][name] * blocks
         assert all(abs(given[name] - wanted[name]) < 1 + 1e-6 for name in given)
     ends = [r for r in records if r["kind"] == "step" and r["phase"] == "prune"]
-    assert set(ends[-1]["sparsity"]) == {"layer", "hidden", "head", "intermediate"}
+    assert set(ends[-1]["sparsity"]) == {"layer", "hidden", "group", "intermediate"}
     assert ends[-1]["target_sparsity"]["hidden"] == pytest.approx(0.5)
 
 

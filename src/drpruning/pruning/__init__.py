@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from drpruning.pruning.budget import Proposal, propose_shapes
     from drpruning.pruning.families import FAMILIES, Family
+    from drpruning.pruning.importance import initialise_masks, taylor_importance
     from drpruning.pruning.masked_model import ExportError, MaskedModel, attach_masks
     from drpruning.pruning.plan import PruningPlan
     from drpruning.pruning.shapes import ModelShape
@@ -18,9 +20,13 @@ _MODULES = {
     "FAMILIES": "families",
     "Family": "families",
     "ModelShape": "shapes",
+    "Proposal": "budget",
+    "propose_shapes": "budget",
     "PruningPlan": "plan",
     "apply_plan": "surgery",
     "attach_masks": "masked_model",
+    "initialise_masks": "importance",
+    "taylor_importance": "importance",
     "ExportError": "masked_model",
     "MaskedModel": "masked_model",
 }
@@ -31,9 +37,13 @@ __all__ = [
     "Family",
     "MaskedModel",
     "ModelShape",
+    "Proposal",
     "PruningPlan",
     "apply_plan",
     "attach_masks",
+    "initialise_masks",
+    "propose_shapes",
+    "taylor_importance",
 ]
 
 

@@ -318,7 +318,7 @@ _FAMILIES = (
     ),
 )
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _FAMILIES}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 """`model_type` -> family, for every family that can be pruned."""
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from drpruning.errors import BadInput
 from drpruning.pruning.families import STACKED, Axis
@@ -115,18 +115,20 @@ class PruningPlan:
         mine, theirs, sizes = self._survivors(), other._survivors(), self._part_counts()
         cut = self._cut() | other._cut()
         return {
-            name: 1 - len(mine[name] ^ theirs[name]) / sizes[name]
+            name: 1 - _disagreements(mine[name], theirs[name]) / sizes[name]
             for name in GRANULARITIES
             if name in cut
         }
 
-    def _survivors(self) -> dict[str, set[Any]]:
-        def within(rows: Sequence[Indices]) -> set[Any]:
-            return {(layer, i) for layer, row in zip(self.layers, rows, strict=True) for i in row}
+    def _survivors(self) -> dict[str, dict[int, set[int]]]:
+        """Granularity -> kept layer -> the indices that stay; layer 0 for the whole model."""
+
+        def within(rows: Sequence[Indices]) -> dict[int, set[int]]:
+            return dict(zip(self.layers, map(set, rows), strict=True))
 
         return {
-            "layer": set(self.layers),
-            "hidden": set(self.hidden),
+            "layer": {0: set(self.layers)},
+            "hidden": {0: set(self.hidden)},
             "group": within(self.kv_groups),
             "head": within(self.heads),
             "intermediate": within(self.intermediate),
@@ -222,15 +224,18 @@ class PruningPlan:
             lines.append(f"  {name:<18} {old:>6} -> {new:<6} {new / old:.0%} stay")
         removed = sorted(set(range(source.num_layers)) - set(self.layers))
         lines.append(f"  layers removed: {', '.join(map(str, removed)) or 'none'}")
-        if target.num_heads < source.num_heads:
-            for layer, heads in zip(self.layers, self.heads, strict=True):
-                lines.append(f"  layer {layer} keeps heads {_ranges(heads)}")
         return "\n".join(lines)
 
 
 def _blocks(indices: Indices, width: int) -> Indices:
     """What the given blocks of this width cover."""
     return tuple(index * width + offset for index in indices for offset in range(width))
+
+
+def _disagreements(one: dict[int, set[int]], other: dict[int, set[int]]) -> int:
+    nothing: set[int] = set()
+    layers = one.keys() | other.keys()
+    return sum(len(one.get(i, nothing) ^ other.get(i, nothing)) for i in layers)
 
 
 def _check(name: str, indices: Indices, size: int, count: int) -> None:
@@ -252,16 +257,6 @@ def _from_hex(text: object) -> Indices:
         raise BadInput(f"a bit mask in the plan must be a hexadecimal string, not {text!r}")
     bits = format(int(text, 16), "b")
     return tuple(index for index, bit in enumerate(reversed(bits)) if bit == "1")
-
-
-def _ranges(indices: Indices) -> str:
-    parts: list[list[int]] = []
-    for index in indices:
-        if parts and index == parts[-1][-1] + 1:
-            parts[-1][1:] = [index]
-        else:
-            parts.append([index])
-    return " ".join("-".join(map(str, part)) for part in parts)
 
 
 def _pairs(differences: dict[str, tuple[object, object]]) -> str:

@@ -288,6 +288,8 @@ def _facts(phase: PhaseRecord) -> list[str]:
         )
         if phase.end is None:
             facts.append(f"not complete: last record at step {phase.last_step:,}")
+        elif phase.end.stopped:
+            facts.append(f"ended at step {phase.last_step:,}: {phase.end.stopped}")
     facts.append(f"{len(phase.evals)} evaluations")
     facts.append(f"{duration(phase.seconds)} in all")
     for name, seconds in (

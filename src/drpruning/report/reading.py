@@ -286,7 +286,8 @@ def _add_record(phase: PhaseRecord, fields: _Fields) -> None:
             )
         )
     elif kind == "end":
-        phase.end = End(total_seconds=fields.number("total_seconds"))
+        stopped = "" if fields.raw.get("stopped") is None else fields.text("stopped")
+        phase.end = End(total_seconds=fields.number("total_seconds"), stopped=stopped)
 
 
 def _read_explanation(fields: _Fields) -> Explanation:

@@ -102,9 +102,10 @@ class EvalPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """A phase is complete (``kind: end``)."""
+    """A phase is complete (``kind: end``); `stopped` says why before its last step, or nothing."""
 
     total_seconds: float
+    stopped: str
 
 
 @dataclass

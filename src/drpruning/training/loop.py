@@ -90,6 +90,7 @@ class Loop:
         self.resumed_at: float | None = None
         self.ratio = dict(policy.ratio)
         self.segment: Segment | None = None
+        self.stopped: str | None = None
         self.sums: dict[str, float | Tensor] = {}
         self.seconds = {"training": 0.0, "logged": 0.0, "total": 0.0}
 
@@ -122,6 +123,9 @@ class Loop:
         """The module that synchronises gradients across ranks."""
         return self.model
 
+    def start_afresh(self) -> None:
+        """Called before step 0, not where a checkpoint is gone on from."""
+
     def prepare_step(self) -> None:
         """Called before a step."""
 
@@ -145,7 +149,7 @@ class Loop:
         return self.parameter_count()
 
     def after_evaluation(self) -> None:
-        """Called when an evaluation has been logged."""
+        """Called when an evaluation has been logged; `self.stopped` may be given a reason now."""
 
     def extra_state(self) -> dict[str, Any]:
         """What this phase adds to a checkpoint."""
@@ -157,7 +161,7 @@ class Loop:
     # The loop.
 
     def run(self) -> None:
-        """Train to the last step, from the newest checkpoint if there is one.
+        """Train to the last step or until `stopped`, from the newest checkpoint if there is one.
 
         Raises:
             Interrupted: A signal asked to stop; the state is saved.
@@ -170,13 +174,14 @@ class Loop:
                 if self.evaluated < self.step and self.step == self._segment_end():
                     self._evaluate(task)
                 self.seconds["total"] = time.monotonic() - start
-                stop = self._agree_to_stop(guard)
-                due = self.step % self.training.checkpoint.every_steps == 0 or self.step == total
+                stop = self.on_any_rank(guard.requested)
+                done = self.step == total or self.stopped is not None
+                due = self.step % self.training.checkpoint.every_steps == 0 or done
                 if (due or stop) and self.step > self.saved:
                     self._save()
                 if stop:
                     raise Interrupted
-                if self.step == total:
+                if done:
                     break
                 self._train_step()
                 if self.step % self.training.log_every == 0 or self.step == total:
@@ -185,46 +190,52 @@ class Loop:
                     task.update(self.step)
         if self.accelerator.is_main_process:
             seconds, tokens = self.seconds["total"], self._tokens()
-            self.metrics.record("end", self.step, total_seconds=seconds, tokens=tokens)
+            self.metrics.record(
+                "end", self.step, total_seconds=seconds, tokens=tokens, stopped=self.stopped
+            )
 
     def _begin(self) -> None:
         checkpoints = list_checkpoints(self.folder / "checkpoints", self.phase)
         if checkpoints:
             self._load(checkpoints[-1])
             self.reporter.line(f"{self.phase}: going on from step {self.step}")
-        elif self.accelerator.is_main_process:
-            self.metrics.forget_phase()
-            self.metrics.record(
-                "start",
-                0,
-                total_steps=self.settings.steps,
-                global_batch=self.settings.global_batch,
-                sequence_length=self.data.sequence_length,
-                parameters=self.parameter_count(),
-                final_parameters=self.final_parameter_count(),
-                versions=provenance.versions(),
-                commit=provenance.commit(),
-            )
+        else:
+            self.start_afresh()
+            if self.accelerator.is_main_process:
+                self._record_start()
         self.accelerator.wait_for_everyone()
 
-    def _agree_to_stop(self, guard: InterruptGuard) -> bool:
-        """Whether a signal reached any rank; every rank gets the same answer."""
+    def _record_start(self) -> None:
+        self.metrics.forget_phase()
+        self.metrics.record(
+            "start",
+            0,
+            total_steps=self.settings.steps,
+            global_batch=self.settings.global_batch,
+            sequence_length=self.data.sequence_length,
+            parameters=self.parameter_count(),
+            final_parameters=self.final_parameter_count(),
+            versions=provenance.versions(),
+            commit=provenance.commit(),
+        )
+
+    def on_any_rank(self, here: bool) -> bool:  # noqa: FBT001 - an answer, not an option
+        """Whether it is so on any rank; every rank gets the same answer."""
         if self.accelerator.num_processes == 1:
-            return guard.requested
-        flag = torch.tensor(float(guard.requested), device=self.device)
+            return here
+        flag = torch.tensor(float(here), device=self.device)
         return bool(self.accelerator.reduce(flag).item())
 
     def _segment_end(self) -> int:
         return 0 if self.segment is None else self.evaluated + self.segment.steps
 
-    def _batch(self) -> Tensor:
-        """This rank's view of the step's global batch [B, T]; rows of other ranks are not read."""
-        assert self.segment is not None  # noqa: S101 - planned by the evaluation before
-        domains, ids = self.segment.batch(self.step - self.evaluated)
+    def own_blocks(self, segment: Segment, index: int) -> Tensor:
+        """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
+        domains, ids = segment.batch(index)
         rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
         blocks = np.empty((len(ids), self.data.sequence_length), dtype=np.int64)
-        for index, name in enumerate(self.data.domains):
-            here = np.flatnonzero(domains == index)
+        for number, name in enumerate(self.data.domains):
+            here = np.flatnonzero(domains == number)
             here = here[(here >= rows.start) & (here < rows.stop)]
             if len(here):
                 blocks[here] = self.data.domains[name].train[ids[here]]
@@ -233,7 +244,8 @@ class Loop:
     def _train_step(self) -> None:
         if self.resumed_at is None:
             self.resumed_at = time.monotonic()
-        batch_BT = self._batch()
+        assert self.segment is not None  # noqa: S101 - planned by the evaluation before
+        batch_BT = self.own_blocks(self.segment, self.step - self.evaluated)
         torch.manual_seed(step_seed(self.training.seed, self.step, self.accelerator.process_index))
         self.prepare_step()
         self.trained().train()
@@ -362,6 +374,7 @@ class Loop:
             "policy": self.policy.state_dict(),
             "mixture": self.mixture.state_dict(),
             "segment_steps": self.segment.steps if self.segment else None,
+            "stopped": self.stopped,
             "sums": {name: float(value) for name, value in self.sums.items()},
             "seconds": self.seconds,
             "metrics_bytes": self.metrics.size(),
@@ -381,7 +394,7 @@ class Loop:
     def _load(self, path: Path) -> None:
         state = load_checkpoint(path, self.parameters, self.optimizer)
         self.step = self.saved = state["step"]
-        self.evaluated = state["evaluated"]
+        self.evaluated, self.stopped = state["evaluated"], state["stopped"]
         self.ratio, self.sums, self.seconds = state["ratio"], state["sums"], state["seconds"]
         try:
             self.policy.load_state_dict(state["policy"])

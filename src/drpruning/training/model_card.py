@@ -3,7 +3,7 @@
 from typing import Literal
 
 from drpruning import __version__
-from drpruning.pruning import ModelShape
+from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Recipe
 
 _WHAT = {
@@ -23,6 +23,41 @@ def model_card(recipe: Recipe, shape: ModelShape, stage: Literal["pruned", "mode
     source = recipe.model.source
     origin = f"a smaller model cut out of {source}" if recipe.prune else str(source)
     what = _WHAT[stage].format(source=source, origin=origin, policy=recipe.scheduling.policy)
+    shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
+    phases = "\n".join(
+        f"- {name}: {p.steps} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
+        for name, p in recipe.phases.items()
+        if stage == "model" or name == "prune"
+    )
+    how = f"""Training:
+{phases}
+
+Initial data ratio:
+
+| domain | share |
+|---|---|
+{shares}"""
+    return _card(str(source), what, shape, how)
+
+
+def cut_model_card(source: str, plan: PruningPlan) -> str:
+    """Markdown for a model that was cut by a plan alone, as `model_card`.
+
+    Args:
+        source: The model that was cut.
+        plan: What stayed.
+    """
+    what = (
+        f"Cut out of {source} by a pruning plan, the weights as they were; it has not been trained "
+        "since the cut."
+    )
+    layers = ", ".join(map(str, plan.layers))
+    how = f"""Of {plan.source.num_layers} layers these stayed, counted from 0: {layers}.
+`plan.json` says what else did; `drprune show-plan` on this folder draws it."""
+    return _card(source, what, plan.target, how)
+
+
+def _card(source: str, what: str, shape: ModelShape, how: str) -> str:
     dimensions = [
         ("layers", shape.num_layers),
         ("hidden size", shape.hidden_size),
@@ -34,19 +69,13 @@ def model_card(recipe: Recipe, shape: ModelShape, stage: Literal["pruned", "mode
         ("parameters", f"{shape.num_parameters():,}"),
     ]
     rows = "\n".join(f"| {name} | {value} |" for name, value in dimensions)
-    shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
-    phases = "\n".join(
-        f"- {name}: {p.steps} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
-        for name, p in recipe.phases.items()
-        if stage == "model" or name == "prune"
-    )
     return f"""---
 library_name: transformers
 base_model: {source}
 tags: [pruning, drpruning]
 ---
 
-# {what.split(",")[0].rstrip(".")}
+# {what.split(",", maxsplit=1)[0].rstrip(".")}
 
 {what}
 
@@ -61,14 +90,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 |---|---|
 {rows}
 
-Training:
-{phases}
-
-Initial data ratio:
-
-| domain | share |
-|---|---|
-{shares}
+{how}
 
 Made with drpruning {__version__}.
 """

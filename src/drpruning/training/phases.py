@@ -13,29 +13,33 @@ from drpruning.console import Reporter
 from drpruning.data import Mixture, PreparedData
 from drpruning.errors import BadInput
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
-from drpruning.recipe import Phase, Recipe
+from drpruning.recipe import Phase, Recipe, Training
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import publish, remove_checkpoints
+from drpruning.training.kernels import use_default_attention, use_kernels
 from drpruning.training.loop import Loop, Setting
 from drpruning.training.model_card import model_card
 from drpruning.training.policy import phase_policy
 from drpruning.training.pruning_loop import PruningLoop
+from drpruning.training.stopping import LARGEST_DEVIATION
 from drpruning.whole_file import write_whole
 
 SCHEDULE_VERSION = 1
-LARGEST_DEVIATION = 0.05
-"""Distance of a layer's sparsity from its target at which the cut is worth a warning."""
 
 
-def load_model(source: str, field: str = "model.source") -> nn.Module:
+def load_model(
+    source: str, field: str = "model.source", training: Training | None = None
+) -> nn.Module:
     """A causal language model with float32 weights, from safetensors only, without remote code.
 
     Args:
         source: A folder, or a name on the Hub.
         field: What named it, for the message.
+        training: Names its kernels; absent: Transformers' own choice.
 
     Raises:
-        BadInput: It cannot be loaded, or its weights are not all there.
+        BadInput: It cannot be loaded, its weights are not all there, or it does not take the
+            kernels.
     """
     from transformers import AutoModelForCausalLM
 
@@ -55,6 +59,8 @@ def load_model(source: str, field: str = "model.source") -> nn.Module:
                 f"{field}: the weights in {source} are not those of its config.json "
                 f"({kind.replace('_', ' ')}: {', '.join(keys[:3])}); fetch it again"
             )
+    if training is not None:
+        use_kernels(model, training)
     loaded: nn.Module = model
     return loaded
 
@@ -95,7 +101,7 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
     folder = Path(recipe.output)
-    model = load_model(str(recipe.model.source))
+    model = load_model(str(recipe.model.source), training=recipe.training)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     masked = attach_masks(model, target, seed=recipe.training.seed)
     policy = phase_policy(recipe, recipe.prune, target.num_parameters())
@@ -104,12 +110,13 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     loop.run()
     if accelerator.is_main_process:
         masked.model = accelerator.unwrap_model(masked.model)
+        use_default_attention(masked.model)
         _warn_of_deviation(masked, reporter)
         exported = masked.export()
         plan = loop.write_outcome()
         _write_schedule(folder / "prune" / "schedule.json", loop)
         card = model_card(recipe, ModelShape.of(exported), stage="pruned")
-        save_model(exported, str(recipe.model.source), folder / "pruned", card)
+        save_model(exported, recipe.model.tokenizer_source, folder / "pruned", card)
         remove_checkpoints(folder / "checkpoints", "prune")
         reporter.line(str(plan))
         reporter.line(f"pruned model: {folder / 'pruned'}")
@@ -127,7 +134,7 @@ def pretrain(
     assert recipe.pretrain is not None  # noqa: S101
     folder = Path(recipe.output)
     source = str(folder / "pruned") if recipe.prune is not None else str(recipe.model.source)
-    model = load_model(source)
+    model = load_model(source, training=recipe.training)
     count = sum(p.numel() for p in model.parameters())
     policy = phase_policy(recipe, recipe.pretrain, count)
     mixture = _mixture(data, recipe, recipe.pretrain)
@@ -139,7 +146,8 @@ def pretrain(
     if accelerator.is_main_process:
         trained = accelerator.unwrap_model(loop.model)
         card = model_card(recipe, ModelShape.of(trained), stage="model")
-        save_model(trained, source, folder / "model", card)
+        tokenizer = source if recipe.prune is not None else recipe.model.tokenizer_source
+        save_model(trained, tokenizer, folder / "model", card)
         remove_checkpoints(folder / "checkpoints", "pretrain")
         reporter.line(f"trained model: {folder / 'model'}")
     accelerator.wait_for_everyone()

@@ -1,7 +1,7 @@
 """The pruning phase: masks, multipliers and weights are trained together."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from drpruning.data import Mixture
-from drpruning.pruning import MaskedModel, PruningPlan
-from drpruning.recipe import Prune
+from drpruning.pruning import MaskedModel, PruningPlan, initialise_masks, taylor_importance
+from drpruning.recipe import Prune, Stop
 from drpruning.scheduling import Policy
-from drpruning.training.loop import Loop, Setting
+from drpruning.training.loop import Loop, Setting, step_seed
 from drpruning.training.metrics import JsonLines
+from drpruning.training.stopping import is_settled, stop_reason
+from drpruning.training.validation import autocast
 
 
 class PruningLoop(Loop):
@@ -53,9 +55,34 @@ class PruningLoop(Loop):
         """The inner model."""
         return self.masked.model
 
+    def start_afresh(self) -> None:
+        """Order the masks by the importance of their parts, if the recipe says so."""
+        if self.masking.initial_masks == "noise":
+            return
+        batches = self.masking.calibration_batches
+        self.reporter.line(f"{self.phase}: importance of every part, over {batches} batches")
+        torch.manual_seed(step_seed(self.training.seed, 0, self.accelerator.process_index))
+        self.masked.train()
+        model, precision = self.synchronised(), self.training.precision
+        # Compiled for these shapes too, the steps would be compiled for varying ones.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, self.accelerator.no_sync(model), autocast(self.device, precision):
+            scores = taylor_importance(self.masked, self._calibration_sequences(batches))
+        scores = {name: self.accelerator.reduce(score) for name, score in scores.items()}
+        initialise_masks(self.masked, scores)
+
+    def _calibration_sequences(self, batches: int) -> Iterator[dict[str, Any]]:
+        """This rank's rows of the first batches in the initial ratio, one at a time."""
+        segment = self.mixture.plan_segment(self.ratio, batches)
+        with self.reporter.task("importance", batches) as task:
+            for index in range(batches):
+                task.update(index)
+                for block_T in self.own_blocks(segment, index):
+                    yield {"input_ids": block_T[None], "labels": block_T[None], "use_cache": False}
+
     def prepare_step(self) -> None:
         """Key the noise and set the scheduled sparsity (linear over the warm-up)."""
-        warmup = self.masking.sparsity_warmup * self.masking.steps
+        warmup = self.masking.sparsity_warmup_steps
         self.masked.set_step(self.step, min(1.0, self.step / warmup) if warmup else 1.0)
 
     def prepare_pass(self, part: int) -> None:
@@ -90,20 +117,38 @@ class PruningLoop(Loop):
         return float(self.masked.target.num_parameters())
 
     def after_evaluation(self) -> None:
-        """Keep the plan that would be cut now."""
+        """Keep the plan that would be cut now; stop where plans have long been the same."""
         if self.accelerator.is_main_process:
             self.plans.path.parent.mkdir(exist_ok=True)
             if self.step == 0:
                 self.plans.cut(0)
             plan = json.loads(self.masked.plan().to_json())
             self.plans.write({"step": self.step, "plan": plan})
+        stop = self.masking.stop
+        if stop and self.step < self.masking.steps and self.on_any_rank(self._is_settled(stop)):
+            self.stopped = stop_reason(stop)
+            self.reporter.line(f"prune: ends at step {self.step}: {self.stopped}")
+
+    def _is_settled(self, stop: Stop) -> bool:
+        """The main process, which has plans.jsonl, decides for all."""
+        if not self.accelerator.is_main_process:
+            return False
+        begin = self.masking.sparsity_warmup_steps
+        plans = [plan for step, plan in self._plans(stop.evaluations + 1) if step >= begin]
+        return is_settled(plans, self.masked.sparsity_deviation(), stop)
+
+    def _plans(self, latest: int | None = None) -> list[tuple[int, PruningPlan]]:
+        """Step and plan of every evaluation so far, or of the latest ones."""
+        records = self.plans.read()[-latest if latest else None :]
+        return [(r["step"], PruningPlan.from_json(json.dumps(r["plan"]))) for r in records]
 
     def extra_state(self) -> dict[str, Any]:
         """How much of plans.jsonl belongs to the checkpoint."""
         return {"plans_bytes": self.plans.size()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Cut plans.jsonl back."""
+        """Cut plans.jsonl back, and know which sparsity was scheduled."""
+        self.prepare_step()
         if self.accelerator.is_main_process:
             self.plans.cut(state["plans_bytes"])
 
@@ -114,10 +159,10 @@ class PruningLoop(Loop):
         plan.save(folder / "plan.json")
         masks = {n: t.detach().cpu() for n, t in self.masked.masks.state_dict().items()}
         save_file(masks, folder / "masks.safetensors")
-        rows = []
-        for record in self.plans.read():
-            earlier = PruningPlan.from_json(json.dumps(record["plan"]))
-            rows.append({"step": record["step"], "similarity": earlier.similarity(plan)})
+        rows: list[dict[str, Any]] = [
+            {"step": step, "similarity": earlier.similarity(plan)}
+            for step, earlier in self._plans()
+        ]
         names = list(rows[-1]["similarity"])
         outcome = {"granularities": names, "rows": rows}
         (folder / "similarity.json").write_text(json.dumps(outcome))

@@ -1,0 +1,111 @@
+"""`drprune apply-plan`: cut a checkpoint by a plan, from model folder to model folder."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drpruning.console import Reporter
+from drpruning.errors import BadInput
+from drpruning.plan_comparison import PLAN_FILE, find_plan
+from drpruning.pruning import ModelShape, PruningPlan, apply_plan
+from drpruning.source_model import check_tokenizer, check_weights, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MODEL, _OUTPUT = "MODEL", "OUTPUT"
+
+
+def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | None = None) -> None:
+    """Cut a model by a plan and write it with tokenizer, model card and the plan itself.
+
+    Weights are cut, not rescaled, and keep the checkpoint's own type. Everything that can be
+    checked is checked before weights are loaded; `output` appears whole or not at all.
+
+    Args:
+        plan_file: Where the plan is, see `drpruning.plan_comparison.find_plan`.
+        model: A folder, or a name on the Hub, with safetensors weights.
+        output: The folder to write; absent or empty.
+        reporter: Says what was done; default: on standard output.
+
+    Raises:
+        BadInput: No plan, a model that is not the plan's source or cannot be loaded, or an output
+            that is not empty or cannot be written.
+    """
+    plan = find_plan(plan_file)
+    _check_output(output)
+    _check_source(plan, model)
+    from safetensors import SafetensorError
+
+    from drpruning.run import quiet_libraries
+    from drpruning.training.model_card import cut_model_card
+    from drpruning.training.phases import save_model
+
+    quiet_libraries()
+    place = output.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as staging:
+            cut = apply_plan(_load(model), plan)
+            folder = Path(staging) / place.name
+            save_model(cut, model, folder, cut_model_card(model, plan))
+            plan.save(folder / PLAN_FILE)
+            folder.rename(place)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise BadInput(f"{_OUTPUT}: {output} cannot be written: {reason}") from None
+    before, after = plan.source.num_parameters(), plan.target.num_parameters()
+    dtype = str(cut.dtype).removeprefix("torch.")
+    (reporter or Reporter()).line(f"{before:,} -> {after:,} parameters ({dtype}): {output}")
+
+
+def _check_output(output: Path) -> None:
+    try:
+        taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+    except OSError as error:
+        raise BadInput(f"{_OUTPUT}: {output}: {error.strerror}; name another folder") from None
+    if taken:
+        raise BadInput(f"{_OUTPUT}: {output} is there and not empty; name a new folder")
+
+
+def _check_source(plan: PruningPlan, model: str) -> None:
+    """Refuse a model that is not the plan's source, from its small files and headers."""
+    try:
+        shape = ModelShape.of(read_config(model, _MODEL))
+    except BadInput as error:
+        message = str(error)
+        raise BadInput(
+            message if message.startswith(_MODEL) else f"{_MODEL}: {model}: {message}"
+        ) from None
+    if differences := shape.differences(plan.source):
+        told = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
+        raise BadInput(
+            f"{_MODEL}: the plan was made for another model than {model}, which has {told}"
+        )
+    check_tokenizer(model, shape, _MODEL)
+    check_weights(model, shape, _MODEL)
+
+
+def _load(model: str) -> "PreTrainedModel":
+    """The model in its own type, from safetensors only, without remote code."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            model, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"{_MODEL}: {model} cannot be loaded as a causal language model with safetensors "
+            f"weights: {reason}"
+        ) from None
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    if odd := sorted(str(key) for kind in kinds for key in info[kind]):
+        raise BadInput(
+            f"{_MODEL}: the weights in {model} are not those of its config.json "
+            f"({', '.join(odd[:3])}); fetch it again"
+        )
+    plain: PreTrainedModel = loaded
+    return plain
