@@ -7,6 +7,7 @@ from tiny_models import CASES, TARGETS, TOKENS, VARIANTS, masked, targets_of, ti
 from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape, attach_masks
 from drpruning.pruning.gating import GatedWeight
+from drpruning.pruning.masks import INITIAL_PENALTY
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 cases = pytest.mark.parametrize(("variant", "target"), CASES.values(), ids=CASES)
@@ -238,6 +239,24 @@ def test_layers_compile_without_a_break_and_compute_the_same(variant):
         assert torch.allclose(grad, found[name], atol=1e-4), name
 
 
+def test_no_step_after_the_first_ones_compiles_again():
+    torch.compiler.reset()
+    wrapped = masked(tiny("gemma2", kv_heads=2), **targets_of(VARIANTS["gemma2-grouped"])["all"])
+    wrapped.model.compile(backend="eager", fullgraph=True)
+
+    def work(part):
+        gradients(wrapped.train(), part=part)
+        with torch.no_grad():
+            wrapped.eval()(input_ids=TOKENS, labels=TOKENS)
+
+    work(0)
+    work(1)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for part in (2, 3):
+            work(part)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
 def test_embedding_is_masked_in_training():
     wrapped = masked(tiny(), random_masks=False, hidden_size=12).train()
     with torch.no_grad():
@@ -307,7 +326,12 @@ def test_scheduled_sparsity_follows_the_warm_up():
 def test_lagrangian_is_equation_1():
     wrapped = masked(tiny(), **TARGETS["all"])
     wrapped.set_step(0, 0.5)
-    assert wrapped.lagrangian() == 0
+    deviations = [
+        1 - scores.mean(-1) - wrapped.target_sparsity()[name]
+        for name, scores in wrapped.masks.expected_scores().items()
+    ]
+    penalty = sum(INITIAL_PENALTY * d.square().mean().item() for d in deviations)
+    assert wrapped.lagrangian().item() == pytest.approx(penalty, rel=1e-4)
     expected = 0.0
     for name, scores in wrapped.masks.expected_scores().items():
         with torch.no_grad():

@@ -3,7 +3,6 @@
 import copy
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any
@@ -30,7 +29,7 @@ def bound_norm(norm: nn.Module, hidden: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def liger(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def liger(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Stands for Liger: it binds other forward methods to the norms of an instance."""
 
     def apply(model: LlamaForCausalLM) -> None:
@@ -46,7 +45,7 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, patch.__name__, patch)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    yield patch
+    return patch
 
 
 def variant(values: dict[str, Any], name: str, **training: Any) -> Path:
@@ -125,7 +124,8 @@ def test_recipe_refuses_attention_that_cannot_work(
         parse_recipe(recipe_values)
 
 
-def test_masks_act_through_fused_norms(liger: ModuleType, model_folder: Path) -> None:
+@pytest.mark.usefixtures("liger")
+def test_masks_act_through_fused_norms(model_folder: Path) -> None:
     outputs = []
     for fused in (False, True):
         model = load_model(str(model_folder), training=Training(liger=fused))
@@ -146,8 +146,9 @@ def test_masks_act_through_fused_norms(liger: ModuleType, model_folder: Path) ->
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.usefixtures("liger")
 def test_run_with_fused_kernels_has_the_losses_of_the_plain_one(
-    liger: ModuleType, recipe_values: dict[str, Any]
+    recipe_values: dict[str, Any],
 ) -> None:
     folders = [variant(recipe_values, f"run-{fused}", liger=fused) for fused in (False, True)]
     plain, fused = map(losses, folders)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from drpruning.errors import BadInput
 from drpruning.pruning.attachment import Attachment, attach, plain_name
-from drpruning.pruning.masks import Masks, Mode
+from drpruning.pruning.masks import INITIAL_PENALTY, Masks, Mode
 from drpruning.pruning.plan import PruningPlan
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
 from drpruning.pruning.surgery import build_model, check_model, slice_parameters
@@ -254,7 +254,12 @@ class MaskedModel(nn.Module):
                 buffer.data = value
 
 
-def attach_masks(model: "PreTrainedModel", target: ModelShape, seed: int = 0) -> MaskedModel:
+def attach_masks(
+    model: "PreTrainedModel",
+    target: ModelShape,
+    seed: int = 0,
+    initial_penalty: float = INITIAL_PENALTY,
+) -> MaskedModel:
     """Attach masks to a model, in place: its gated weights become parametrized.
 
     Args:
@@ -262,6 +267,7 @@ def attach_masks(model: "PreTrainedModel", target: ModelShape, seed: int = 0) ->
             then its masks are on the CPU and it can be planned.
         target: shape to prune to, see `ModelShape.pruned_to`.
         seed: of the initial masks and of all mask noise.
+        initial_penalty: quadratic multipliers at the start (phi of Eq. 1).
 
     Raises:
         BadInput: the model is not of a known family or has masks already; the target is not
@@ -272,7 +278,8 @@ def attach_masks(model: "PreTrainedModel", target: ModelShape, seed: int = 0) ->
     source = check_model(model)
     _check_target(source, target)
     device = model.get_parameter(f"{source.family.embedding}.weight").device
-    masks = Masks(source, target, seed, torch.device("cpu") if device.type == "meta" else device)
+    device = torch.device("cpu") if device.type == "meta" else device
+    masks = Masks(source, target, seed, device, initial_penalty)
     return MaskedModel(model, masks, attach(model, source, set(masks.granularities)))
 
 

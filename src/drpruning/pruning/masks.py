@@ -24,6 +24,10 @@ Mode = Literal["sampled", "current", "target", "ones"]
 """Random masks; deterministic ones with as many zeros as expected now; deterministic ones with
 exactly the target's zeros; no masks."""
 
+INITIAL_PENALTY = 1000.0
+"""Of the quadratic multipliers. The paper starts them at 0; they can only grow, by about their
+learning rate a step, so that in hundreds of steps they never reach what damps the masks."""
+
 
 class Masks(nn.Module):
     """Masks and Lagrange multipliers, small enough to be replicated on every rank.
@@ -37,15 +41,21 @@ class Masks(nn.Module):
     """
 
     def __init__(
-        self, source: ModelShape, target: ModelShape, seed: int, device: torch.device | None = None
+        self,
+        source: ModelShape,
+        target: ModelShape,
+        seed: int,
+        device: torch.device | None = None,
+        initial_penalty: float = INITIAL_PENALTY,
     ) -> None:
-        """Masks near one and multipliers at zero.
+        """Masks near one.
 
         Args:
             source: shape of the model.
             target: shape to reach, at most the source's in every dimension.
             seed: of the initial masks and of all noise.
             device: where the parameters live.
+            initial_penalty: quadratic multipliers at the start; the linear ones are zero.
         """
         super().__init__()
         self.source, self.target, self.seed = source, target, seed
@@ -59,7 +69,8 @@ class Masks(nn.Module):
             self.log_alpha[name] = nn.Parameter((hard_concrete.INITIAL_MEAN + noise).to(device))
             constraints = shape[:-1] or (1,)
             self.linear[name] = nn.Parameter(torch.zeros(constraints, device=device))
-            self.quadratic[name] = nn.Parameter(torch.zeros(constraints, device=device))
+            penalty = torch.full(constraints, initial_penalty, device=device)
+            self.quadratic[name] = nn.Parameter(penalty)
         self.set_step(0, 0.0)
 
     @property

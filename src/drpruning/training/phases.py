@@ -103,7 +103,8 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     folder = Path(recipe.output)
     model = load_model(str(recipe.model.source), training=recipe.training)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
-    masked = attach_masks(model, target, seed=recipe.training.seed)
+    penalty = recipe.prune.initial_penalty
+    masked = attach_masks(model, target, recipe.training.seed, penalty)
     policy = phase_policy(recipe, recipe.prune, target.num_parameters())
     setting = Setting(recipe.prune, recipe.training, data, folder, accelerator, reporter)
     loop = PruningLoop(setting, masked, policy, _mixture(data, recipe, recipe.prune))
