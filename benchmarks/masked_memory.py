@@ -1,8 +1,8 @@
 """Peak memory of a training step with masks against the plain step of the same model.
 
-On the CPU every live storage is counted, exactly, as torch's MemTracker sees it; on a GPU it is what
-the allocator gave out at most. The step measured is the second micro-batch of a step after the
-first update, when gradients and moments are there. Prints one JSON object.
+On the CPU every live storage is counted, exactly, as torch's MemTracker sees it; on a GPU it is
+the most that the allocator gave out. What is measured is the second micro-batch after the first
+update, when gradients and moments are there. Prints one JSON object.
 """
 
 import argparse

@@ -109,8 +109,12 @@ def estimate_memory(
     and on the root, bfloat16 parameters by its mixed-precision policy, gradients reduced in float32
     after every micro-batch. Masks and multipliers are whole on each.
 
-    Not counted: the context and workspaces of the device (about 1 GiB) and what its allocator
-    loses to fragmentation.
+    Against torch's own trackers the estimate is off by at most 0.1% on Llama2-7B and Llama3-8B
+    (bfloat16, checkpointing; 8 GPUs, and whole), by 3% on smaller Llamas with a vocabulary of
+    32,000, and by 8% where the vocabulary is so small that the loss is not the peak. On a GPU it
+    has not been measured. Other families are counted as if their layers were Llama's: two norms, a
+    gated feed-forward network. Not counted: the device's context and workspaces (about 1 GiB) and
+    what its allocator loses to fragmentation.
 
     Args:
         shape: Of the model that is trained.

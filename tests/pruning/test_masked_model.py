@@ -13,7 +13,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 cases = pytest.mark.parametrize(("variant", "target"), CASES.values(), ids=CASES)
 ONCE_A_FAMILY = {n: v for n, v in VARIANTS.items() if "tied" not in n and "plain" not in n}
 once_a_family = pytest.mark.parametrize("variant", ONCE_A_FAMILY.values(), ids=ONCE_A_FAMILY)
-COMPILED_BY_DEFAULT = {"llama", "gemma2-grouped", "gpt_neox"}
+COMPILED_BY_DEFAULT = {"gpt_neox"}
 
 
 def gradients(model, *, part=0):
@@ -81,6 +81,8 @@ def test_every_mask_multiplier_and_weight_gets_a_gradient(variant):
     for part in range(40):
         _, found = gradients(wrapped, part=part)
         reached |= {name for name, grad in found.items() if grad is not None and grad.any()}
+        if reached == names:
+            break
     assert reached == names
 
 
