@@ -71,7 +71,9 @@ def _is_foreign(path: Path) -> bool:
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what may change between two starts of one run."""
-    free = {"micro_batch", "compile", "gradient_checkpointing", "checkpoint"}
+    free = {
+        "micro_batch", "compile", "gradient_checkpointing", "checkpoint", "attention", "liger",
+    }  # fmt: skip
     origin = {"like", "params"}
     return recipe.model_dump(
         mode="json",
