@@ -12,6 +12,7 @@ from drpruning.recipe import parse_recipe
 from drpruning.run import Run
 
 runner = CliRunner()
+TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 DOMAINS = ("numbers", "colours", "animals")
 FOUND = {
     "ratio": {"numbers": 0.5, "colours": 0.1 + 0.2, "animals": 0.2},
@@ -30,6 +31,12 @@ def drprune(*arguments: str | Path, status: int = 0) -> str:
     assert result.exit_code == status, result.output
     assert "Traceback" not in result.output
     return " ".join(result.output.split())
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged, without the fields that differ between two equal runs."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 def evaluations(folder: Path, phase: str) -> list[dict[str, Any]]:

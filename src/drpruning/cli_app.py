@@ -1,15 +1,20 @@
 """The command line's application: how a command is registered, and its exit statuses."""
 
+import errno
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from drpruning.errors import BadInput
+from drpruning.errors import BadInput, TrainingFailed
 from drpruning.training import Interrupted
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_OF_THE_PLACE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
+"""Errors of the file system that say something of the name or place that was given."""
 
 app = typer.Typer(
     name="drprune",
@@ -31,6 +36,9 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
             except BadInput as error:
                 typer.echo(f"drprune: {error}", err=True)
                 raise typer.Exit(BAD_INPUT) from None
+            except TrainingFailed as error:
+                typer.echo(f"drprune: {error}", err=True)
+                raise typer.Exit(FAILED) from None
             except ModuleNotFoundError as error:
                 if str(error.name).startswith("drpruning"):
                     raise
@@ -41,6 +49,12 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
             except Interrupted:
                 typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
+            except OSError as error:
+                if error.errno not in _OF_THE_PLACE or error.filename is None:
+                    raise
+                place = f"{error.filename}: {error.strerror}"
+                typer.echo(f"drprune: {place}; name another place", err=True)
+                raise typer.Exit(BAD_INPUT) from None
             except KeyboardInterrupt:
                 typer.echo("drprune: interrupted", err=True)
                 raise typer.Exit(INTERRUPTED) from None

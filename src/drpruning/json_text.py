@@ -1,4 +1,4 @@
-"""JSON that every reader takes: NaN and infinities are null."""
+"""JSON that every reader takes (NaN and infinities are null), and reading it."""
 
 import json
 import math
@@ -14,6 +14,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        ValueError: It is no JSON, no UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

@@ -27,8 +27,7 @@ class MemoryEstimate:
     """Bytes a GPU needs for a training step.
 
     Attributes:
-        whole: Weights and optimizer are whole on each GPU. With several of them,
-            DistributedDataParallel's buckets add up to 4 bytes a parameter.
+        whole: Weights and optimizer are whole on each GPU.
         sharded: GPUs -> bytes on each under FSDP2.
     """
 

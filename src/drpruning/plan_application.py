@@ -2,16 +2,14 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from drpruning.console import Reporter
 from drpruning.errors import BadInput
+from drpruning.model_files import read_config
 from drpruning.plan_comparison import PLAN_FILE, find_plan
-from drpruning.pruning import ModelShape, PruningPlan, apply_plan
-from drpruning.source_model import check_tokenizer, check_weights, read_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from drpruning.pruning import PruningPlan
+from drpruning.source_model import check_tokenizer, check_weights, shape_of
+from drpruning.whole_file import check_folder
 
 _MODEL, _OUTPUT = "MODEL", "OUTPUT"
 
@@ -37,16 +35,17 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
     _check_source(plan, model)
     from safetensors import SafetensorError
 
+    from drpruning.pruning import apply_plan
     from drpruning.run import quiet_libraries
     from drpruning.training.model_card import cut_model_card
-    from drpruning.training.phases import save_model
+    from drpruning.training.phases import load_model, save_model
 
     quiet_libraries()
+    cut = apply_plan(load_model(model, _MODEL, dtype="auto"), plan)
     place = output.resolve()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as staging:
-            cut = apply_plan(_load(model), plan)
             folder = Path(staging) / place.name
             save_model(cut, model, folder, cut_model_card(model, plan))
             plan.save(folder / PLAN_FILE)
@@ -66,17 +65,12 @@ def _check_output(output: Path) -> None:
         raise BadInput(f"{_OUTPUT}: {output}: {error.strerror}; name another folder") from None
     if taken:
         raise BadInput(f"{_OUTPUT}: {output} is there and not empty; name a new folder")
+    check_folder(output, _OUTPUT)
 
 
 def _check_source(plan: PruningPlan, model: str) -> None:
     """Refuse a model that is not the plan's source, from its small files and headers."""
-    try:
-        shape = ModelShape.of(read_config(model, _MODEL))
-    except BadInput as error:
-        message = str(error)
-        raise BadInput(
-            message if message.startswith(_MODEL) else f"{_MODEL}: {model}: {message}"
-        ) from None
+    shape = shape_of(read_config(model, _MODEL), f"{_MODEL}: {model}")
     if differences := shape.differences(plan.source):
         told = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
         raise BadInput(
@@ -84,28 +78,3 @@ def _check_source(plan: PruningPlan, model: str) -> None:
         )
     check_tokenizer(model, shape, _MODEL)
     check_weights(model, shape, _MODEL)
-
-
-def _load(model: str) -> "PreTrainedModel":
-    """The model in its own type, from safetensors only, without remote code."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            model, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"{_MODEL}: {model} cannot be loaded as a causal language model with safetensors "
-            f"weights: {reason}"
-        ) from None
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    if odd := sorted(str(key) for kind in kinds for key in info[kind]):
-        raise BadInput(
-            f"{_MODEL}: the weights in {model} are not those of its config.json "
-            f"({', '.join(odd[:3])}); fetch it again"
-        )
-    plain: PreTrainedModel = loaded
-    return plain

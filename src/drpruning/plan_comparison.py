@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from drpruning.errors import BadInput
+from drpruning.json_text import parse_json
 from drpruning.pruning import PruningPlan
 
 PLAN_FILE = "plan.json"
@@ -204,7 +205,7 @@ def _history(file: Path) -> Iterator[tuple[int, PruningPlan]]:
         if not line.endswith("\n"):
             return
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             yield int(record["step"]), PruningPlan.from_json(json.dumps(record["plan"]))
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{file}, line {number}: no plan of an evaluation: {error}") from None

@@ -11,9 +11,12 @@ from drpruning.recipe import Recipe
 
 MEMORY_NOTE = (
     "(estimated for one micro-batch, good to a tenth for Llama-like models; the device's own "
-    "gigabyte, fragmentation and, whole on several, 4 bytes a parameter for buckets come on top; "
-    "sharded means FSDP2)"
+    "gigabyte and fragmentation come on top; {})"
 )
+PARALLELISM_NOTES = {
+    "fsdp2": "on several GPUs this recipe shards, on one it does not",
+    "ddp": "this recipe shards with training.parallelism: fsdp2 only",
+}
 
 
 def _grid(*headers: str) -> Table:
@@ -90,10 +93,16 @@ def _phases(recipe: Recipe, plan: RunPlan) -> Table:
     return table
 
 
-def _memory(plan: RunPlan) -> Table:
-    table = _grid("GiB a GPU", "whole on each", *(f"sharded over {n}" for n in SHARDED_OVER))
+def _memory(plan: RunPlan, parallelism: str) -> Table:
+    """What the recipe's parallelism takes, then what the other one would."""
+    several = [count for count in SHARDED_OVER if count > 1]
+    columns = [f"sharded over {count}" for count in several]
+    first = len(columns) if parallelism == "fsdp2" else 0
+    columns.insert(first, "whole on each")
+    table = _grid("GiB a GPU", *columns)
     for name, memory in plan.memory.items():
-        sizes = [memory.whole, *memory.sharded.values()]
+        sizes = [memory.sharded[count] for count in several]
+        sizes.insert(first, memory.whole)
         table.add_row(name, *(f"{size / 2**30:.1f}" for size in sizes))
     return table
 
@@ -105,16 +114,16 @@ def _available(domain: DomainPlan) -> str:
 
 
 def _domains(plan: RunPlan) -> Table:
-    table = _grid("domain", "share", "tokens planned", "tokens there", "epochs", "repeats from")
+    table = _grid("domain", "share", "tokens planned", "tokens there", "epochs", "used up at")
     for name, domain in plan.domains.items():
-        repeats = domain.repeats_at
+        used_up = domain.used_up_at
         table.add_row(
             name,
             f"{100 * domain.share:.2f}%",
             f"{domain.planned:,}",
             _available(domain),
             "?" if domain.epochs is None else f"{domain.epochs:.2f}",
-            f"{repeats[0]} step {repeats[1]:,}" if repeats else "",
+            f"{used_up[0]} step {used_up[1]:,}" if used_up else "",
         )
     return table
 
@@ -170,8 +179,9 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
         console.print(_shapes(plan))
     console.print(_phases(recipe, plan))
     if plan.memory:
-        console.print(_memory(plan))
-        console.print(MEMORY_NOTE, soft_wrap=True)
+        parallelism = recipe.training.parallelism
+        console.print(_memory(plan, parallelism))
+        console.print(MEMORY_NOTE.format(PARALLELISM_NOTES[parallelism]), soft_wrap=True)
     if plan.domains:
         console.print(_domains(plan))
     for line in _schedule_lines(recipe, plan):

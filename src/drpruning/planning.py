@@ -4,6 +4,7 @@ Everything here comes from configs, file sizes and arithmetic, so it runs on a m
 GPUs, without torch, and for local files without a network.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drpruning.data import DomainSource, PreparedData, check_sources, estimate_tokens
+from drpruning.data import (
+    DomainSource,
+    PreparedData,
+    check_prepared_folder,
+    check_sources,
+    estimate_tokens,
+)
 from drpruning.errors import BadInput
 from drpruning.memory import MemoryEstimate, estimate_memory
 from drpruning.pruning import ModelShape, Proposal
@@ -50,19 +57,24 @@ class DomainPlan:
         planned: Tokens trained on, both phases.
         available: Training tokens there are; None where that is not known yet.
         exact: Whether `available` was counted, not guessed from file sizes.
-        repeats_at: (phase, step) at which its text comes again; None where it does not.
+        used_up_at: (phase, step) at which it has been read once; None where it lasts.
+        on_exhausted: What follows then; see docs/recipe.md.
     """
 
     share: float
     planned: int
     available: int | None
     exact: bool
-    repeats_at: tuple[str, int] | None
+    used_up_at: tuple[str, int] | None
+    on_exhausted: str
 
     @property
     def epochs(self) -> float | None:
-        """Passes over the domain."""
-        return None if not self.available else self.planned / self.available
+        """Passes over the domain; at most one where it does not repeat."""
+        if not self.available:
+            return None
+        most = math.inf if self.on_exhausted == "repeat" else 1.0
+        return min(self.planned / self.available, most)
 
 
 @dataclass
@@ -107,8 +119,8 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
     return [source(name, domain) for name, domain in recipe.data.domains.items()]
 
 
-def first_repeat(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
-    """Phase and step at which a domain of this many blocks starts again under a constant share."""
+def first_used_up(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
+    """Phase and step at which a domain of this many blocks is used up under a constant share."""
     left = float(blocks)
     for name, phase in phases.items():
         a_step = share * phase.global_batch
@@ -135,22 +147,37 @@ def plan_domains(recipe: Recipe, prepared: PreparedData | None = None) -> dict[s
             planned=round(total * share),
             available=None if blocks is None else blocks * length,
             exact=prepared is not None,
-            repeats_at=None if blocks is None else first_repeat(recipe.phases, share, blocks),
+            used_up_at=None if blocks is None else first_used_up(recipe.phases, share, blocks),
+            on_exhausted=recipe.data.domains[source.name].on_exhausted,
         )
     return plans
 
 
 def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
-    """One line for each domain that will be used more than once."""
+    """One line for each domain that has less text than its share asks for."""
     lines = []
     for name, plan in domains.items():
-        if plan.repeats_at is not None and plan.epochs is not None:
-            phase, step = plan.repeats_at
-            about = "" if plan.exact else "about "
-            lines.append(
-                f"data.domains.{name}: {about}{plan.available:,} tokens will be used "
-                f"{plan.epochs:.1f} times; they run out at {phase} step {about}{step}"
-            )
+        if plan.used_up_at is None or plan.epochs is None:
+            continue
+        phase, step = plan.used_up_at
+        about = "" if plan.exact else "about "
+        place, when = f"data.domains.{name}: {about}{plan.available:,} tokens", f"{about}{step}"
+        follows = {
+            "repeat": f"will be used {plan.epochs:.1f} times; they run out at {phase} step {when}",
+            "redistribute": f"run out at {phase} step {when}; the other domains get its share from "
+            "there on",
+            "stop": f"run out at {phase} step {when}; the next evaluation then ends {phase}, and "
+            "every later phase at its start",
+        }
+        lines.append(f"{place} {follows[plan.on_exhausted]}")
+    known = [plan.available for plan in domains.values() if plan.available is not None]
+    planned = sum(plan.planned for plan in domains.values())
+    rules = {plan.on_exhausted for plan in domains.values()}
+    if len(known) == len(domains) and "repeat" not in rules and sum(known) < planned:
+        lines.append(
+            f"data.domains: {sum(known):,} tokens in all, {planned:,} planned, and no domain "
+            "repeats; training ends where they do"
+        )
     return lines
 
 
@@ -182,10 +209,12 @@ def plan_run(recipe: Recipe) -> RunPlan:
     checks: list[Callable[[], None]] = [
         lambda: check_sources(domain_sources(recipe)),
         lambda: check_output(recipe),
+        lambda: check_prepared_folder(recipe.prepared_folder),
     ]
     if plan.source is not None:
         shape = plan.source
-        checks.append(lambda: check_tokenizer(recipe.model.tokenizer_source, shape, SOURCE))
+        tokenizer = SOURCE if recipe.model.tokenizer is None else "model.tokenizer"
+        checks.append(lambda: check_tokenizer(recipe.model.tokenizer_source, shape, tokenizer))
         checks.append(lambda: check_weights(str(recipe.model.source), shape, SOURCE))
         _plan_model(recipe, plan, collected)
     checks.append(lambda: _check_policy(recipe))
@@ -226,7 +255,7 @@ def _update_warnings(recipe: Recipe) -> list[str]:
     for name, phase in recipe.phases.items():
         # Neither step 0 nor the last step counts.
         steps = range(phase.evaluate_every, phase.steps, phase.evaluate_every)
-        if any(step >= begin * phase.steps for step in steps[MIN_POINTS - 1 :]):
+        if len(steps) >= MIN_POINTS and steps[-1] >= begin * phase.steps:
             if scheduling.handover == "continue":
                 break  # the next phase begins with these forecasts
             continue
@@ -289,7 +318,10 @@ def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> 
     assert plan.source is not None  # noqa: S101 - the caller saw to it
     if recipe.model.target is not None and recipe.model.target.is_resolved:
         with collected():
-            target = plan.source.pruned_to(**recipe.model.target.dimensions())
+            try:
+                target = plan.source.pruned_to(**recipe.model.target.dimensions())
+            except BadInput as error:
+                raise BadInput(f"model.target: {error}") from None
             if target == plan.source:
                 raise BadInput("model.target: is the source's own shape; nothing would be pruned")
             plan.target = target

@@ -5,7 +5,6 @@ DRPruning paper (ACL 2025). An error names the field and what to write instead.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,7 +18,9 @@ from drpruning.recipe_model import ModelSection, Target
 from drpruning.recipe_phases import Phase, Pretrain, Prune, Stop
 from drpruning.recipe_scheduling import ReferenceModels, Scheduling, Start
 from drpruning.recipe_section import (
+    FOLDER_NAME,
     SHARES_TOLERANCE,
+    PositiveFloat,
     Section,
     Share,
 )
@@ -69,8 +70,8 @@ class Domain(Section):
     """The split of a Hub dataset."""
     config: str | None = None
     """The configuration of a Hub dataset."""
-    on_exhausted: Literal["repeat"] = "repeat"
-    """What happens when a domain is used up: it starts again, reshuffled."""
+    on_exhausted: Literal["repeat", "redistribute", "stop"] = "repeat"
+    """Used up it starts again, the others get its share, or the phase ends; see below."""
 
     @field_validator("where")
     @classmethod
@@ -107,10 +108,10 @@ class Data(Section):
         if not domains:
             raise ValueError("name at least one domain")
         for name in domains:
-            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) or "manifest" in name:
+            if not FOLDER_NAME.fullmatch(name) or "manifest" in name:
                 raise ValueError(
-                    f"the name {name!r} becomes a folder's beside manifest.json: use letters, "
-                    "digits, '-', '_', '.', and another name"
+                    f"the name {name!r} becomes a folder's beside manifest.json: use at most 100 "
+                    "letters, digits, '-', '_', '.', and another name"
                 )
         total = math.fsum(domain.share for domain in domains.values())
         if abs(total - 1) > SHARES_TOLERANCE:
@@ -124,8 +125,14 @@ class Checkpoint(Section):
 
     every_steps: PositiveInt = 200
     """Steps between checkpoints."""
+    every_minutes: PositiveFloat | None = None
+    """Minutes after the last checkpoint at which one is saved too; absent: by steps only."""
     keep: PositiveInt = 2
     """How many of the newest are kept."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints at multiples of this many steps are saved and stay for good; absent: none."""
+    accept_changes: bool = False
+    """Go on from a checkpoint although the recipe or the prepared data has changed since."""
 
 
 class Training(Section):
@@ -137,6 +144,10 @@ class Training(Section):
     """Blocks a forward pass, a rank."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; weights and optimizer are always float32."""
+    parallelism: Literal["fsdp2", "ddp"] = "fsdp2"
+    """On several ranks: weights, gradients and optimizer in shards, or whole on each rank."""
+    rank_timeout: PositiveFloat = 180.0
+    """Minutes that ranks wait for one that reads text, saves, exports or hangs."""
     compile: bool = False
     """Compile the model with torch.compile."""
     gradient_checkpointing: bool = False
@@ -145,6 +156,8 @@ class Training(Section):
     """Kernel of the attention; absent: what Transformers takes for the model (mostly sdpa)."""
     liger: bool = False
     """Use Liger's fused kernels (package liger-kernel, on a GPU)."""
+    skip_limit: PositiveInt = 10
+    """Steps in a row without a finite loss and gradient norm (all are skipped) that end the run."""
     log_every: PositiveInt = 10
     """Steps between two lines of kind `step` in metrics.jsonl."""
     checkpoint: Checkpoint = Checkpoint()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, PositiveInt, field_validator, model_validator
 
-from drpruning.recipe_section import Section
+from drpruning.recipe_section import FOLDER_NAME, Section
 
 DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 """What a target can name of a shape."""
@@ -95,11 +95,11 @@ class ModelSection(Section):
         if targets is not None and not targets:
             raise ValueError("name at least one target")
         for name in targets or {}:
-            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) or name in _TAKEN:
+            if not FOLDER_NAME.fullmatch(name) or name in _TAKEN:
                 raise ValueError(
                     f"the name {name!r} becomes a folder's in OUTPUT, beside "
-                    f"{', '.join(sorted(_TAKEN))}: use letters, digits, '-', '_', '.', and another "
-                    "name"
+                    f"{', '.join(sorted(_TAKEN))}: use at most 100 letters, digits, '-', '_', "
+                    "'.', and another name"
                 )
         return targets
 

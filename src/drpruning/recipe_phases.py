@@ -1,10 +1,13 @@
 """The two phases of a recipe: pruning and continued pretraining."""
 
+import math
+from bisect import bisect_left
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from drpruning.recipe_section import (
+    Count,
     Decay,
     Fraction,
     NonNegativeFloat,
@@ -17,11 +20,11 @@ from drpruning.recipe_section import (
 class Phase(Section):
     """One phase of training: optimizer, schedule, evaluations."""
 
-    steps: PositiveInt
+    steps: Count
     """Optimizer steps."""
-    global_batch: PositiveInt
+    global_batch: Count
     """Blocks a step, over all ranks and micro-batches."""
-    evaluate_every: PositiveInt
+    evaluate_every: Count
     """Steps between evaluations; the ratio changes at each."""
     learning_rate: PositiveFloat = 1e-4
     """Peak learning rate of the weights."""
@@ -51,14 +54,14 @@ class Stop(Section):
 class Prune(Phase):
     """The pruning phase (paper, section 2.1)."""
 
-    global_batch: PositiveInt = 32
-    evaluate_every: PositiveInt = 50
+    global_batch: Count = 32
+    evaluate_every: Count = 50
     warmup: Fraction = 0.1
     mask_learning_rate: PositiveFloat = 1.0
     """Peak learning rate of the masks."""
     multiplier_learning_rate: PositiveFloat = 1.0
     """Peak learning rate of the Lagrange multipliers."""
-    mask_samples: PositiveInt = 4
+    mask_samples: Count = 4
     """Parts of the global batch with mask noise of their own."""
     initial_penalty: NonNegativeFloat = 1000.0
     """Quadratic multipliers at the start; the paper's 0 lets short runs miss their sparsities."""
@@ -66,7 +69,7 @@ class Prune(Phase):
     """Share of the steps over which the target sparsity rises from 0 to its final value."""
     initial_masks: Literal["noise", "taylor"] = "noise"
     """What orders the masks at first: nothing, or the Taylor importance of their parts."""
-    calibration_batches: PositiveInt = 8
+    calibration_batches: Count = 8
     """Global batches over which that importance is measured."""
     stop: Stop | None = None
     """End early once the plan is stable (`{}` for the values below); absent: after `steps`."""
@@ -80,7 +83,7 @@ class Prune(Phase):
     def _can_stop(self) -> Self:
         if self.stop is not None:
             times = range(0, self.steps, self.evaluate_every)
-            most = sum(step >= self.sparsity_warmup_steps for step in times) - 1
+            most = len(times) - bisect_left(times, self.sparsity_warmup_steps) - 1
             if self.stop.evaluations > most:
                 raise ValueError(
                     f"stop.evaluations ({self.stop.evaluations}) could never be met: there are "
@@ -92,7 +95,9 @@ class Prune(Phase):
     @model_validator(mode="after")
     def _parts_are_equal(self) -> Self:
         if self.global_batch % self.mask_samples:
-            divisors = [n for n in range(1, self.global_batch + 1) if self.global_batch % n == 0]
+            root = range(1, math.isqrt(self.global_batch) + 1)
+            small = [n for n in root if self.global_batch % n == 0]
+            divisors = sorted({*small, *(self.global_batch // n for n in small)})
             raise ValueError(
                 f"mask_samples ({self.mask_samples}) must divide global_batch "
                 f"({self.global_batch}); choose one of {divisors}"
@@ -103,6 +108,6 @@ class Prune(Phase):
 class Pretrain(Phase):
     """The continued-pretraining phase."""
 
-    global_batch: PositiveInt = 256
-    evaluate_every: PositiveInt = 400
+    global_batch: Count = 256
+    evaluate_every: Count = 400
     warmup: Fraction = 0.03

@@ -11,14 +11,14 @@ from rich.table import Table
 from drpruning.console import Reporter
 from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.errors import BadInput
-from drpruning.pruning import ModelShape
+from drpruning.model_files import read_config
 from drpruning.recipe import Recipe, ReferenceModels
 from drpruning.source_model import (
     SOURCE,
     check_tokenizer,
     check_weights,
     final_shape,
-    read_config,
+    shape_of,
     vocabulary,
 )
 from drpruning.training import MeasuredModel, ReferenceLosses
@@ -45,7 +45,7 @@ def check_reference_models(models: ReferenceModels, source: str) -> dict[str, in
     tokens = vocabulary(source, SOURCE)
     sizes: dict[str, int] = {}
     for model in models.models:
-        shape = ModelShape.of(read_config(model, FIELD))
+        shape = shape_of(read_config(model, FIELD), f"{FIELD}: {model}")
         check_tokenizer(model, shape, FIELD)
         check_weights(model, shape, FIELD)
         if None not in (tokens, own := vocabulary(model, FIELD)) and tokens != own:

@@ -26,7 +26,7 @@ from drpruning.planning import (
 from drpruning.recipe import Recipe, parse_recipe, read_values
 from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
-from drpruning.run_folder import RECIPE_FILE
+from drpruning.run_folder import RECIPE_FILE, undone_if_refused
 from drpruning.source_model import source_config, source_shape
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
 from drpruning.whole_file import write_whole
@@ -35,13 +35,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
-RANK_TIMEOUT = timedelta(hours=3)
-"""How long ranks wait for one that reads text, saves or exports; a dead one is noticed at once."""
 
 
 def quiet_libraries() -> None:
     """No progress bars and no advice from the libraries below; errors still come through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # asks a service on the Hub
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -86,11 +85,12 @@ class Run:
         from accelerate import Accelerator, InitProcessGroupKwargs
 
         quiet_libraries()
+        timeout = timedelta(minutes=self.recipe.training.rank_timeout)
         # The loop sets the precision itself, whatever the launcher's configuration says.
         return Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
 
     @cached_property
@@ -121,7 +121,7 @@ class Run:
             self.accelerator.wait_for_everyone()
             yield self
             return
-        try:
+        with undone_if_refused(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
                 if command is not None:
@@ -129,8 +129,6 @@ class Run:
                     self._note_session(command)
                 self.accelerator.wait_for_everyone()
                 yield self
-        except PermissionError as error:
-            raise BadInput(f"{error.filename or self.folder}: {error.strerror}") from None
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -142,6 +140,8 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise BadInput(f"output: another process is working in {self.folder}") from None
+            # Worker processes that outlive a killed parent must not go on holding it.
+            os.register_at_fork(after_in_child=file.close)
             yield
 
     def _write_recipe(self) -> None:
@@ -185,19 +185,16 @@ class Run:
                 def on_progress(domain: str, done: int, total: int) -> None:
                     task.update(100 * done // max(total, 1), domain)
 
-                try:
-                    prepare(
-                        domain_sources(recipe),
-                        tokenizer=recipe.model.tokenizer_source,
-                        vocab_size=source_shape(recipe, source_config(recipe)).vocab_size,
-                        sequence_length=recipe.data.sequence_length,
-                        validation_blocks=recipe.data.validation_blocks,
-                        folder=folder,
-                        workers=recipe.data.workers,
-                        on_progress=on_progress,
-                    )
-                except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-                    raise BadInput(f"data.prepared: {error.filename}: {error.strerror}") from None
+                prepare(
+                    domain_sources(recipe),
+                    tokenizer=recipe.model.tokenizer_source,
+                    vocab_size=source_shape(recipe, source_config(recipe)).vocab_size,
+                    sequence_length=recipe.data.sequence_length,
+                    validation_blocks=recipe.data.validation_blocks,
+                    folder=folder,
+                    workers=recipe.data.workers,
+                    on_progress=on_progress,
+                )
         self.accelerator.wait_for_everyone()
         return PreparedData.open(folder)
 
@@ -218,7 +215,8 @@ class Run:
             return False
         self.reporter.line(f"{phase}: done already ({self.folder / result})")
         if self.accelerator.is_main_process:
-            remove_checkpoints(self.folder / "checkpoints", phase)
+            keep_every = self.recipe.training.checkpoint.keep_every
+            remove_checkpoints(self.folder / "checkpoints", phase, keep_every)
         return True
 
     def prune(self) -> None:

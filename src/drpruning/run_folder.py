@@ -1,43 +1,63 @@
 """What a run folder holds already, and whether a recipe may go on in it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from drpruning.errors import BadInput
 from drpruning.recipe import Recipe, parse_recipe, read_values
+from drpruning.recipe_changes import decisive, differences
+from drpruning.whole_file import check_folder, missing_folders, remove_empty
 
 RECIPE_FILE = "recipe.yaml"
 """The resolved recipe in a run folder."""
+_BEGINNING = {RECIPE_FILE, "sessions.jsonl", ".lock"}
 
 
 def check_output(recipe: Recipe) -> None:
     """Refuse an output folder that belongs to something else.
 
-    Settings that do not change what a run computes may differ from those it was begun with.
+    Settings that do not change what a run computes may differ from those it was begun with; with
+    `training.checkpoint.accept_changes` everything but the model may.
 
     Raises:
         BadInput: It holds the run of another recipe, or files that are no run.
     """
     folder = Path(recipe.output)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise BadInput(f"output: {folder} is a file; name a folder")
-        begun = (folder / RECIPE_FILE).is_file()
-        foreign = not begun and folder.is_dir() and any(map(_is_foreign, folder.iterdir()))
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"output: {recipe.output!r} cannot be a folder: {error}") from None
-    if foreign:
+    check_folder(folder, "output")
+    begun = (folder / RECIPE_FILE).is_file()
+    if not begun and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
     if there := begun_recipe(folder):
-        differing = _differences(_decisive(recipe), _decisive(_moved(there, recipe)))
-        if differing:
+        changes = differences(decisive(recipe), decisive(_moved(there, recipe)))
+        if recipe.training.checkpoint.accept_changes:
+            changes = [change for change in changes if change.startswith("model.")]
+        if changes:
             raise BadInput(
-                f"output: {folder} holds the run of another recipe ({'; '.join(differing[:5])}); "
+                f"output: {folder} holds the run of another recipe ({'; '.join(changes[:5])}); "
                 f"name another folder, remove this one, or go on with "
                 f"`drprune run {folder / RECIPE_FILE}`"
             )
+
+
+@contextmanager
+def undone_if_refused(folder: Path) -> Iterator[None]:
+    """Take back what a block has written to begin a run, where it fails before it has a result.
+
+    So what was wrong can be put right, in the recipe too, and the same folder be used. The data
+    that were prepared stay.
+    """
+    missing = missing_folders(folder)
+    before = set() if missing else {path.name for path in folder.iterdir()}
+    try:
+        yield
+    except (BadInput, OSError):
+        now = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if RECIPE_FILE not in before and now <= _BEGINNING | {"data"}:
+            for name in (now - before) & _BEGINNING:
+                (folder / name).unlink()
+            remove_empty(missing)
+        raise
 
 
 def begun_recipe(folder: Path) -> Recipe | None:
@@ -67,33 +87,3 @@ def _moved(there: Recipe, here: Recipe) -> Recipe:
 
 def _is_foreign(path: Path) -> bool:
     return path.name != "data" and not path.name.startswith(".")
-
-
-def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what may change between two starts of one run."""
-    free = {
-        "micro_batch", "compile", "gradient_checkpointing", "checkpoint", "attention", "liger",
-    }  # fmt: skip
-    origin = {"like", "params"}
-    return recipe.model_dump(
-        mode="json",
-        exclude={
-            "output": True,
-            "model": {"target": origin, "targets": {"__all__": origin}},
-            "data": {"workers", "prepared"},
-            "training": free,
-        },
-    )
-
-
-def _differences(here: Any, there: Any, place: str = "") -> list[str]:
-    if isinstance(here, dict) and isinstance(there, dict):
-        keys = dict.fromkeys([*here, *there])
-        return [
-            line
-            for key in keys
-            for line in _differences(
-                here.get(key), there.get(key), f"{place}.{key}" if place else str(key)
-            )
-        ]
-    return [] if here == there else [f"{place} is {here!r} here and {there!r} there"]

@@ -6,6 +6,7 @@ model, so its masks go on where those ended, at the cost of a smaller model's st
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from drpruning.recipe_model import DIMENSIONS
 from drpruning.reference_losses import measure_reference_losses
 from drpruning.report import write_report
 from drpruning.run import Run, show_table
-from drpruning.run_folder import RECIPE_FILE, begun_recipe
+from drpruning.run_folder import RECIPE_FILE, begun_recipe, undone_if_refused
 from drpruning.source_model import source_config
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
 from drpruning.whole_file import write_whole
@@ -90,11 +91,13 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
     first, *others = (part.recipe for part in plan.plans.values())
     run = Run(first)
     run.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
-    if run.accelerator.is_main_process:
-        _begin(plan.recipe)
-    with run.session(command):
-        data = run.data
-        run.run(stages)
+    main = run.accelerator.is_main_process
+    with undone_if_refused(Path(recipe.output)) if main else nullcontext():
+        if main:
+            _begin(plan.recipe)
+        with run.session(command):
+            data = run.data
+            run.run(stages)
     others = others if set(stages) - {"prepare"} else []
     for own in others:
         run = Run(own)
@@ -192,11 +195,8 @@ def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) ->
 def _begin(recipe: Recipe) -> None:
     """Write the recipe of all targets, whose dimensions stand from now on."""
     folder = Path(recipe.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / RECIPE_FILE, recipe.to_yaml())
-    except PermissionError as error:
-        raise BadInput(f"{error.filename or folder}: {error.strerror}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / RECIPE_FILE, recipe.to_yaml())
 
 
 def _take_reference_losses(run: Run, first: Path) -> None:

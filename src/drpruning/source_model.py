@@ -1,12 +1,13 @@
 """Models as their files describe them: shape, tokenizer, weights; nothing is loaded."""
 
-import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from drpruning.errors import BadInput
+from drpruning.json_text import parse_json
+from drpruning.model_files import check_files, check_hub_name, read_config
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
 from drpruning.recipe import Recipe, Target
 from drpruning.recipe_model import DIMENSIONS
@@ -29,10 +30,28 @@ def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
     Raises:
         BadInput: The model is none that can be used, or not of the shape that the recipe gives.
     """
-    found, shape = ModelShape.of(config), recipe.model.shape
-    if shape is not None and ModelShape.of(shape) != found:
+    shape = recipe.model.shape
+    origin = "model.shape" if config is shape else f"{SOURCE}: {recipe.model.source}"
+    found = shape_of(config, origin)
+    if shape is not None and shape_of(shape, "model.shape") != found:
         raise BadInput(f"model.shape: is not the shape of {recipe.model.source}; leave it out")
     return found
+
+
+def shape_of(config: dict[str, Any], origin: str) -> ModelShape:
+    """Shape of the model that a config.json describes.
+
+    Args:
+        config: Its content.
+        origin: Where it is from, for the message.
+
+    Raises:
+        BadInput: It is no model that can be used.
+    """
+    try:
+        return ModelShape.of(config)
+    except BadInput as error:
+        raise BadInput(f"{origin}: {error}") from None
 
 
 def final_shape(recipe: Recipe) -> ModelShape:
@@ -130,67 +149,31 @@ def source_config(recipe: Recipe) -> dict[str, Any]:
     return read_config(name, SOURCE, "give a folder, or model.shape to plan without it")
 
 
-def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[str, Any]:
-    """The config.json of a model.
-
-    Args:
-        name: A folder, or a name on the Hub.
-        field: The field of the recipe that names the model, for the message.
-        remedy: What to do where the Hub does not have it.
-
-    Raises:
-        BadInput: There is none.
-    """
-    path = Path(name) / "config.json"
-    if not path.is_file():
-        if Path(name).exists() or name.count("/") > 1:
-            raise BadInput(f"{field}: {name} is no folder with a config.json, nor a Hub name")
-        path = _hub_config(name, field, remedy)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{field}: {path} is not JSON: {error}") from None
-    return config
-
-
-def _hub_config(name: str, field: str, remedy: str) -> Path:
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise BadInput(
-            f"{field}: {name} is no folder here, and looking it up on the Hub needs "
-            "`pip install drpruning[train]`"
-        ) from None
-    try:
-        return Path(hf_hub_download(name, "config.json"))
-    except Exception as error:  # the Hub client has a dozen unrelated error types
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"{field}: {name} is no folder here and not to be had from the Hub ({reason}); {remedy}"
-        ) from None
-
-
 def vocabulary(name: str, field: str) -> dict[str, int] | None:
     """Token -> id of the tokenizer in a model folder; None where that cannot be read from JSON.
 
     Raises:
-        BadInput: The folder has no tokenizer, or its tokenizer.json is none.
+        BadInput: The name is none of a folder with a tokenizer and none on the Hub, or its
+            tokenizer.json is none.
     """
     folder = Path(name)
     file = folder / "tokenizer.json"
+    if not folder.is_dir():
+        check_hub_name(name, field, "no folder with a tokenizer")
+        return None
     if not file.is_file():
-        if not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("*.model")):
+        if any(folder.glob("*token*")) or any(folder.glob("*.model")):
             return None
         raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
         entries = content["model"]["vocab"]
         if isinstance(entries, list):
             entries = {token: index for index, (token, _) in enumerate(entries)}
         added = {token["content"]: int(token["id"]) for token in content.get("added_tokens", [])}
         return {**entries, **added}
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{field}: {file} is not a tokenizer file") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{field}: {file} is not a tokenizer file; fetch it again") from None
 
 
 def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
@@ -221,12 +204,13 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
         field: The field of the recipe that names it.
 
     Raises:
-        BadInput: No safetensors, a file that is torn, or a parameter missing, unknown or of another
-            size.
+        BadInput: No safetensors, a file that is torn, a parameter missing, unknown or of another
+            size, or files that lead elsewhere (see `drpruning.model_files.check_files`).
     """
     folder = Path(name)
     if not folder.is_dir():
         return
+    check_files(name, field)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise BadInput(f"{field}: {folder} has no safetensors weights; convert them first")
@@ -260,11 +244,11 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > LARGEST_HEADER:
                 raise ValueError
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
         header.pop("__metadata__", None)
         entries = [(n, list(e["shape"]), e["data_offsets"][1]) for n, e in header.items()]
         complete = size == 8 + length + max(end for _, _, end in entries)
-    except (ValueError, KeyError, TypeError, struct.error):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
         complete = False
     if not complete:
         raise BadInput(f"{field}: {file} is not a whole safetensors file; fetch it again")

@@ -1,7 +1,8 @@
-"""Writing a file so that it appears whole or not at all."""
+"""Writing a file so that it appears whole or not at all, and where that is possible."""
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from drpruning.errors import BadInput
@@ -24,6 +25,39 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse a folder that could not be made, or not be written to; nothing is made.
+
+    Args:
+        folder: The folder to be, or that is there.
+        option: What named it, for the message.
+
+    Raises:
+        BadInput: So.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{option}: {str(folder)!r} cannot be a folder: {reason}") from None
+    if not there.is_dir():
+        raise BadInput(f"{option}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{option}: {there} cannot be written to; name another folder")
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders one after the other, up to the first that is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def check_writable(path: Path, option: str) -> None:

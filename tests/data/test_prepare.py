@@ -162,6 +162,17 @@ def test_held_out_choice_depends_on_seed_and_text_only(tokenizer, tmp_path):
     assert (validation(whole, "z", 1) != first).any()
 
 
+def test_long_documents_are_tokenized_in_parts(tokenizer, tmp_path, monkeypatch):
+    documents = [" ".join(texts(40)), "\n".join(texts(40, first=100)), *texts(60)]
+    own = source(write(tmp_path / "a.jsonl", documents), validation=str(write(
+        tmp_path / "v.jsonl", texts(20, first=500))))  # fmt: skip
+    whole = run(tokenizer, tmp_path / "whole", own).domains["cc"]
+    monkeypatch.setattr("drpruning.data.tokenization._LONGEST_PART", 64)
+    in_parts = run(tokenizer, tmp_path / "parts", own).domains["cc"]
+    assert in_parts.counts == whole.counts
+    assert stream_of(in_parts.train).tolist() == stream_of(whole.train).tolist()
+
+
 def test_every_kind_of_source_gives_the_same_blocks(tokenizer, tmp_path, monkeypatch):
     documents = texts(150)
     rows = [{"text": text, "id": i} for i, text in enumerate(documents)]

@@ -1,4 +1,4 @@
-"""Learning rate, micro-batches, checkpoints, metrics, console: the loop's parts on their own."""
+"""Learning rate, micro-batches, metrics, console: the loop's parts on their own."""
 
 import io
 import itertools
@@ -8,16 +8,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from torch import nn
 
 from drpruning.console import Reporter, seconds_text
 from drpruning.errors import BadInput
 from drpruning.recipe import Pretrain
-from drpruning.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from drpruning.training.interruption import InterruptGuard
 from drpruning.training.metrics import MetricsLog
 from drpruning.training.optimization import learning_rate_factor, micro_batches
@@ -62,59 +59,6 @@ def test_batch_that_ranks_cannot_share_is_refused() -> None:
         micro_batches(6, 2, ranks=4)
     with pytest.raises(BadInput, match=r"mask_samples: .* multiple or a divisor of 2"):
         micro_batches(6, 2, parts=3, ranks=2)
-
-
-def trained_pair() -> tuple[nn.Linear, torch.optim.AdamW]:
-    layer = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
-    for _ in range(3):
-        optimizer.zero_grad()
-        layer(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-    return layer, optimizer
-
-
-def test_checkpoint_brings_weights_and_optimizer_back_to_the_bit(tmp_path: Path) -> None:
-    layer, optimizer = trained_pair()
-    parameters = dict(layer.named_parameters())
-    state = {"ratio": {"a": 1 / 3}}
-    path = save_checkpoint(
-        tmp_path, "prune", 3, parameters=parameters, optimizer=optimizer, state=state, keep=2
-    )
-    other = nn.Linear(3, 2)
-    fresh = torch.optim.AdamW(other.parameters(), lr=0.1, fused=True)
-    loaded = load_checkpoint(path, dict(other.named_parameters()), fresh)
-    assert loaded["ratio"] == state["ratio"]
-    assert loaded["step"] == 3
-    for model, adamw in ((layer, optimizer), (other, fresh)):
-        adamw.zero_grad()
-        model(torch.ones(1, 3)).square().sum().backward()
-        adamw.step()
-    assert torch.equal(layer.weight, other.weight)
-    assert torch.equal(layer.bias, other.bias)
-
-
-def test_only_the_newest_checkpoints_stay_and_torn_ones_do_not_count(tmp_path: Path) -> None:
-    layer, optimizer = trained_pair()
-    for step in (5, 10, 15):
-        save_checkpoint(tmp_path, "prune", step, parameters=dict(layer.named_parameters()),
-                        optimizer=optimizer, state={}, keep=2)  # fmt: skip
-    (tmp_path / ".prune-00000020.partial").mkdir()
-    assert [p.name for p in list_checkpoints(tmp_path, "prune")] == [
-        "prune-00000010",
-        "prune-00000015",
-    ]
-    assert list_checkpoints(tmp_path, "pretrain") == []
-
-
-def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    layer, optimizer = trained_pair()
-    path = save_checkpoint(tmp_path, "prune", 3, parameters=dict(layer.named_parameters()),
-                           optimizer=optimizer, state={}, keep=2)  # fmt: skip
-    other = nn.Linear(3, 2, bias=False)
-    fresh = torch.optim.AdamW(other.parameters())
-    with pytest.raises(BadInput, match="another model"):
-        load_checkpoint(path, dict(other.named_parameters()), fresh)
 
 
 def test_metrics_are_json_without_nan_and_can_be_cut_back(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ training between two evaluations) at a time. Nothing here imports torch.
 """
 
 from drpruning.data.blocks import Blocks, DomainBlocks, DomainCounts, PreparedData
-from drpruning.data.mixture import Mixture, Segment
+from drpruning.data.mixture import Mixture, OnExhausted, Segment
 from drpruning.data.permutation import keyed_permutation
-from drpruning.data.preparing import prepare
+from drpruning.data.preparing import check_prepared_folder, prepare
 from drpruning.data.sources import DomainSource, check_sources, estimate_tokens
 from drpruning.data.tokenization import tokenizer_digest
 
@@ -18,8 +18,10 @@ __all__ = [
     "DomainCounts",
     "DomainSource",
     "Mixture",
+    "OnExhausted",
     "PreparedData",
     "Segment",
+    "check_prepared_folder",
     "check_sources",
     "estimate_tokens",
     "keyed_permutation",

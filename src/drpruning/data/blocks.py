@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import BadInput
+from drpruning.json_text import parse_json
 from drpruning.whole_file import write_whole
 
+MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
+_MANIFEST_FIELDS = {"fingerprint", "identity", "domains", "sequence_length", "dtype"}
 
 
 class Blocks:
@@ -173,12 +176,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         BadInput: it is damaged or of another version.
     """
-    file = folder / "manifest.json"
+    file = folder / MANIFEST_FILE
     if not file.exists():
         return None
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = parse_json(file.read_bytes())
         version = manifest["version"]
+        if version == MANIFEST_VERSION and not manifest.keys() >= _MANIFEST_FIELDS:
+            raise KeyError
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged; delete {folder} and prepare again") from error
     if version != MANIFEST_VERSION:
@@ -191,4 +196,4 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest at once: a reader finds the old one or the new one."""
-    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1))
+    write_whole(folder / MANIFEST_FILE, json.dumps(manifest, indent=1))

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.data.permutation import Indices
-from drpruning.data.reading import Row, Rows, lookup
+from drpruning.data.reading import Row, Rows, longest_document, lookup, too_long
 from drpruning.data.sources import DomainSource
 from drpruning.data.tokenization import DocumentTokenizer, piece_bytes
 from drpruning.errors import BadInput
 
 _BYTES_PER_TOKEN = 4
 _VALUES_SHOWN = 5
+_LONG = 1 << 24  # characters of a document whose memory is worth a look
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def collect(
         if not takers:
             continue
         text = _text_of(row, collectors[takers[0]].domain, place, number)
+        if len(text) > _LONG and (limit := longest_document()) and len(text) > limit:
+            raise too_long(f"{place}:{number}", limit)
         if not text.strip():
             for index in takers:
                 collectors[index].empty += 1
@@ -210,6 +213,6 @@ def _text_of(row: Row, domain: DomainSource, place: str, number: int) -> str:
     if not isinstance(text, str):
         raise BadInput(
             f"{label}: {place}:{number} has a {type(text).__name__} in {domain.text_field!r}, "
-            "not text"
+            "not text; name the field that holds the text"
         )
     return text

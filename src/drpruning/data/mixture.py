@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from drpruning.data.permutation import Indices, key_of, keyed_hash, keyed_permutation
 
 _STATE_VERSION = 1
+
+OnExhausted = Literal["repeat", "redistribute", "stop"]
+"""What follows where a domain is used up: it starts again, reshuffled; its share goes to the others
+in proportion; or nothing more is planned after the segment, the rest of which the others fill."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,6 +27,7 @@ class Segment:
         global_batch: blocks a batch.
         counts: blocks of each domain in the whole segment; they sum to steps * global_batch.
         carry: what each domain is owed after the segment, in blocks (wanted minus given so far).
+        used_up: domains whose last new block is in the segment, and what follows.
     """
 
     domains: tuple[str, ...]
@@ -31,6 +36,7 @@ class Segment:
     global_batch: int
     counts: dict[str, int]
     carry: dict[str, float]
+    used_up: dict[str, OnExhausted]
     _domain_index: Indices
     _block_id: Indices
     _row_key: int
@@ -58,6 +64,12 @@ class Segment:
         )
         return self._domain_index[rows][order], self._block_id[rows][order]
 
+    def blocks(self, index: int) -> dict[str, list[int]]:
+        """Domain -> block ids in the global batch of a step, for people; see `batch`."""
+        domains, ids = self.batch(index)
+        found = {name: np.sort(ids[domains == i]) for i, name in enumerate(self.domains)}
+        return {name: rows.tolist() for name, rows in found.items() if len(rows)}
+
     @property
     def realised_share(self) -> dict[str, float]:
         """Share of each domain in the segment's blocks; sums to 1."""
@@ -74,6 +86,9 @@ class Mixture:
     is carried to the next: as long as the ratio wants at least one block a segment of every domain,
     the blocks that a domain has had so far differ by less than one from what the ratios wanted.
 
+    A domain that does not repeat gives every block once at most. What the ratio wants of it beyond
+    that goes to the others in proportion to their shares, and it is owed nothing.
+
     To resume inside a segment: restore the state saved at its start, plan it again with the same
     ratio and steps, and skip the batches already used.
 
@@ -81,20 +96,31 @@ class Mixture:
         sizes: train blocks of each domain, at least 1.
         global_batch: blocks an optimizer step.
         seed: of the permutations, the interleaving and the row order.
+        on_exhausted: what follows where a domain is used up; those not named repeat.
 
     Raises:
-        ValueError: no domains, an empty domain or an empty batch.
+        ValueError: no domains, an empty domain, an empty batch or an unknown rule.
     """
 
-    def __init__(self, sizes: Mapping[str, int], global_batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        global_batch: int,
+        seed: int,
+        on_exhausted: Mapping[str, OnExhausted] | None = None,
+    ) -> None:
         if not sizes:
             raise ValueError("a mixture needs at least one domain")
         if empty := [name for name, size in sizes.items() if size < 1]:
             raise ValueError(f"domains without a single block: {', '.join(empty)}")
         if global_batch < 1:
             raise ValueError(f"global_batch must be at least 1, got {global_batch}")
+        rules: dict[str, OnExhausted] = {**dict.fromkeys(sizes, "repeat"), **(on_exhausted or {})}
+        if rules.keys() != sizes.keys() or not set(rules.values()) <= set(get_args(OnExhausted)):
+            raise ValueError(f"on_exhausted does not fit the domains {', '.join(sizes)}: {rules}")
         self.domains = tuple(sizes)
         self.sizes = dict(sizes)
+        self.on_exhausted = rules
         self.global_batch = global_batch
         self.seed = seed
         self.step = 0
@@ -112,17 +138,22 @@ class Mixture:
             steps: number of batches, at least 1.
 
         Returns:
-            The segment; pass it to `advance` once it has been used up.
+            The segment; pass it to `advance` once it has been used up. It is shorter than asked for
+            where no domain has text for more.
 
         Raises:
-            ValueError: a ratio that is none, or names other domains; no steps.
+            ValueError: a ratio that is none, or names other domains; no steps, or no text for one.
         """
         if steps < 1:
             raise ValueError(f"a segment needs at least one step, got {steps}")
         shares = _checked_ratio(ratio, self.domains)
+        left = self._left()
+        steps = int(min(steps, left.sum() / self.global_batch))
+        if steps < 1:
+            raise ValueError(f"there are not even {self.global_batch} blocks left that are new")
         total = steps * self.global_batch
-        wanted = self._carry + shares * total
-        quota = _apportion(wanted, total)
+        wanted = _within(self._carry + shares * total, shares, left)
+        quota = _apportion(wanted, total, left)
 
         positions, domain_index, block_id = [], [], []
         for index, (name, count) in enumerate(zip(self.domains, quota.tolist(), strict=True)):
@@ -139,6 +170,7 @@ class Mixture:
             global_batch=self.global_batch,
             counts=self._by_name(quota),
             carry=self._by_name(wanted - quota),
+            used_up=self._used_up(quota),
             _domain_index=np.concatenate(domain_index)[order],
             _block_id=np.concatenate(block_id)[order],
             _row_key=key_of("rows", self.seed),
@@ -159,6 +191,27 @@ class Mixture:
         self.step += segment.steps
         self._cursors += np.array([segment.counts[name] for name in self.domains])
         self._carry = np.array([segment.carry[name] for name in self.domains])
+
+    def exhausted(self) -> str | None:
+        """Why nothing more can or may be planned from here; None: it can."""
+        over = [n for n, left in zip(self.domains, self._left(), strict=True) if left <= 0]
+        if stopping := [name for name in over if self.on_exhausted[name] == "stop"]:
+            return f"{' and '.join(stopping)} used up (on_exhausted: stop)"
+        if self._left().sum() < self.global_batch:
+            return "all domains used up, and none of them repeats"
+        return None
+
+    def _left(self) -> NDArray[np.float64]:
+        """Blocks that each domain can still give; infinite where it repeats."""
+        repeats = np.array([self.on_exhausted[name] == "repeat" for name in self.domains])
+        return np.where(repeats, np.inf, np.array(list(self.sizes.values())) - self._cursors)
+
+    def _used_up(self, quota: Indices) -> dict[str, OnExhausted]:
+        """The domains of which the next `quota` blocks hold the last new one."""
+        sizes = np.array(list(self.sizes.values()))
+        ends = (self._cursors < sizes) & (self._cursors + quota >= sizes)
+        names = (name for name, end in zip(self.domains, ends, strict=True) if end)
+        return {name: self.on_exhausted[name] for name in names}
 
     @property
     def consumed(self) -> dict[str, int]:
@@ -234,13 +287,31 @@ def _checked_ratio(ratio: Mapping[str, float], domains: tuple[str, ...]) -> NDAr
     return normalized
 
 
-def _apportion(wanted: NDArray[np.float64], total: int) -> Indices:
-    """Whole numbers that sum to `total`, by largest remainder; never negative."""
+def _within(
+    wanted: NDArray[np.float64], shares: NDArray[np.float64], most: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`wanted` with no domain above `most`; what is cut off goes to the others by their shares."""
+    given = wanted.copy()
+    while (over := given > most).any():
+        full = given >= most
+        excess = float((given - most)[over].sum())
+        given[over] = most[over]
+        weight = np.where(full, 0.0, shares)
+        if not weight.any():  # the ratio wants nothing of those that have something left
+            weight = np.where(full, 0.0, 1.0)
+        if not weight.any():
+            break
+        given += excess * weight / weight.sum()
+    return given
+
+
+def _apportion(wanted: NDArray[np.float64], total: int, most: NDArray[np.float64]) -> Indices:
+    """Whole numbers that sum to `total`, by largest remainder; never negative or above `most`."""
     quota = np.maximum(np.floor(wanted), 0).astype(np.int64)
     while missing := total - int(quota.sum()):
         order = np.argsort(wanted - quota, kind="stable")
         if missing > 0:
-            quota[order[::-1][:missing]] += 1
+            quota[order[quota[order] < most[order]][::-1][:missing]] += 1
         else:
             quota[order[quota[order] > 0][:-missing]] -= 1
     return quota

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.data.blocks import (
+    MANIFEST_FILE,
     MANIFEST_VERSION,
     DomainCounts,
     PreparedData,
@@ -24,6 +25,7 @@ from drpruning.data.reading import Rows
 from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, check_sources, resolve
 from drpruning.data.tokenization import DocumentTokenizer
 from drpruning.errors import BadInput
+from drpruning.whole_file import check_folder, missing_folders, remove_empty
 
 _HELD_OUT_AT_MOST = 0.1
 _COPY_TOKENS = 1 << 24
@@ -49,8 +51,9 @@ def prepare(
     fills no block at the end is dropped. Documents without text are left out. A document of the
     validation set is in no train block, nor is another document with the same text.
 
-    Data that is there already with the same fingerprint is not prepared again, and an interrupted
-    preparation goes on with the domains that were not finished. Sources shared by domains that
+    Data that is there already with the same fingerprint is not prepared again, and a preparation
+    that was interrupted or refused goes on with the domains that were not finished; one that
+    was refused before the first leaves nothing behind. Sources shared by domains that
     differ in `where` are read once for all of them.
 
     Args:
@@ -74,6 +77,7 @@ def prepare(
         BadInput: a source, field, tokenizer, number or folder that cannot work.
     """
     check_sources(domains)
+    check_prepared_folder(Path(folder))
     if sequence_length < 2:
         raise BadInput(f"data.sequence_length must be at least 2, got {sequence_length}")
     if validation_blocks < 1:
@@ -87,16 +91,48 @@ def prepare(
         workers=workers or _processors(),
         on_progress=on_progress or (lambda _name, _done, _total: None),
     )
+    missing = missing_folders(job.folder)
     manifest = job.manifest(domains)
-    unfinished = [domain for domain in domains if domain.name not in manifest["domains"]]
+    finished = manifest["domains"]
+    unfinished = [domain for domain in domains if domain.name not in finished]
     try:
         for source, group in _grouped(unfinished):
             for name, counts in job.run(source, group).items():
-                manifest["domains"][name] = asdict(counts)
+                finished[name] = asdict(counts)
             write_manifest(job.folder, manifest)
+    except BadInput:
+        for domain in unfinished:
+            if domain.name not in finished:
+                shutil.rmtree(job.folder / domain.name, ignore_errors=True)
+        if not finished:
+            (job.folder / MANIFEST_FILE).unlink()
+        raise
     finally:
         shutil.rmtree(job.cache, ignore_errors=True)
+        remove_empty(missing)
     return PreparedData.open(job.folder)
+
+
+def check_prepared_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than prepared data, or where none can be made.
+
+    Raises:
+        BadInput: So, or its manifest is damaged.
+    """
+    label = "data.prepared"
+    try:
+        manifest = read_manifest(folder)
+    except OSError:
+        manifest = None
+    if manifest is None:
+        check_folder(folder, label)
+        if folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
+            raise BadInput(
+                f"{label}: {folder} is not empty and holds no prepared data; give {label} another "
+                "folder, or empty it"
+            )
+    elif any(name not in manifest["domains"] for name in manifest["identity"]["domains"]):
+        check_folder(folder, label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +169,7 @@ class _Job:
         fingerprint = fingerprint_of(identity)
         found = read_manifest(self.folder)
         if found is None:
-            self._claim_folder()
+            self.folder.mkdir(parents=True, exist_ok=True)
         elif found["fingerprint"] == fingerprint:
             return found
         elif not _goes_on(found, identity):
@@ -150,14 +186,6 @@ class _Job:
         }
         write_manifest(self.folder, manifest)
         return manifest
-
-    def _claim_folder(self) -> None:
-        if self.folder.is_dir() and any(p.name[0] != "." for p in self.folder.iterdir()):
-            raise BadInput(
-                f"{self.folder} is not empty and holds no prepared data; give data.prepared "
-                "another folder, or empty it"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def run(
         self, source: LocalFiles | HubDataset, domains: Sequence[DomainSource]

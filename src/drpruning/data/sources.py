@@ -72,7 +72,10 @@ def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | H
     split = domain.validation_split if validation else domain.split
     if not source:
         raise BadInput(f"{label} is empty: name a file, a folder or a Hugging Face dataset")
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:
+        raise BadInput(f"{label}: {source}: there is no such home folder") from None
     if path.is_dir():
         if any((path / marker).is_file() for marker in _SAVED_DATASET):
             return HubDataset(path.name, domain.config, split, folder=path)

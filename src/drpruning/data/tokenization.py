@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from drpruning.errors import BadInput
 
 _PACKET_BYTES = 1 << 18
+_LONGEST_PART = 1 << 20  # characters; a tokenizer takes some hundred bytes for each
 _WORKER_BYTES = 1 << 20  # less text than this is not worth a process
 _PIECE_BYTES_PER_WORKER = 32 << 20
 _PIECE_BYTES_MAX = 1 << 30
@@ -136,11 +137,17 @@ def _encode_packet(table: Any, name: str, eos_id: int, dtype: str) -> Any:
     """One row of texts -> one row of lengths and ids (runs in the worker processes)."""
     import pyarrow as pa
 
-    ids = _token_ids(_load(name), table.column("texts")[0].as_py())
-    for document in ids:
-        document.append(eos_id)
-    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-    tokens = np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
+    texts, tokenizer = table.column("texts")[0].as_py(), _load(name)
+    if max(map(len, texts)) > _LONGEST_PART:
+        documents = [_long_ids(tokenizer, text, eos_id, dtype) for text in texts]
+        lengths = np.array([len(document) for document in documents], dtype=np.int64)
+        tokens = np.concatenate(documents)
+    else:
+        ids = _token_ids(tokenizer, texts)
+        for document in ids:
+            document.append(eos_id)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        tokens = np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
     columns = {"lengths": lengths, "tokens": tokens}
     return pa.table(
         {
@@ -148,6 +155,19 @@ def _encode_packet(table: Any, name: str, eos_id: int, dtype: str) -> Any:
             for key, values in columns.items()
         }
     )
+
+
+def _long_ids(tokenizer: Any, text: str, eos_id: int, dtype: str) -> NDArray[Any]:
+    """Ids of a text of any length, cut before white space into parts that take little memory."""
+    parts, start = [], 0
+    while start < len(text):
+        end = start + _LONGEST_PART
+        if end < len(text):
+            spaces = (text.rfind(space, start + 1, end) for space in "\n ")
+            end = next((place for place in spaces if place > 0), end)
+        parts.append(np.array(_token_ids(tokenizer, [text[start:end]])[0], dtype=dtype))
+        start = end
+    return np.concatenate([*parts, np.array([eos_id], dtype=dtype)])
 
 
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -166,9 +186,12 @@ def _load(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception on a broken file
-        raise BadInput(f"the tokenizer {name} cannot be loaded: {error}") from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            f"the tokenizer {name} cannot be loaded ({reason}); name another in model.tokenizer"
+        ) from error
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from drpruning.errors import BadInput
+from drpruning.json_text import parse_json
 from drpruning.pruning.families import STACKED, Axis
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
 
@@ -175,7 +176,7 @@ class PruningPlan:
             BadInput: no JSON, another version, or indices that do not fit the shapes.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except ValueError as error:
             raise BadInput(f"the plan is not valid JSON: {error}") from error
         if not isinstance(data, dict) or data.get("version") != 1:

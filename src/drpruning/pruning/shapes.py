@@ -1,6 +1,5 @@
 """The shape of a model and what it can be pruned to. Importable without torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import log
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from drpruning.errors import BadInput
+from drpruning.json_text import parse_json
 from drpruning.pruning.families import (
     FAMILIES,
     Axis,
@@ -298,7 +298,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise BadInput(f"{file} does not exist; give a folder with a model's config.json")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
     except ValueError as error:
         raise BadInput(f"{file} is not valid JSON: {error}") from error
     if not isinstance(values, dict):

@@ -50,6 +50,7 @@ class PhaseSection:
     title: str
     ident: str
     facts: list[str]
+    warnings: list[str]
     ratio_rows: list[RatioRow]
     decision: LastDecision | None
     held_back: list[HeldBack]
@@ -197,6 +198,7 @@ def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str])
                 title=PHASE_TITLES.get(phase.name, phase.name),
                 ident=f"{ident}-{phase.name}",
                 facts=_facts(phase),
+                warnings=_warnings(phase),
                 ratio_rows=ratio_rows(run, phase),
                 decision=last_decision(phase, domains),
                 held_back=held_back(phase, domains),
@@ -301,6 +303,19 @@ def _facts(phase: PhaseRecord) -> list[str]:
             part = f" ({sum(known) / phase.seconds:.2%})" if phase.seconds else ""
             facts.append(f"{name} {duration(sum(known))}{part}")
     return facts
+
+
+def _warnings(phase: PhaseRecord) -> list[str]:
+    """What people should know of, in the order of time; steps that were skipped in one line."""
+    said = [f"Step {warned.step:,}: {warned.message}." for warned in phase.warnings]
+    if phase.skipped:
+        first, last, count = min(phase.skipped), max(phase.skipped), len(phase.skipped)
+        where = f"step {first:,}" if count == 1 else f"{count} steps, {first:,} to {last:,}"
+        said.append(
+            f"Skipped, because loss or gradient norm was not finite: {where}. metrics.jsonl has "
+            "their blocks."
+        )
+    return said
 
 
 def _provenance(run: RunRecord) -> list[str]:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from drpruning.errors import BadInput
+from drpruning.json_text import parse_json
 from drpruning.report.records import (
     DIMENSIONS,
     End,
@@ -26,8 +25,10 @@ from drpruning.report.records import (
     SimilarityPoint,
     Start,
     StepPoint,
+    Warned,
     is_number,
 )
+from drpruning.yaml_text import parse_yaml
 
 FILES = (
     "recipe.yaml",
@@ -206,10 +207,7 @@ def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         return "", {}
     text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not YAML: {error}") from error
+    recipe = parse_yaml(text, str(path))
     if not isinstance(recipe, dict):
         raise BadInput(f"{path}: expected a mapping with the recipe's fields at the top.")
     return text, recipe
@@ -219,7 +217,7 @@ def _read_json(path: Path) -> _Fields | None:
     if not path.is_file():
         return None
     try:
-        return _Fields(json.loads(path.read_bytes()), str(path))
+        return _Fields(parse_json(path.read_bytes()), str(path))
     except ValueError as error:
         if isinstance(error, BadInput):
             raise
@@ -233,7 +231,7 @@ def _read_lines(path: Path) -> Iterator[_Fields]:
             continue
         where = f"{path}, line {number}"
         try:
-            raw = json.loads(line)
+            raw = parse_json(line)
         except ValueError as error:
             if number == len(lines):  # no newline at its end: the writer was stopped in this line
                 return
@@ -285,6 +283,10 @@ def _add_record(phase: PhaseRecord, fields: _Fields) -> None:
                 update_seconds=fields.number("update_seconds"),
             )
         )
+    elif kind == "skip":
+        phase.skipped.append(step)
+    elif kind == "warning":
+        phase.warnings.append(Warned(step=step, message=fields.text("message")))
     elif kind == "end":
         stopped = "" if fields.raw.get("stopped") is None else fields.text("stopped")
         phase.end = End(total_seconds=fields.number("total_seconds"), stopped=stopped)

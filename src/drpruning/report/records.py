@@ -101,6 +101,14 @@ class EvalPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Warned:
+    """Something that people should know of (``kind: warning``)."""
+
+    step: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class End:
     """A phase is complete (``kind: end``); `stopped` says why before its last step, or nothing."""
 
@@ -116,6 +124,9 @@ class PhaseRecord:
     start: Start | None = None
     steps: list[StepPoint] = field(default_factory=list)
     evals: list[EvalPoint] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    """Steps that changed nothing, their loss or gradient not being finite (``kind: skip``)."""
     end: End | None = None
 
     @property

@@ -78,8 +78,14 @@ class Curves:
     def terms(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The falling part [n, m] and the irreducible part [n, 1] of the losses."""
         a, e, alpha, beta = (theta[:, i, None] for i in range(4))
-        exponent = a - alpha * self.log_p - beta * self.log_t
-        return np.exp(np.clip(exponent, -300, 100)) * self.used, np.exp(e)
+        exponent = self.log_t * -beta
+        exponent += a
+        if self.log_p.any():
+            exponent -= alpha * self.log_p
+        np.clip(exponent, -300, 100, out=exponent)
+        np.exp(exponent, out=exponent)
+        exponent *= self.used
+        return exponent, np.exp(e)
 
     def residual(self, theta: FloatArray) -> FloatArray:
         """Fitted less seen losses [n, m] for theta = (log A, log E, alpha, beta) [n, 4]."""
@@ -90,8 +96,8 @@ class Curves:
         """Mean Huber loss [n] of residuals [n, m] that are 0 where unused."""
         size = np.abs(residual)
         inside = np.minimum(size, HUBER_DELTA)
-        total: FloatArray = np.sum(inside * (size - 0.5 * inside), axis=1)
-        mean: FloatArray = total / self.count
+        size -= 0.5 * inside
+        mean: FloatArray = _dot(inside, size) / self.count
         return mean
 
 
@@ -177,42 +183,100 @@ def _starts(curves: Curves, exponents: FloatArray) -> FloatArray:
 
 def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArray, FloatArray]:
     """Damped Gauss-Newton steps on the Huber loss; returns theta [b, 4] and objective [b]."""
-    theta = theta.copy()
-    objective = curves.huber(curves.residual(theta))
-    damping = np.ones(len(theta))
+    found = theta.copy()
+    reached = np.empty(len(theta))
     going = np.arange(len(theta))
-    here = curves
+    here = _Point.at(curves, theta)
+    damping = np.ones(len(theta))
     for _ in range(iterations):
-        step = _step(here, theta[going], damping[going])
-        trial = theta[going] - np.clip(step, -_MAX_STEP, _MAX_STEP)
-        reached = here.huber(here.residual(trial))
-        gain = objective[going] - reached
+        step = np.clip(_step(here, damping), -_MAX_STEP, _MAX_STEP)
+        trial = _Point.at(here.curves, here.theta - step)
+        gain = here.objective - trial.objective
         better = gain > 0
-        theta[going[better]] = trial[better]
-        objective[going[better]] = reached[better]
-        damping[going] = np.clip(damping[going] * np.where(better, 0.25, 6), 1e-8, _STUCK)
-        done = (better & (gain <= _CONVERGED * reached)) | (damping[going] >= _STUCK)
+        done = better & (gain <= _CONVERGED * trial.objective)
+        here.replace(better, trial)
+        damping = np.clip(damping * np.where(better, 0.25, 6), 1e-8, _STUCK)
+        done |= damping >= _STUCK
         if done.any():
-            going, here = going[~done], here.take(np.flatnonzero(~done))
+            found[going[done]], reached[going[done]] = here.theta[done], here.objective[done]
+            rest = np.flatnonzero(~done)
+            going, damping, here = going[rest], damping[rest], here.take(rest)
             if not len(going):
                 break
-    return theta, objective
+    found[going], reached[going] = here.theta, here.objective
+    return found, reached
 
 
-def _step(curves: Curves, theta: FloatArray, damping: FloatArray) -> FloatArray:
-    """The damped Gauss-Newton step [b, 4] against the gradient."""
-    falling, irreducible = curves.terms(theta)
-    residual = falling + (irreducible - curves.y) * curves.used
-    jacobian = np.stack(
-        [falling, irreducible * curves.used, -falling * curves.log_p, -falling * curves.log_t],
-        axis=1,
-    )
-    size = np.abs(residual)
-    weight = HUBER_DELTA / np.maximum(size, HUBER_DELTA)
-    gradient = jacobian @ (weight * residual)[:, :, None]
-    bend = (size <= HUBER_DELTA) + damping[:, None] * weight
-    hessian = (jacobian * bend[:, None, :]) @ jacobian.transpose(0, 2, 1)
+@dataclass(frozen=True)
+class _Point:
+    """Where b fits stand: theta [b, 4], falling part and residual [b, m], objective [b]."""
+
+    curves: Curves
+    theta: FloatArray
+    falling: FloatArray
+    residual: FloatArray
+    objective: FloatArray
+
+    @classmethod
+    def at(cls, curves: Curves, theta: FloatArray) -> "_Point":
+        falling, irreducible = curves.terms(theta)
+        residual = irreducible * curves.used
+        residual -= curves.y
+        residual += falling
+        return cls(curves, theta, falling, residual, curves.huber(residual))
+
+    def replace(self, rows: BoolArray, other: "_Point") -> None:
+        """Go to another point in some of the rows."""
+        for name in ("theta", "falling", "residual", "objective"):
+            getattr(self, name)[rows] = getattr(other, name)[rows]
+
+    def take(self, rows: IndexArray) -> "_Point":
+        """Some of the rows."""
+        arrays = (self.theta, self.falling, self.residual, self.objective)
+        return _Point(self.curves.take(rows), *(array[rows] for array in arrays))
+
+
+def _step(here: _Point, damping: FloatArray) -> FloatArray:
+    """The damped Gauss-Newton step [b, 4] against the gradient.
+
+    The slopes of the residual are `falling` times 1, -log P and -log T, and the irreducible part;
+    the sums over points that gradient and Hessian need are taken one by one, which for so few
+    points is several times faster than products of stacked matrices.
+    """
+    curves, falling = here.curves, here.falling
+    irreducible = np.exp(here.theta[:, 1])
+    pull = np.clip(here.residual, -HUBER_DELTA, HUBER_DELTA)
+    size = np.abs(here.residual)
+    bend = HUBER_DELTA / np.maximum(size, HUBER_DELTA)
+    bend *= damping[:, None]
+    bend += size <= HUBER_DELTA
+    once = bend * falling
+    twice = once * falling
+    pulled = pull * falling
+
+    gradient = np.zeros((len(damping), 4))
+    hessian = np.zeros((len(damping), 4, 4))
+    gradient[:, 0] = pulled.sum(axis=1)
+    gradient[:, 1] = irreducible * _dot(pull, curves.used)
+    hessian[:, 0, 0] = twice.sum(axis=1)
+    hessian[:, 0, 1] = irreducible * once.sum(axis=1)
+    hessian[:, 1, 1] = irreducible**2 * _dot(bend, curves.used)
+    slopes = {2: curves.log_p, 3: curves.log_t} if curves.with_p.any() else {3: curves.log_t}
+    for i, x in slopes.items():
+        gradient[:, i] = -_dot(pulled, x)
+        hessian[:, 0, i] = -_dot(twice, x)
+        hessian[:, 1, i] = -irreducible * _dot(once, x)
+        for j, other in slopes.items():
+            if j <= i:
+                hessian[:, j, i] = _dot(twice, x * other)
+    lower = np.tril_indices(4, -1)
+    hessian[:, lower[0], lower[1]] = hessian[:, lower[1], lower[0]]
     diagonal = np.arange(4)
     scale = hessian[:, diagonal, diagonal]
     hessian[:, diagonal, diagonal] += 1e-3 * damping[:, None] * scale + 1e-12 * scale + 1e-100
-    return np.asarray(np.linalg.solve(hessian, gradient)[:, :, 0], dtype=np.float64)
+    return np.asarray(np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], dtype=np.float64)
+
+
+def _dot(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Sums over points [b] of the products of two [b, m]."""
+    return np.asarray(np.einsum("bm,bm->b", x, y))

@@ -23,6 +23,7 @@ AT_SIZE = 1.05  # a model of at most this many times the final parameters counts
 _MIN_POINTS_WITH_P = 8  # of an interval: with two exponents and factors too few are left over
 _USELESS = 0.2  # half-width of an interval, relative to the loss, at which the quality is 0
 _RANKED = 64  # points, at most, of which all pairs are compared
+_AT_ONCE = 16  # domains: with more of them what is computed no longer fits into the caches
 _RISING = 2.3  # Kendall's tau over its standard deviation
 
 
@@ -111,8 +112,9 @@ def fit_loss_curves(
     rising = np.zeros(len(y), dtype=bool)
     rows = np.flatnonzero(curves.count >= MIN_POINTS)
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
-        if len(rows):
-            table[rows], rising[rows] = _forecasts(curves.take(rows))
+        for some in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
+            if len(some):
+                table[some], rising[some] = _forecasts(curves.take(some))
         forecast, low, high, quality, first, objective, a, e, alpha, beta = table.T
         quality[~curves.with_p & _larger(log_p, used)] = 0
         A = np.exp(a + beta * np.log(final_step) + alpha * np.log(final_params or 1.0))

@@ -118,11 +118,11 @@ class _Lines:
         self.scale = np.abs(x).max(axis=2)
         x /= self.scale[:, :, None]
         self.total = weight.sum(axis=1)[:, None]
-        self.x_mean = np.sum(x * weight[:, None], axis=2) / self.total
+        self.x_mean = np.einsum("nkm,nm->nk", x, weight) / self.total
         self.y_mean = np.sum(curves.y * weight, axis=1, keepdims=True) / self.total
         x -= self.x_mean[:, :, None]
         xw, y = x * weight[:, None], curves.y - self.y_mean
-        self.xx = np.maximum(np.sum(xw * x, axis=2), 1e-30)
+        self.xx = np.maximum(np.einsum("nkm,nkm->nk", xw, x), 1e-30)
         xy = (xw @ y[:, :, None])[:, :, 0]
         self.fall = xy / self.xx
         kept = np.maximum(self.fall, 0)

@@ -7,7 +7,6 @@ start and the steps done in it, so a run that goes on from it sees the same batc
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +18,14 @@ from torch import Tensor, nn
 
 from drpruning.console import Reporter, Task
 from drpruning.data import Mixture, PreparedData, Segment
-from drpruning.errors import BadInput
+from drpruning.errors import BadInput, TrainingFailed
 from drpruning.recipe import Phase, Training
 from drpruning.scheduling import Policy
 from drpruning.training import provenance
-from drpruning.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from drpruning.training.checkpoint import Checkpoints, read_state
+from drpruning.training.identity import check_identity, find_place
 from drpruning.training.interruption import Interrupted, InterruptGuard
-from drpruning.training.messages import evaluation_text, step_text
+from drpruning.training.messages import evaluation_text, lost_losses, step_text, used_up_text
 from drpruning.training.metrics import MetricsLog
 from drpruning.training.optimization import (
     MicroBatch,
@@ -33,8 +33,11 @@ from drpruning.training.optimization import (
     learning_rate_factor,
     micro_batches,
     set_learning_rate,
+    step_unless,
 )
+from drpruning.training.parallel import DistributedModel, clip_gradients
 from drpruning.training.ranks import agreed_ratio
+from drpruning.training.skipping import StepNumbers, failure_text, skipped_text
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
 
@@ -47,6 +50,8 @@ class Setting(NamedTuple):
     folder: Path
     accelerator: Accelerator
     reporter: Reporter
+    identity: Mapping[str, Any]
+    """What a checkpoint must be of; see `run_identity`."""
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -71,7 +76,8 @@ class Loop:
         """
         self.settings, self.training, self.data, self.folder = setting[:4]
         self.accelerator, self.reporter = setting.accelerator, setting.reporter
-        self.model, self.policy, self.mixture = model, policy, mixture
+        self.identity = setting.identity
+        self.policy, self.mixture = policy, mixture
         self.device = self.accelerator.device
         self.micro_batches = micro_batches(
             self.settings.global_batch,
@@ -80,10 +86,17 @@ class Loop:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self.parameters = {n: p for n, p in self.trained().named_parameters() if p.requires_grad}
+        self.distributed = DistributedModel(model, self.training, self.accelerator)
+        self.model, self.parameters = self.distributed.module, self.distributed.parameters
         self.optimizer = build_optimizer(self.parameter_groups(), self.settings)
-        self.wrap()
         self.metrics = MetricsLog(self.folder, self.phase)
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            self.phase,
+            self.training.checkpoint,
+            self.accelerator,
+            self.reporter,
+        )
         self.step = 0
         self.evaluated = -1
         self.saved = 0
@@ -91,37 +104,15 @@ class Loop:
         self.ratio = dict(policy.ratio)
         self.segment: Segment | None = None
         self.stopped: str | None = None
-        self.sums: dict[str, float | Tensor] = {}
+        self.numbers = StepNumbers()
         self.seconds = {"training": 0.0, "logged": 0.0, "total": 0.0}
 
     # What pruning does differently.
-
-    def trained(self) -> nn.Module:
-        """The module whose parameters are trained and saved."""
-        return self.model
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups."""
         decay = self.settings.weight_decay
         return [{"params": list(self.parameters.values()), "weight_decay": decay}]
-
-    def wrap(self) -> None:
-        """Move the model to its device and, with several ranks, synchronise its gradients."""
-        self.model = self._wrapped(self.model)
-
-    def _wrapped(self, model: nn.Module) -> nn.Module:
-        if self.training.gradient_checkpointing:
-            # Transformers renamed it within version 5.
-            newer = getattr(model, "activation_checkpointing_enable", None)
-            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
-        if self.training.compile:
-            model.compile()
-        wrapped: nn.Module = self.accelerator.prepare_model(model)
-        return wrapped
-
-    def synchronised(self) -> nn.Module:
-        """The module that synchronises gradients across ranks."""
-        return self.model
 
     def start_afresh(self) -> None:
         """Called before step 0, not where a checkpoint is gone on from."""
@@ -176,9 +167,9 @@ class Loop:
                 self.seconds["total"] = time.monotonic() - start
                 stop = self.on_any_rank(guard.requested)
                 done = self.step == total or self.stopped is not None
-                due = self.step % self.training.checkpoint.every_steps == 0 or done
-                if (due or stop) and self.step > self.saved:
-                    self._save()
+                last = done or stop
+                if self.step > self.saved and (last or self._is_due()):
+                    self._save(last=last)
                 if stop:
                     raise Interrupted
                 if done:
@@ -193,16 +184,19 @@ class Loop:
             self.metrics.record(
                 "end", self.step, total_seconds=seconds, tokens=tokens, stopped=self.stopped
             )
+            self.metrics.size()  # on the disk before the phase's result is
 
     def _begin(self) -> None:
-        checkpoints = list_checkpoints(self.folder / "checkpoints", self.phase)
-        if checkpoints:
-            self._load(checkpoints[-1])
+        path = self.checkpoints.newest()
+        if path is not None:
+            self._load(path)
             self.reporter.line(f"{self.phase}: going on from step {self.step}")
         else:
             self.start_afresh()
             if self.accelerator.is_main_process:
                 self._record_start()
+        rows = self.micro_batches[0].rows
+        self.distributed.warm_up(rows.stop - rows.start, self.data.sequence_length)
         self.accelerator.wait_for_everyone()
 
     def _record_start(self) -> None:
@@ -248,31 +242,30 @@ class Loop:
         batch_BT = self.own_blocks(self.segment, self.step - self.evaluated)
         torch.manual_seed(step_seed(self.training.seed, self.step, self.accelerator.process_index))
         self.prepare_step()
-        self.trained().train()
+        self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         first = self.micro_batches[0].rows.start
         for piece in self.micro_batches:
             rows = batch_BT[piece.rows.start - first : piece.rows.stop - first]
             loss += self._backward(piece, rows, share=len(rows) / len(batch_BT))
-        loss = self.accelerator.reduce(loss, reduction="mean")
-        logged = {"loss": loss} | self.finish_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.parameters.values(), self.settings.gradient_clip, error_if_nonfinite=False
+        numbers = {"loss": loss} | self.finish_gradients()
+        numbers["gradient_norm"] = clip_gradients(
+            self.parameters.values(), self.settings.gradient_clip
         )
         set_learning_rate(self.optimizer, learning_rate_factor(self.step, self.settings))
-        self.optimizer.step()
-        for name, value in (logged | {"gradient_norm": norm}).items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.double()
         self.step += 1
+        values = torch.stack([value.double() for value in numbers.values()])
+        values = self.accelerator.reduce(values, reduction="mean")
+        skipped = self.numbers.add(self.step, list(numbers), values)
+        step_unless(self.optimizer, skipped)
 
     def _backward(self, piece: MicroBatch, rows_BT: Tensor, share: float) -> Tensor:
         """Gradients of one micro-batch; returns its part of the step's mean loss."""
         last = piece is self.micro_batches[-1]
-        context = nullcontext() if last else self.accelerator.no_sync(self.synchronised())
-        with context:
+        with self.distributed.gradients_shared(last=last):
             self.prepare_pass(piece.part)
-            with autocast(self.device, self.training.precision):
+            with autocast(self.device, self.distributed.precision):
                 loss = language_modelling_loss(self.model, rows_BT) * share
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach().double()
@@ -282,20 +275,20 @@ class Loop:
 
     def _log(self, task: Task) -> None:
         self._pause_clock()
-        self._check_finite()
-        steps = (self.step - 1) % self.training.log_every + 1
-        means = {name: float(value) / steps for name, value in self.sums.items()}
-        self.sums = {}
+        self._settle()
+        steps = self.numbers.counted + self.numbers.skipped
         seconds = self.seconds["training"] - self.seconds["logged"]
         self.seconds["logged"] = self.seconds["training"]
         tokens = steps * self.settings.global_batch * self.data.sequence_length
         fields = {
-            **means,
+            **self.numbers.means(),
+            "skipped": self.numbers.skipped,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "tokens": self._tokens(),
             "tokens_per_second": tokens / seconds,
             **self.step_fields(),
         }
+        self.numbers.start_line()
         if self.accelerator.is_main_process:
             self.metrics.record("step", self.step, **fields)
         task.update(self.step, step_text(fields, self.ratio))
@@ -308,29 +301,48 @@ class Loop:
             self.seconds["training"] += time.monotonic() - self.resumed_at
             self.resumed_at = None
 
-    def _check_finite(self) -> None:
-        if not all(np.isfinite(float(value)) for value in self.sums.values()):
-            raise FloatingPointError(
-                f"{self.phase}: the loss or its gradient is not finite at or just before step "
-                f"{self.step}; the last checkpoint stands; lower learning_rate or check the data"
-            )
+    def _settle(self) -> None:
+        """Account for the steps that were skipped; too many in a row end the run."""
+        found = self.numbers.settle()
+        limit = self.training.skip_limit
+        for skipped in found:
+            assert self.segment is not None  # noqa: S101 - settled before the next one is planned
+            blocks = self.segment.blocks(skipped.step - 1 - self.evaluated)
+            if self.accelerator.is_main_process:
+                self.metrics.record("skip", skipped.step, **skipped.numbers, blocks=blocks)
+            if skipped.in_a_row == limit:
+                raise TrainingFailed(failure_text(self.phase, skipped, blocks, self.saved))
+        if found:
+            self.reporter.warn(f"{self.phase} {self.step}: {skipped_text(found)}")
+
+    def _is_going_wrong(self) -> bool:
+        """Whether the newest step was skipped; the newest checkpoint is to be from before it."""
+        self._settle()
+        return self.numbers.in_a_row > 0
+
+    def warn(self, message: str) -> None:
+        """Tell people in the terminal, and whoever reads the log."""
+        self.reporter.warn(f"{self.phase} {self.step}: {message}")
+        if self.accelerator.is_main_process:
+            self.metrics.record("warning", self.step, message=message)
 
     # Evaluation and the ratio.
 
     def _evaluate(self, task: Task) -> None:
         self._pause_clock()
-        realised = None
-        if self.segment is not None:
-            realised = self.segment.realised_share
-            self.mixture.advance(self.segment)
+        self._settle()
+        ended = self.segment
+        used_up = {} if ended is None else ended.used_up
+        if ended is not None:
+            self.mixture.advance(ended)
         begin = time.monotonic()
-        self.trained().eval()
+        self.model.eval()
         losses = domain_losses(
             self.model,
             {name: domain.validation for name, domain in self.data.domains.items()},
             self.accelerator,
             batch_size=self.training.micro_batch,
-            precision=self.training.precision,
+            precision=self.distributed.precision,
             on_progress=lambda done, total: task.update(
                 self.step, f"evaluating {done}/{total} blocks" if self.reporter.live else ""
             ),
@@ -346,63 +358,97 @@ class Loop:
                 self.step,
                 loss=losses,
                 **asdict(decision),
-                realised_share=realised,
+                realised_share=None if ended is None else ended.realised_share,
                 epochs=self.mixture.epochs,
+                used_up=used_up,
                 parameters=count,
                 evaluation_seconds=evaluated - begin,
                 update_seconds=decided - evaluated,
             )
         self.evaluated = self.step
-        steps = min(self.settings.evaluate_every, self.settings.steps - self.step)
-        self.segment = self.mixture.plan_segment(self.ratio, steps) if steps else None
         where = f"{self.phase} {self.step}/{self.settings.steps}"
         self.reporter.line(f"{where}  {evaluation_text(losses, self.ratio)}")
+        for message in lost_losses(losses) + used_up_text(used_up):
+            self.warn(message)
+        self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        """Plan the data up to the next evaluation, unless the phase ends here."""
+        left = self.settings.steps - self.step
+        self.stopped = self.mixture.exhausted() if left else None
         self.after_evaluation()
+        self.segment = None
+        if self.stopped is not None:
+            self.reporter.line(f"{self.phase}: ends at step {self.step}: {self.stopped}")
+        elif left:
+            steps = min(self.settings.evaluate_every, left)
+            self.segment = self.mixture.plan_segment(self.ratio, steps)
 
     # Checkpoints.
 
-    def _save(self) -> None:
+    def _is_due(self) -> bool:
+        return self.checkpoints.is_due(self.step) and not self._is_going_wrong()
+
+    def _save(self, *, last: bool) -> None:
+        """Save; where that fails and it is not the last occasion, another one will come."""
         self._pause_clock()
-        self._check_finite()
-        self.saved = self.step
-        if not self.accelerator.is_main_process:
-            self.accelerator.wait_for_everyone()
+        self._settle()
+        error = self.checkpoints.save(
+            self.step,
+            self._state,
+            lambda folder: self.distributed.write_tensors(folder, self.optimizer),
+        )
+        if error is None:
+            self.saved = self.step
             return
-        state = {
+        text = f"{self.phase} {self.step}: no checkpoint could be saved ({error}); "
+        if last:
+            raise TrainingFailed(
+                f"{text}the last one is of step {self.saved}: make room, then the same command "
+                "goes on from there"
+            )
+        self.reporter.warn(f"{text}the run goes on and tries again at the next occasion")
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "identity": self.identity,
             "evaluated": self.evaluated,
             "ratio": self.ratio,
             "policy": self.policy.state_dict(),
             "mixture": self.mixture.state_dict(),
             "segment_steps": self.segment.steps if self.segment else None,
             "stopped": self.stopped,
-            "sums": {name: float(value) for name, value in self.sums.items()},
+            "numbers": self.numbers.state_dict(),
             "seconds": self.seconds,
             "metrics_bytes": self.metrics.size(),
             **self.extra_state(),
         }
-        save_checkpoint(
-            self.folder / "checkpoints",
-            self.phase,
-            self.step,
-            parameters=self.parameters,
-            optimizer=self.optimizer,
-            state=state,
-            keep=self.training.checkpoint.keep,
-        )
-        self.accelerator.wait_for_everyone()
 
     def _load(self, path: Path) -> None:
-        state = load_checkpoint(path, self.parameters, self.optimizer)
+        state = read_state(path)
+        accept = self.training.checkpoint.accept_changes
+        check_identity(
+            path, state["identity"], self.identity, accept=accept, reporter=self.reporter
+        )
+        if state["step"] > self.settings.steps:
+            raise BadInput(
+                f"{self.phase}.steps: {self.settings.steps}, but {path} has done {state['step']}; "
+                "write more, or remove it to go on from an earlier one"
+            )
+        self.distributed.read_tensors(path, self.optimizer)
         self.step = self.saved = state["step"]
         self.evaluated, self.stopped = state["evaluated"], state["stopped"]
-        self.ratio, self.sums, self.seconds = state["ratio"], state["sums"], state["seconds"]
+        self.ratio, self.seconds = state["ratio"], state["seconds"]
+        self.numbers.load_state_dict(state["numbers"])
         try:
             self.policy.load_state_dict(state["policy"])
-            self.mixture.load_state_dict(state["mixture"])
+            find_place(self.mixture, state["mixture"], accept=accept)
         except ValueError as error:
             raise BadInput(f"{path} does not fit: {error}") from None
-        if state["segment_steps"] is not None:
-            self.segment = self.mixture.plan_segment(self.ratio, state["segment_steps"])
+        left = self.settings.steps - self.evaluated
+        if left and self.stopped is None:
+            steps = min(state["segment_steps"] or self.settings.evaluate_every, left)
+            self.segment = self.mixture.plan_segment(self.ratio, steps)
         self.load_extra_state(state)
-        if self.accelerator.is_main_process:
-            self.metrics.cut(state["metrics_bytes"])
+        if self.accelerator.is_main_process and not self.metrics.cut(state["metrics_bytes"]):
+            self.reporter.warn(f"{self.metrics.path} has lost lines from before step {self.step}")

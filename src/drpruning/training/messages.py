@@ -1,5 +1,6 @@
 """What the loop tells people in a line."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,33 @@ def step_text(fields: Mapping[str, Any], ratio: Mapping[str, float]) -> str:
 
 
 def evaluation_text(losses: Mapping[str, float], ratio: Mapping[str, float]) -> str:
-    """Mean and worst validation loss, and the ratio that follows."""
-    worst = max(losses, key=lambda name: losses[name])
-    mean = sum(losses.values()) / len(losses)
-    return f"validation loss {mean:.3f}, worst {worst} {losses[worst]:.3f} | next {_shares(ratio)}"
+    """Mean and worst validation loss, of those that are finite, and the ratio that follows."""
+    known = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+    if not known:
+        return f"validation loss not known | next {_shares(ratio)}"
+    worst = max(known, key=lambda name: known[name])
+    mean = sum(known.values()) / len(known)
+    return f"validation loss {mean:.3f}, worst {worst} {known[worst]:.3f} | next {_shares(ratio)}"
+
+
+def lost_losses(losses: Mapping[str, float]) -> list[str]:
+    """What to say where a validation loss is not finite: no line or one."""
+    lost = [f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
+    if not lost:
+        return []
+    return [f"the validation loss of {', of '.join(lost)}; the ratio stays as it was"]
+
+
+_USED_UP = {
+    "repeat": "it starts again, reshuffled",
+    "redistribute": "its share goes to the others",
+    "stop": "the phase ends with it",
+}
+
+
+def used_up_text(used_up: Mapping[str, str]) -> list[str]:
+    """A line for each domain that has been used up, with what its rule makes of that."""
+    return [
+        f"{name} is used up: {_USED_UP[rule]} (data.domains.{name}.on_exhausted: {rule})"
+        for name, rule in used_up.items()
+    ]

@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object a line, cut back to a checkpoint when a run goes on from it."""
 
+import errno
 import json
 import os
 import time
@@ -9,35 +10,72 @@ from typing import Any
 
 from drpruning.json_text import dumps
 
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
+
 
 class JsonLines:
-    """An append-only file of JSON objects whose length is part of a checkpoint."""
+    """An append-only file of JSON objects whose length is part of a checkpoint.
+
+    A disk that is full for a while does not end a run: lines wait until there is room, at the
+    latest when `size` is asked for, which a checkpoint does.
+    """
 
     def __init__(self, path: Path):
         """Append to `path`; it is created with its first line."""
         self.path = path
+        self._waiting = b""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one object."""
-        line = dumps(record)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """Append one object, now or once there is room on the disk."""
+        self._waiting += dumps(record).encode() + b"\n"
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if error.errno not in _DISK_IS_FULL:
+                raise
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        begin = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write(self._waiting)
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, begin)
+            raise
+        self._waiting = b""
 
     def size(self) -> int:
-        """Bytes written so far, safely on disk once this returns."""
+        """Bytes written so far, safely on disk once this returns.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        self._write_waiting()
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return self.path.stat().st_size
 
-    def cut(self, size: int) -> None:
-        """Drop everything after the first `size` bytes."""
-        if self.path.exists() and self.path.stat().st_size > size:
+    def cut(self, size: int) -> bool:
+        """Drop everything after the first `size` bytes, else a torn last line.
+
+        Returns:
+            Whether there were that many bytes.
+        """
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there > size:
             os.truncate(self.path, size)
+        elif there < size:
+            self.read()
+        return there >= size
 
     def read(self) -> list[dict[str, Any]]:
         """All objects."""
+        self._write_waiting()
         return [record for _, record in self._records()]
 
     def cut_from(self, first: Callable[[dict[str, Any]], bool]) -> None:

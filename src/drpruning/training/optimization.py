@@ -45,6 +45,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
+def step_unless(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
+    """A step of fused AdamW that changes nothing where `skipped` is 1, decided on the device.
+
+    Args:
+        optimizer: Of which every group is fused.
+        skipped: 1 or 0, float32 scalar.
+    """
+    optimizer.found_inf = skipped  # type: ignore[attr-defined] # as torch's GradScaler sets it
+    optimizer.step()
+
+
 class MicroBatch(NamedTuple):
     """Rows of the global batch that go through the model at once."""
 

@@ -1,8 +1,9 @@
 """The two phases from model folder to model folder."""
 
 import json
-import shutil
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -12,30 +13,38 @@ from torch import nn
 from drpruning.console import Reporter
 from drpruning.data import Mixture, PreparedData
 from drpruning.errors import BadInput
+from drpruning.model_files import check_files
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe, Training
 from drpruning.scheduling import Policy
-from drpruning.training.checkpoint import publish, remove_checkpoints
+from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints, whole_folder
+from drpruning.training.identity import check_identity, data_identity, run_identity
 from drpruning.training.kernels import use_default_attention, use_kernels
 from drpruning.training.loop import Loop, Setting
 from drpruning.training.model_card import model_card
 from drpruning.training.policy import phase_policy
 from drpruning.training.pruning_loop import PruningLoop
-from drpruning.training.stopping import LARGEST_DEVIATION
 from drpruning.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCHEDULE_VERSION = 1
 
 
 def load_model(
-    source: str, field: str = "model.source", training: Training | None = None
-) -> nn.Module:
-    """A causal language model with float32 weights, from safetensors only, without remote code.
+    source: str,
+    field: str = "model.source",
+    training: Training | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> "PreTrainedModel":
+    """A causal language model, from safetensors only, without remote code.
 
     Args:
         source: A folder, or a name on the Hub.
         field: What named it, for the message.
         training: Names its kernels; absent: Transformers' own choice.
+        dtype: Of the weights; `auto`: that of the model's files.
 
     Raises:
         BadInput: It cannot be loaded, its weights are not all there, or it does not take the
@@ -43,9 +52,14 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    check_files(source, field)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -61,7 +75,7 @@ def load_model(
             )
     if training is not None:
         use_kernels(model, training)
-    loaded: nn.Module = model
+    loaded: PreTrainedModel = model
     return loaded
 
 
@@ -69,23 +83,24 @@ def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str)
     """Write a Hugging Face folder (weights, tokenizer, model card) that appears whole or not."""
     from transformers import AutoTokenizer
 
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)  # type: ignore[operator]
-    AutoTokenizer.from_pretrained(tokenizer_source).save_pretrained(temporary)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    publish(temporary, folder)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)  # type: ignore[operator]
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def _mixture(data: PreparedData, recipe: Recipe, phase: Phase) -> Mixture:
     sizes = {name: len(domain.train) for name, domain in data.domains.items()}
-    return Mixture(sizes, phase.global_batch, recipe.training.seed)
+    rules = {name: domain.on_exhausted for name, domain in recipe.data.domains.items()}
+    return Mixture(sizes, phase.global_batch, recipe.training.seed, rules)
 
 
 def _write_schedule(path: Path, loop: Loop) -> None:
     """What the next phase may go on from: the policy's state and the place in the data."""
     state = {
         "version": SCHEDULE_VERSION,
+        "data": data_identity(loop.data),
         "policy": loop.policy.state_dict(),
         "mixture": loop.mixture.state_dict(),
     }
@@ -106,19 +121,22 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
     policy = phase_policy(recipe, recipe.prune, target.num_parameters())
-    setting = Setting(recipe.prune, recipe.training, data, folder, accelerator, reporter)
+    identity = run_identity(recipe, data, "prune")
+    setting = Setting(recipe.prune, recipe.training, data, folder, accelerator, reporter, identity)
     loop = PruningLoop(setting, masked, policy, _mixture(data, recipe, recipe.prune))
     loop.run()
+    whole = loop.distributed.whole()
     if accelerator.is_main_process:
-        masked.model = accelerator.unwrap_model(masked.model)
-        use_default_attention(masked.model)
-        _warn_of_deviation(masked, reporter)
-        exported = masked.export()
+        assert isinstance(whole, MaskedModel)  # noqa: S101 - for the type checker
+        use_default_attention(whole.model)
+        if recipe.training.liger:  # its kernels do not run on a CPU
+            whole.to(accelerator.device)
+        exported = whole.export()
         plan = loop.write_outcome()
         _write_schedule(folder / "prune" / "schedule.json", loop)
         card = model_card(recipe, ModelShape.of(exported), stage="pruned")
         save_model(exported, recipe.model.tokenizer_source, folder / "pruned", card)
-        remove_checkpoints(folder / "checkpoints", "prune")
+        _remove_checkpoints(recipe, "prune")
         reporter.line(str(plan))
         reporter.line(f"pruned model: {folder / 'pruned'}")
     accelerator.wait_for_everyone()
@@ -139,39 +157,51 @@ def pretrain(
     count = sum(p.numel() for p in model.parameters())
     policy = phase_policy(recipe, recipe.pretrain, count)
     mixture = _mixture(data, recipe, recipe.pretrain)
+    identity = run_identity(recipe, data, "pretrain")
     if recipe.prune is not None:
-        _take_over(folder / "prune" / "schedule.json", recipe, policy, mixture)
-    setting = Setting(recipe.pretrain, recipe.training, data, folder, accelerator, reporter)
+        _take_over(recipe, identity, policy, mixture, reporter)
+    setting = Setting(
+        recipe.pretrain, recipe.training, data, folder, accelerator, reporter, identity
+    )
     loop = Loop(setting, model, policy, mixture)
     loop.run()
+    trained = loop.distributed.whole()
     if accelerator.is_main_process:
-        trained = accelerator.unwrap_model(loop.model)
         card = model_card(recipe, ModelShape.of(trained), stage="model")
         tokenizer = source if recipe.prune is not None else recipe.model.tokenizer_source
         save_model(trained, tokenizer, folder / "model", card)
-        remove_checkpoints(folder / "checkpoints", "pretrain")
+        _remove_checkpoints(recipe, "pretrain")
         reporter.line(f"trained model: {folder / 'model'}")
     accelerator.wait_for_everyone()
 
 
-def _warn_of_deviation(masked: MaskedModel, reporter: Reporter) -> None:
-    for name, deviation in masked.sparsity_deviation().items():
-        if deviation > LARGEST_DEVIATION:
-            reporter.warn(
-                f"prune: the sparsity of {name} is {deviation:.2f} off its target in a layer; the "
-                "cut is exact all the same, but abrupt; more prune.steps would help"
-            )
+def _remove_checkpoints(recipe: Recipe, phase: str) -> None:
+    keep_every = recipe.training.checkpoint.keep_every
+    remove_checkpoints(Path(recipe.output) / "checkpoints", phase, keep_every)
 
 
-def _take_over(path: Path, recipe: Recipe, policy: Policy, mixture: Mixture) -> None:
-    """Go on in the data where pruning stopped; in the schedule too where the recipe says so."""
+def _take_over(
+    recipe: Recipe, identity: dict[str, Any], policy: Policy, mixture: Mixture, reporter: Reporter
+) -> None:
+    """Go on in the data where pruning stopped; in the schedule too where the recipe says so.
+
+    Other data, where that is accepted, are read from their start.
+    """
+    path = Path(recipe.output) / "prune" / "schedule.json"
     if not path.is_file():
         raise BadInput(f"{path} is missing; put it back, or remove {path.parents[1] / 'pruned'}")
     schedule = json.loads(path.read_text())
+    # Where a checkpoint is gone on from, that one is checked and decides.
+    begun = bool(list_checkpoints(path.parents[1] / "checkpoints", "pretrain"))
+    accept = recipe.training.checkpoint.accept_changes
+    if not begun:
+        there = {"data": schedule["data"]}
+        check_identity(path, there, identity, accept=accept, reporter=reporter)
     try:
         if schedule["version"] != SCHEDULE_VERSION:
             raise ValueError(f"version {schedule['version']}, not {SCHEDULE_VERSION}")
-        mixture.continue_from(schedule["mixture"])
+        with suppress(ValueError) if begun or accept else nullcontext():
+            mixture.continue_from(schedule["mixture"])
         if recipe.scheduling.handover == "continue":
             policy.continue_from(schedule["policy"])
     except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from drpruning.data import Mixture
 from drpruning.pruning import MaskedModel, PruningPlan, initialise_masks, taylor_importance
@@ -15,7 +15,7 @@ from drpruning.recipe import Prune, Stop
 from drpruning.scheduling import Policy
 from drpruning.training.loop import Loop, Setting, step_seed
 from drpruning.training.metrics import JsonLines
-from drpruning.training.stopping import is_settled, stop_reason
+from drpruning.training.stopping import deviation_text, is_settled, stop_reason
 from drpruning.training.validation import autocast
 
 
@@ -33,10 +33,6 @@ class PruningLoop(Loop):
         self.plans = JsonLines(setting.folder / "prune" / "plans.jsonl")
         super().__init__(setting, masked, policy, mixture)
 
-    def trained(self) -> nn.Module:
-        """Weights, masks and multipliers."""
-        return self.masked
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Three groups: weights, masks, multipliers (these ascend)."""
         return self.masked.parameter_groups(
@@ -46,15 +42,6 @@ class PruningLoop(Loop):
             weight_decay=self.masking.weight_decay,
         )
 
-    def wrap(self) -> None:
-        """The inner model is wrapped alone: masks and multipliers stay whole on every rank."""
-        self.masked.to(self.device)
-        self.masked.model = self._wrapped(self.masked.model)
-
-    def synchronised(self) -> nn.Module:
-        """The inner model."""
-        return self.masked.model
-
     def start_afresh(self) -> None:
         """Order the masks by the importance of their parts, if the recipe says so."""
         if self.masking.initial_masks == "noise":
@@ -63,10 +50,10 @@ class PruningLoop(Loop):
         self.reporter.line(f"{self.phase}: importance of every part, over {batches} batches")
         torch.manual_seed(step_seed(self.training.seed, 0, self.accelerator.process_index))
         self.masked.train()
-        model, precision = self.synchronised(), self.training.precision
         # Compiled for these shapes too, the steps would be compiled for varying ones.
         eager = torch.compiler.set_stance("force_eager")
-        with eager, self.accelerator.no_sync(model), autocast(self.device, precision):
+        unshared = self.distributed.gradients_shared(last=False)
+        with eager, unshared, autocast(self.device, self.distributed.precision):
             scores = taylor_importance(self.masked, self._calibration_sequences(batches))
         scores = {name: self.accelerator.reduce(score) for name, score in scores.items()}
         initialise_masks(self.masked, scores)
@@ -127,7 +114,17 @@ class PruningLoop(Loop):
         stop = self.masking.stop
         if stop and self.step < self.masking.steps and self.on_any_rank(self._is_settled(stop)):
             self.stopped = stop_reason(stop)
-            self.reporter.line(f"prune: ends at step {self.step}: {self.stopped}")
+        self._report_deviation()
+
+    def _report_deviation(self) -> None:
+        """Once the sparsity warm-up is over, and at the end: which sparsities are off target."""
+        begin, every = self.masking.sparsity_warmup_steps, self.masking.evaluate_every
+        last = self.step == self.masking.steps or self.stopped is not None
+        if last or self.step - every < begin <= self.step:
+            masked = self.masked
+            reached = masked.sparsity(), masked.target_sparsity(), masked.sparsity_deviation()
+            for line in deviation_text(*reached, last=last):
+                self.warn(line)
 
     def _is_settled(self, stop: Stop) -> bool:
         """The main process, which has plans.jsonl, decides for all."""

@@ -34,3 +34,31 @@ def stop_reason(stop: Stop) -> str:
         f"in each of the last {stop.evaluations} evaluations the plan agreed with the one before "
         f"by at least {stop.similarity:.4g} in every granularity"
     )
+
+
+def deviation_text(
+    sparsity: Mapping[str, float],
+    target: Mapping[str, float],
+    deviation: Mapping[str, float],
+    *,
+    last: bool,
+) -> list[str]:
+    """A line for each granularity that is off its target in some layer.
+
+    Args:
+        sparsity: Granularity -> expected share removed, mean over layers.
+        target: The share that is to be removed by now.
+        deviation: Largest distance between the two in any layer.
+        last: At the end of mask learning, not of the sparsity warm-up.
+    """
+    follows = (
+        "the cut is exact all the same, but abrupt; more prune.steps would help"
+        if last
+        else "if the masks do not follow, raise prune.mask_learning_rate or sparsity_warmup"
+    )
+    return [
+        f"the sparsity of {name} is {sparsity[name]:.3f} where its target is {target[name]:.3f} "
+        f"(in a layer it is {off:.3f} off): {follows}"
+        for name, off in deviation.items()
+        if not off <= LARGEST_DEVIATION
+    ]

@@ -52,12 +52,17 @@ def domain_losses(
     total, done = sum(map(len, mine.values())), 0
     sums = torch.zeros(len(validation), dtype=torch.float64, device=accelerator.device)
     for index, (name, blocks) in enumerate(validation.items()):
-        for start in range(0, len(mine[name]), batch_size):
+        largest = -(-len(blocks) // ranks)
+        for start in range(0, largest, batch_size):
             rows = mine[name][start : start + batch_size]
-            batch_BT = torch.from_numpy(blocks[rows]).to(accelerator.device)
+            # A rank that has no more goes through the model with the others, who need its shards.
+            batch_BT = torch.from_numpy(blocks[rows if len(rows) else slice(0, 1)]).to(
+                accelerator.device
+            )
             with autocast(accelerator.device, precision):
                 loss = language_modelling_loss(model, batch_BT)
-            sums[index] += loss.double() * len(rows)
+            if len(rows):
+                sums[index] += loss.double() * len(rows)
             done += len(rows)
             on_progress(done, total)
     sums = accelerator.reduce(sums)

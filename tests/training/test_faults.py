@@ -1,0 +1,462 @@
+"""Numbers that go wrong, domains that run out, sparsities off their target."""
+
+import copy
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from drpruning.errors import TrainingFailed
+from drpruning.planning import plan_run
+from drpruning.recipe import parse_recipe
+from drpruning.training import loop as loop_module
+from drpruning.training.loop import Loop
+from drpruning.training.optimization import step_unless
+from drpruning.training.skipping import StepNumbers
+from small_runs import drprune, only_pretraining, run, write
+
+TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
+
+
+def logged(folder: Path, *kinds: str) -> list[dict[str, Any]]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [
+        {k: v for k, v in record.items() if k not in TIMES}
+        for record in records
+        if not kinds or record["kind"] in kinds
+    ]
+
+
+def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
+    other = copy.deepcopy(values)
+    other["output"] = str(Path(values["output"]).with_name(name))
+    other["data"]["prepared"] = str(Path(values["output"]).with_name("data"))
+    return other
+
+
+class Poison:
+    """Makes the loss, or only a gradient, of some steps (counted from 1) not finite."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        self.phase, self.steps, self.kind = "pretrain", set[int](), "loss"
+        self.states: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        plain_step, plain_loss = Loop._train_step, loop_module.language_modelling_loss
+        plain_norm = torch.nn.utils.clip_grad_norm_
+        on = False
+
+        def train_step(loop: Loop) -> None:
+            nonlocal on
+            on = loop.phase == self.phase and loop.step + 1 in self.steps
+            before = state(loop) if on else {}
+            plain_step(loop)
+            if on:
+                self.states[loop.step] = before, state(loop)
+
+        def loss(*arguments: Any) -> Tensor:
+            return plain_loss(*arguments) * (torch.nan if on and self.kind == "loss" else 1.0)
+
+        def norm(parameters: Any, *arguments: Any, **settings: Any) -> Tensor:
+            parameters = list(parameters)
+            if on and self.kind == "gradient":
+                parameters[0].grad.view(-1)[3] = torch.inf
+            return plain_norm(parameters, *arguments, **settings)
+
+        monkeypatch.setattr(Loop, "_train_step", train_step)
+        monkeypatch.setattr(loop_module, "language_modelling_loss", loss)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm)
+
+    def __call__(self, *steps: int, phase: str = "pretrain", kind: str = "loss") -> None:
+        self.phase, self.steps, self.kind = phase, set(steps), kind
+
+
+def state(loop: Loop) -> dict[str, Tensor]:
+    """Everything that a step changes: weights, masks, multipliers, moments."""
+    found = {name: p.detach().clone() for name, p in loop.parameters.items()}
+    for name, parameter in loop.parameters.items():
+        for slot, value in loop.optimizer.state[parameter].items():
+            found[f"{name}:{slot}"] = value.clone()
+    return found
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    return Poison(monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("phase", ["prune", "pretrain"])
+def test_a_step_that_goes_wrong_changes_nothing_and_is_counted(
+    recipe_values: dict[str, Any], poison: Poison, phase: str, kind: str
+) -> None:
+    values = recipe_values if phase == "prune" else only_pretraining(recipe_values)
+    values[phase]["steps"] = 6
+    plain = run(variant(values, "plain"), phase)
+    poison(2, 5, phase=phase, kind=kind)
+    folder = run(variant(values, "poisoned"), phase)
+
+    assert sorted(poison.states) == [2, 5]
+    for before, after in poison.states.values():
+        changed = [n for n in after if n in before and not torch.equal(before[n], after[n])]
+        assert changed == []
+        assert any("exp_avg" in name for name in before)
+    if phase == "prune":
+        assert any("log_alpha" in name for name in after)
+        assert any("linear" in name for name in after)
+    skips = logged(folder, "skip")
+    assert [record["step"] for record in skips] == [2, 5]
+    for record in skips:
+        assert record["loss" if kind == "loss" else "gradient_norm"] is None
+        assert sum(map(len, record["blocks"].values())) == values[phase]["global_batch"]
+        assert set(record["blocks"]) <= set(values["data"]["domains"])
+    steps, expected = logged(folder, "step"), logged(plain, "step")
+    assert [record["skipped"] for record in steps] == [1, 1]
+    assert all(record["skipped"] == 0 for record in expected)
+    for one, two in zip(steps, expected, strict=True):
+        assert one["loss"] > 0
+        assert one["gradient_norm"] > 0
+        assert one["learning_rate"] == two["learning_rate"]
+        assert one["tokens"] == two["tokens"]
+    assert [r["realised_share"] for r in logged(folder, "eval")] == [
+        r["realised_share"] for r in logged(plain, "eval")
+    ]
+
+
+def test_the_first_step_may_go_wrong(recipe_values: dict[str, Any], poison: Poison) -> None:
+    poison(1)
+    folder = run(only_pretraining(recipe_values), "pretrain")
+    ((_, after),) = poison.states.values()
+    assert all(not v.any() for n, v in after.items() if n.endswith((":exp_avg", ":step")))
+    assert logged(folder, "end")[-1]["step"] == 4
+
+
+def test_too_many_in_a_row_end_the_run_before_them_and_name_the_blocks(
+    recipe_values: dict[str, Any], poison: Poison, tmp_path: Path
+) -> None:
+    values = only_pretraining(recipe_values)
+    values["pretrain"].update(steps=14)
+    values["training"].update(skip_limit=4, checkpoint={"every_steps": 1})
+    plain = run(variant(values, "plain"), "pretrain")
+    failing = variant(values, "failing")
+    poison(2, 3, 6, 7, 8, 9)
+    recipe = write(failing, tmp_path / "recipe.yaml")
+    said = drprune("run", recipe, status=1)
+    folder = Path(failing["output"])
+    skips = logged(folder, "skip")
+    assert [record["step"] for record in skips] == [2, 3, 6, 7, 8, 9]
+    assert "pretrain: loss or gradient norm not finite at steps 6 to 9" in said
+    assert "training.skip_limit (4)" in said
+    assert "the newest checkpoint is of step 5" in said
+    for name, blocks in skips[-1]["blocks"].items():
+        assert f"{name} {', '.join(map(str, blocks))}" in said
+    assert max(p.name for p in (folder / "checkpoints").iterdir() if p.name[0] != ".").endswith("5")
+
+    poison()
+    run(failing, "pretrain")
+    skipped = [record["step"] for record in logged(folder, "skip")]
+    assert skipped == [2, 3]
+    assert logged(folder, "end") == logged(plain, "end")
+
+
+def test_skips_in_a_row_are_counted_across_log_lines_and_restarts(
+    recipe_values: dict[str, Any], poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = only_pretraining(recipe_values)
+    values["pretrain"].update(steps=12, evaluate_every=4)
+    values["training"].update(skip_limit=5, log_every=2, checkpoint={"every_steps": 1})
+    poison(3, 5, 6, 7, 8, 10)
+    whole = run(variant(values, "whole"), "pretrain")
+    cut = variant(values, "cut")
+    poisoned_step = Loop._train_step
+
+    def dying(loop: Loop) -> None:
+        if loop.step == 7:
+            raise KeyboardInterrupt
+        poisoned_step(loop)
+
+    monkeypatch.setattr(Loop, "_train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, "pretrain")
+    monkeypatch.setattr(Loop, "_train_step", poisoned_step)
+    assert logged(run(cut, "pretrain")) == logged(whole)
+    one, two = (
+        load_file(Path(v["output"]) / "model/model.safetensors")
+        for v in (cut, variant(values, "whole"))
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    poison(5, 6, 7, 8, 9)
+    with pytest.raises(TrainingFailed, match="steps 5 to 9"):
+        run(variant(values, "failing"), "pretrain")
+
+
+def test_numbers_are_summed_once_whenever_they_are_read() -> None:
+    rows = [[1.0, 2.0], [torch.nan, 1.0], [3.0, torch.inf], [5.0, 4.0], [-torch.inf, 0.0]]
+    for cuts in ([], [1, 2, 3, 4], [2]):
+        numbers, found = StepNumbers(), []
+        for index, row in enumerate(rows):
+            if index in cuts:
+                found += numbers.settle()
+                kept = json.loads(json.dumps(numbers.state_dict()))
+                numbers = StepNumbers()
+                numbers.load_state_dict(kept)
+            bad = numbers.add(index + 1, ["loss", "norm"], torch.tensor(row, dtype=torch.float64))
+            assert bad.item() == (index in {1, 2, 4})
+        found += numbers.settle()
+        assert [(s.step, s.in_a_row) for s in found] == [(2, 1), (3, 2), (5, 1)]
+        assert numbers.means() == {"loss": 3.0, "norm": 3.0}
+        assert (numbers.counted, numbers.skipped, numbers.in_a_row) == (2, 3, 1)
+        numbers.start_line()
+        assert numbers.in_a_row == 1
+        assert all(map(math.isnan, numbers.means().values()))
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_fused_optimizer_can_be_told_to_leave_everything_as_it_is(maximize: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3)
+    optimizer = torch.optim.AdamW(
+        layer.parameters(), lr=0.1, weight_decay=0.5, fused=True, maximize=maximize
+    )
+    twin = copy.deepcopy(layer)
+    plain = torch.optim.AdamW(
+        twin.parameters(), lr=0.1, weight_decay=0.5, fused=True, maximize=maximize
+    )
+    for skipped in (0.0, 1.0, 0.0, 1.0, 1.0, 0.0):
+        for model in (layer, twin):
+            model.zero_grad()
+            (model(torch.ones(2, 5)) ** 2).sum().backward()
+        if skipped:
+            layer.weight.grad.fill_(torch.nan)
+        else:
+            plain.step()
+        step_unless(optimizer, torch.tensor(skipped))
+    assert torch.equal(layer.weight, twin.weight)
+    assert torch.equal(layer.bias, twin.bias)
+
+
+RANK_SCRIPT = """
+import os, sys
+import torch
+from drpruning.training import loop
+from drpruning.cli import main
+
+plain_loss, plain_step = loop.language_modelling_loss, loop.Loop._train_step
+now = 0
+
+def step(self):
+    global now
+    now = self.step + 1
+    plain_step(self)
+
+def loss(*arguments):
+    wrong = now == 2 and os.environ["RANK"] == os.environ["WRONG_RANK"]
+    return plain_loss(*arguments) * (torch.nan if wrong else 1.0)
+
+loop.language_modelling_loss, loop.Loop._train_step = loss, step
+sys.argv[1:] = ["run", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize("wrong", ["1"])
+def test_ranks_skip_together(
+    recipe_values: dict[str, Any], tmp_path: Path, poison: Poison, wrong: str
+) -> None:
+    values = only_pretraining(recipe_values)
+    values["training"]["log_every"] = 1
+    poison(2)
+    one = run(variant(values, "one"), "pretrain")
+    two = variant(values, "two")
+    recipe = write(two, tmp_path / "two.yaml")
+    script = tmp_path / "poisoned.py"
+    script.write_text(RANK_SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node=2", str(script), str(recipe)]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WRONG_RANK": wrong}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = Path(two["output"])
+    (mine,), (theirs,) = logged(one, "skip"), logged(folder, "skip")
+    assert (mine["step"], mine["blocks"]) == (theirs["step"], theirs["blocks"])
+    for first, second in zip(logged(one, "eval"), logged(folder, "eval"), strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-4)
+
+
+# Evaluation losses.
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, step: int, value: float) -> None:
+    """The validation loss of colours becomes `value` at one step."""
+    plain, steps = loop_module.domain_losses, itertools.count(0, 2)
+
+    def losses(*arguments: Any, **settings: Any) -> dict[str, float]:
+        found = plain(*arguments, **settings)
+        return found | ({"colours": value} if next(steps) == step else {})
+
+    monkeypatch.setattr(loop_module, "domain_losses", losses)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_lost_evaluation_leaves_the_ratio_and_says_so_everywhere(
+    recipe_values: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    value: float,
+) -> None:
+    values = only_pretraining(recipe_values)
+    values["pretrain"]["steps"] = 8
+    values["scheduling"] = {
+        "policy": "sheared",
+        "reference_loss": dict.fromkeys(values["data"]["domains"], 1.0),
+    }
+    lose(monkeypatch, 4, value)
+    said = drprune("run", write(values, tmp_path / "recipe.yaml"))
+    folder = Path(values["output"])
+    evals = {record["step"]: record for record in logged(folder, "eval")}
+    assert evals[4]["loss"]["colours"] is None
+    assert evals[4]["ratio"] == evals[2]["ratio"] != evals[6]["ratio"]
+    assert evals[4]["explanation"]["ratio_updated"] is False
+    assert set(evals[4]["explanation"]["unusable"]) == {"colours"}
+    (warning,) = logged(folder, "warning")
+    expected = f"the validation loss of colours is {value}; the ratio stays as it was"
+    assert (warning["step"], warning["message"]) == (4, expected)
+    assert f"warning: pretrain 4: {expected}" in said
+    page = (folder / "report.html").read_text()
+    assert f"Step 4: {expected}" in page
+    assert "Ratio not updated" in page
+
+
+# Domains that run out.
+
+
+def running_out(values: dict[str, Any], rule: str) -> dict[str, Any]:
+    """Half of the data is from a domain that lasts for about 20 of 60 steps."""
+    values = only_pretraining(values)
+    values["scheduling"] = {"policy": "constant"}
+    values["pretrain"].update(steps=60, evaluate_every=10)
+    values["training"]["checkpoint"] = {"every_steps": 7}
+    for name, share in {"numbers": 0.1, "colours": 0.0001, "animals": 0.8999}.items():
+        values["data"]["domains"][name].update(share=share)
+    values["data"]["domains"]["animals"]["on_exhausted"] = rule
+    return values
+
+
+@pytest.mark.parametrize("rule", ["repeat", "redistribute", "stop"])
+def test_a_domain_that_runs_out_follows_its_rule(
+    recipe_values: dict[str, Any], rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = running_out(recipe_values, rule)
+    said = drprune("run", write(values, tmp_path / "recipe.yaml"))
+    folder = Path(values["output"])
+    evals, (end,) = logged(folder, "eval"), logged(folder, "end")
+    (out,) = [record for record in evals if record["used_up"]]
+    assert out["used_up"] == {"animals": rule}
+    assert 0 < out["step"] < 60
+    (warning,) = logged(folder, "warning")
+    assert warning["step"] == out["step"]
+    assert warning["message"] in said
+    assert "animals is used up" in warning["message"]
+    assert warning["message"] in (folder / "report.html").read_text()
+    assert all(r["ratio"]["animals"] == pytest.approx(0.8999) for r in evals)
+    later = [r["realised_share"]["animals"] for r in evals if r["step"] > out["step"]]
+    if rule == "stop":
+        assert (end["step"], later) == (out["step"], [])
+        assert end["stopped"] == "animals used up (on_exhausted: stop)"
+        assert "ended at step" in (folder / "report.html").read_text()
+        assert (folder / "model" / "model.safetensors").is_file()
+    else:
+        assert (end["step"], end["stopped"]) == (60, None)
+        assert all(s == pytest.approx(0.9, abs=0.02) if rule == "repeat" else s == 0 for s in later)
+    assert (evals[-1]["epochs"]["animals"] == 1) == (rule != "repeat")
+
+    # Interrupted in the segment in which it runs out: the same in the end.
+    cut = variant(values, "cut")
+    plain_step, moment = Loop._train_step, out["step"] - 2
+
+    def dying(loop: Loop) -> None:
+        if loop.step == moment:
+            raise KeyboardInterrupt
+        plain_step(loop)
+
+    monkeypatch.setattr(Loop, "_train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, "pretrain")
+    monkeypatch.setattr(Loop, "_train_step", plain_step)
+    assert logged(run(cut, "pretrain")) == logged(folder)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("repeat", "will be used"),
+        ("redistribute", "the other domains get its share from there on"),
+        ("stop", "the next evaluation then ends pretrain"),
+    ],
+)
+def test_the_plan_warns_of_a_domain_that_runs_out(
+    recipe_values: dict[str, Any], rule: str, said: str
+) -> None:
+    plan = plan_run(parse_recipe(running_out(recipe_values, rule)))
+    assert plan.problems == []
+    (line,) = [w for w in plan.warnings if "data.domains.animals" in w]
+    assert said in line
+    assert plan.domains["animals"].used_up_at is not None
+    epochs = plan.domains["animals"].epochs
+    assert epochs is not None
+    assert epochs > 1 if rule == "repeat" else epochs == 1
+
+
+def test_a_phase_whose_text_is_used_up_before_it_ends_at_once(
+    recipe_values: dict[str, Any],
+) -> None:
+    values = recipe_values
+    values["prune"].update(steps=60, evaluate_every=10)
+    for name, share in {"numbers": 0.1, "colours": 0.0001, "animals": 0.8999}.items():
+        values["data"]["domains"][name].update(share=share, on_exhausted="stop")
+    folder = run(values, "prune", "pretrain")
+    prune, pretrain = logged(folder, "end")
+    assert 0 < prune["step"] < 60
+    assert (pretrain["step"], pretrain["stopped"]) == (0, prune["stopped"])
+    one, two = (load_file(folder / name / "model.safetensors") for name in ("pruned", "model"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# Masks that stall.
+
+
+def test_sparsities_off_their_target_are_reported_and_the_cut_is_exact(
+    recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    values = recipe_values
+    del values["pretrain"]
+    values["prune"].update(mask_learning_rate=1e-6, sparsity_warmup=0.4)
+    said = drprune("run", write(values, tmp_path / "recipe.yaml"))
+    folder = Path(values["output"])
+    warnings = logged(folder, "warning")
+    assert {record["step"] for record in warnings} == {8, 20}
+    names = {"layer", "hidden", "group", "intermediate"}
+    for step in (8, 20):
+        lines = [r["message"] for r in warnings if r["step"] == step]
+        assert len(lines) == len(names)
+        for line in lines:
+            assert line in said
+        assert any("the sparsity of hidden is 0.00" in line for line in lines)
+    page = (folder / "report.html").read_text()
+    assert page.count("where its target is") == 2 * len(names)
+    config = json.loads((folder / "pruned" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (2, 16)
+    assert (config["intermediate_size"], config["num_attention_heads"]) == (24, 2)
+
+
+def test_no_warning_where_all_goes_well(recipe_values: dict[str, Any]) -> None:
+    folder = run(only_pretraining(recipe_values), "pretrain")
+    assert logged(folder, "warning", "skip") == []

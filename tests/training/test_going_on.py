@@ -1,0 +1,289 @@
+"""Runs that go on: after damage and full disks, with another recipe, on other data."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from file_faults import FULL, content, cut, failing
+from safetensors.torch import load_file
+
+from drpruning.errors import BadInput, TrainingFailed
+from drpruning.training import checkpoint as checkpoint_module
+from drpruning.training import tensors
+from drpruning.training.checkpoint import list_checkpoints
+from drpruning.training.interruption import InterruptGuard
+from drpruning.training.loop import Loop
+from drpruning.training.metrics import JsonLines
+from small_runs import logged, only_pretraining, run, write
+
+
+@pytest.fixture
+def values(recipe_values: dict[str, Any]) -> dict[str, Any]:
+    """Eight steps of continued pretraining, a checkpoint after every second."""
+    values = only_pretraining(recipe_values)
+    values["pretrain"].update(steps=8)
+    values["training"]["checkpoint"] = {"every_steps": 2, "keep": 3}
+    return values
+
+
+def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
+    other = json.loads(json.dumps(values))
+    other["output"] = str(Path(values["output"]).with_name(name))
+    return dict(other)
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for the process ending with nothing saved."""
+
+
+def run_until(values: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    plain_step = Loop._train_step
+
+    def dying(self: Loop) -> None:
+        if self.step == step:
+            raise Killed
+        plain_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_train_step", dying)
+        with pytest.raises(Killed):
+            run(values, "pretrain")
+    return Path(values["output"])
+
+
+def assert_same_outcome(folder: Path, whole: Path) -> None:
+    assert logged(folder) == logged(whole)
+    weights = [load_file(path / "model" / "model.safetensors") for path in (folder, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_torn_checkpoint_costs_the_steps_since_the_one_before(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(variant(values, "whole"), "pretrain")
+    folder = run_until(variant(values, "torn"), 7, monkeypatch)
+    cut(folder / "checkpoints" / "pretrain-00000006" / "optimizer.safetensors")
+    capsys.readouterr()
+    run(variant(values, "torn"), "pretrain")
+    said = capsys.readouterr().out
+    assert "pretrain-00000006 is passed over: optimizer.safetensors has" in said
+    assert "going on from step 4" in said
+    assert_same_outcome(folder, whole)
+
+
+def test_full_disk_in_a_run_is_one_line(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(variant(values, "whole"), "pretrain")
+    plain_manifest, calls = checkpoint_module.write_manifest, []
+
+    def full_at_first(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise FULL
+        plain_manifest(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, "write_manifest", full_at_first)
+    capsys.readouterr()
+    folder = run(variant(values, "full"), "pretrain")
+    said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(said) == 1
+    assert "pretrain 4: no checkpoint could be saved" in said[0]
+    assert "No space left on device" in said[0]
+    assert len(calls) == 4
+    assert_same_outcome(folder, whole)
+
+
+def test_full_disk_at_the_very_end_is_an_error_and_then_goes_on(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(variant(values, "whole"), "pretrain")
+    plain_manifest = checkpoint_module.write_manifest
+
+    def full_later(folder: Path, header: Mapping[str, Any]) -> None:
+        if header["step"] > 4:
+            raise FULL
+        plain_manifest(folder, header)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "write_manifest", full_later)
+        with pytest.raises(TrainingFailed, match=r"pretrain 8: .*No space.* is of step 4"):
+            run(variant(values, "full"), "pretrain")
+    folder = run(variant(values, "full"), "pretrain")
+    assert_same_outcome(folder, whole)
+
+
+def test_second_signal_leaves_at_once_and_loses_nothing_saved(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(variant(values, "whole"), "pretrain")
+    plain_write = tensors.write_tensors
+
+    def impatient(folder: Path, *arguments: Any) -> None:
+        plain_write(folder, *arguments)
+        if "00000004" in folder.name:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "write_tensors", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            run(variant(values, "twice"), "pretrain")
+    folder = Path(variant(values, "twice")["output"])
+    assert [p.name for p in list_checkpoints(folder / "checkpoints", "pretrain")] == [
+        "pretrain-00000002"
+    ]
+    run(variant(values, "twice"), "pretrain")
+    assert_same_outcome(folder, whole)
+
+
+def test_first_signal_only_asks_and_the_second_acts() -> None:
+    with InterruptGuard() as guard:
+        signal.raise_signal(signal.SIGINT)
+        assert guard.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGTERM)
+    with InterruptGuard():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    lines.write({"a": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        lines.write({"a": 2})
+        lines.write({"a": 3})
+        with pytest.raises(OSError, match="No space"):
+            lines.size()
+    lines.write({"a": 4})
+    assert [record["a"] for record in lines.read()] == [1, 2, 3, 4]
+
+
+def test_log_that_lost_lines_is_reported(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_until(values, 5, monkeypatch)
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text[: len(text) // 2])
+    capsys.readouterr()
+    run(values, "pretrain")
+    assert "metrics.jsonl has lost lines from before step 4" in capsys.readouterr().out
+    assert logged(folder)[-1]["kind"] == "end"
+
+
+# Another recipe, other data.
+
+
+def test_data_exchanged_under_a_run_is_refused_unless_accepted(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_until(values, 5, monkeypatch)
+    blocks = folder / "data" / "colours" / "train.bin"
+    np.full(blocks.stat().st_size // 2, 3, dtype="<u2").tofile(blocks)
+    before = content(folder / "checkpoints")
+    with pytest.raises(BadInput, match=r"the train blocks of domain colours.*accept_changes"):
+        run(values, "pretrain")
+    assert content(folder / "checkpoints") == before
+    values["training"]["checkpoint"]["accept_changes"] = True
+    capsys.readouterr()
+    run(values, "pretrain")
+    assert "although there are changes: the train blocks of domain colours" in (
+        capsys.readouterr().out
+    )
+    assert (folder / "model").is_dir()
+
+
+def test_other_text_is_read_from_its_start(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = Path(shutil.copytree(values["data"]["root"], tmp_path / "text"))
+    values["data"]["root"] = str(text)
+    folder = run_until(values, 5, monkeypatch)
+    lines = (text / "animals.jsonl").read_text().splitlines(keepends=True)
+    (text / "animals.jsonl").write_text("".join(lines[:80]))
+    shutil.rmtree(folder / "data")
+    with pytest.raises(BadInput, match="blocks of domain animals"):
+        run(values, "pretrain")
+    values["training"]["checkpoint"]["accept_changes"] = True
+    run(values, "pretrain")
+    assert [r["step"] for r in logged(folder) if r["kind"] == "eval"] == [0, 2, 4, 6, 8]
+
+
+def test_changed_recipe_is_refused_unless_accepted(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_until(values, 5, monkeypatch)
+    values["pretrain"].update(learning_rate=5e-3, steps=10)
+    with pytest.raises(BadInput, match=r"pretrain.steps is 10 here and 8 there"):
+        run(values, "pretrain")
+    begun = yaml.safe_load((folder / "recipe.yaml").read_text())
+    begun["pretrain"].update(learning_rate=5e-3, steps=10)
+    write(begun, folder / "recipe.yaml")  # what a hand did to it, the checkpoint shows
+    with pytest.raises(BadInput, match=r"pretrain-00000004 was saved with .*steps is 10 here"):
+        run(values, "pretrain")
+    values["training"]["checkpoint"]["accept_changes"] = True
+    capsys.readouterr()
+    run(values, "pretrain")
+    assert "learning_rate is 0.005 here and 0.01 there" in capsys.readouterr().out
+    assert logged(folder)[-1]["step"] == 10
+
+
+def test_fewer_steps_than_done_are_refused(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_until(values, 5, monkeypatch)
+    values["pretrain"]["steps"] = 3
+    values["training"]["checkpoint"]["accept_changes"] = True
+    with pytest.raises(BadInput, match=r"pretrain.steps: 3, but .*has done 4"):
+        run(values, "pretrain")
+
+
+def test_another_model_is_never_accepted(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_until(values, 3, monkeypatch)
+    shutil.copytree(values["model"]["source"], tmp_path / "other")
+    values["model"]["source"] = str(tmp_path / "other")
+    values["training"]["checkpoint"]["accept_changes"] = True
+    with pytest.raises(BadInput, match=r"model\.source is"):
+        run(values, "pretrain")
+
+
+# A disk that is really full.
+
+IN_A_SMALL_DISK = 'mount -t tmpfs -o size=200k tmpfs "$1" && shift && exec "$@"'
+
+
+@pytest.mark.slow
+def test_disk_that_is_really_full(values: dict[str, Any], tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    outside = ["unshare", "-rm", "sh", "-c", IN_A_SMALL_DISK, "sh", str(small)]
+    if subprocess.run([*outside, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not let a user mount a small disk")
+    whole = run(variant(values, "whole"), "pretrain")
+    folder = run(values, "prepare")
+    (folder / "checkpoints").symlink_to(small)
+    recipe = write(values, tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "drpruning.cli", "pretrain", str(recipe)]
+    full = subprocess.run([*outside, *command], check=False, capture_output=True, text=True)
+    assert full.returncode == 1, full.stderr
+    assert full.stdout.count("no checkpoint could be saved") == 3
+    assert "No space left on device" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not list(small.iterdir())
+    (folder / "checkpoints").unlink()
+    run(values, "pretrain")
+    assert_same_outcome(folder, whole)
