@@ -218,7 +218,8 @@ def _share_class(module: nn.Module) -> None:
     What is compiled for one layer is then valid for all of them: `torch.compile` asks for the type.
     """
     gated = type(module)
-    key = (gated.__bases__[0], tuple(module.parametrizations))
+    names = [name for name in ("weight", "bias") if parametrize.is_parametrized(module, name)]
+    key = (gated.__bases__[0], tuple(names))
     module.__class__ = _shared_classes.setdefault(key, gated)
 
 
