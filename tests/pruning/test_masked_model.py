@@ -5,7 +5,7 @@ import torch
 from tiny_models import CASES, TARGETS, TOKENS, VARIANTS, masked, targets_of, tiny
 
 from drpruning.errors import BadInput
-from drpruning.pruning import ModelShape, attach_masks
+from drpruning.pruning import ModelShape, attach_masks, hard_concrete
 from drpruning.pruning.gating import GatedWeight
 from drpruning.pruning.masks import INITIAL_PENALTY
 
@@ -257,6 +257,53 @@ def test_no_step_after_the_first_ones_compiles_again():
         for part in (2, 3):
             work(part)
     assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_what_is_compiled_for_a_layer_serves_all_layers(family):
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    wrapped = masked(tiny(family, num_hidden_layers=12), hidden_size=16, num_heads=2)
+    for layer in wrapped.model.get_decoder().layers:
+        layer.compile(backend="eager")
+    inputs = {"input_ids": TOKENS, "labels": TOKENS, "use_cache": False}
+    wrapped.train()(**inputs).loss.backward()
+    with torch.no_grad():
+        wrapped.eval()(**inputs)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_float64_models_have_the_gradients_of_float32():
+    variant = VARIANTS["gpt_neox"]
+    target = targets_of(variant)["all"]
+    single = masked(tiny(**variant), **target).train()
+    double = masked(tiny(**variant).double(), **target).train()
+    (loss, expected), (other, found) = gradients(single), gradients(double)
+    assert other.item() == pytest.approx(loss.item(), rel=1e-5)
+    for name, gradient in expected.items():
+        assert torch.allclose(gradient, found[name].float(), atol=1e-3, rtol=1e-3), name
+
+
+def test_every_mode_brings_log_alphas_back_into_their_range():
+    for mode in ("sampled", "current", "target"):
+        wrapped = masked(tiny(), **TARGETS["all"])
+        with torch.no_grad():
+            for log_alpha in wrapped.masks.log_alpha.values():
+                log_alpha[..., 0], log_alpha[..., 1] = 9.0, -9.0
+        wrapped.masks.values(mode)
+        for log_alpha in wrapped.masks.log_alpha.values():
+            assert log_alpha.max() == torch.tensor(hard_concrete.LARGEST_LOG_ALPHA)
+            assert log_alpha.min() == torch.tensor(hard_concrete.SMALLEST_LOG_ALPHA)
+
+
+def test_samples_have_the_score_and_the_median_of_the_distribution():
+    log_alpha = torch.tensor([-3.0, -1.0, 0.0, 2.0, 4.0])
+    uniform = ((torch.arange(20_000) + 0.5) / 20_000)[:, None].expand(-1, 5)
+    values = hard_concrete.sample(log_alpha.expand(20_000, 5), uniform)
+    score = hard_concrete.expected_score(log_alpha)
+    assert torch.allclose((values != 0).float().mean(0), score, atol=1e-3)
+    median = (torch.sigmoid(log_alpha / (2 / 3)) * 1.2 - 0.1).clamp(0, 1)
+    assert torch.allclose(values.median(0).values, median, atol=1e-3)
 
 
 def test_embedding_is_masked_in_training():

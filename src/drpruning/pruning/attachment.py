@@ -180,6 +180,7 @@ def attach(model: "PreTrainedModel", shape: ModelShape, masked: set[str]) -> Att
             if name == "bias":
                 role, columns = ("read bias" if role == "read" else role), None
             attachment._gated.append(_Gated(parametrization, layer, (role, axis), columns))
+        _share_class(owner)
 
     before = {module: norm for norm, module in family.norms_after.items()}
     for layer in range(shape.num_layers):
@@ -206,6 +207,20 @@ def attach(model: "PreTrainedModel", shape: ModelShape, masked: set[str]) -> Att
             final = model.get_submodule(family.final_norm)
             final.register_forward_pre_hook(final_norm.on_input)
     return attachment
+
+
+_shared_classes: dict[tuple[type, tuple[str, ...]], type] = {}
+
+
+def _share_class(module: nn.Module) -> None:
+    """One class for all modules parametrized alike, in place of one each.
+
+    What is compiled for one layer is then valid for all of them: `torch.compile` asks for the type.
+    """
+    gated = type(module)
+    names = [name for name in ("weight", "bias") if parametrize.is_parametrized(module, name)]
+    key = (gated.__bases__[0], tuple(names))
+    module.__class__ = _shared_classes.setdefault(key, gated)
 
 
 def plain_name(name: str) -> str:

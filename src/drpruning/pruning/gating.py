@@ -47,12 +47,13 @@ class GatedWeight(torch.autograd.Function):
         d_row = d_column = None
         if needs_row or needs_column:
             factor = row if row is not None else column
-            product = gradient.to(factor.dtype) * weight
+            product = gradient.to(torch.promote_types(gradient.dtype, factor.dtype)) * weight
+            wide = product.dtype
             with torch.autocast(product.device.type, enabled=False):
                 if needs_row:
-                    d_row = product.sum(1) if column is None else product @ column
+                    d_row = product.sum(1) if column is None else product @ column.to(wide)
                 if needs_column:
-                    d_column = product.sum(0) if row is None else row @ product
+                    d_column = product.sum(0) if row is None else row.to(wide) @ product
         return d_weight, d_row, d_column, None
 
 
@@ -68,7 +69,8 @@ def _centre(matrix: Tensor, unit: Tensor | None) -> Tensor:
     if unit is None:
         return matrix
     with torch.autocast(matrix.device.type, enabled=False):
-        wide = matrix.to(unit.dtype)
+        wide = matrix.to(torch.promote_types(matrix.dtype, unit.dtype))
+        unit = unit.to(wide.dtype)
         return torch.addr(wide, unit, unit @ wide, alpha=-1)
 
 

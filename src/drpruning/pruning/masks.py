@@ -65,11 +65,13 @@ class Masks(nn.Module):
         for name, shape in _mask_shapes(source).items():
             if self._kept[name] == shape[-1]:
                 continue
-            noise = torch.randn(shape, generator=generator) * hard_concrete.INITIAL_DEVIATION
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            noise *= hard_concrete.INITIAL_DEVIATION
             self.log_alpha[name] = nn.Parameter((hard_concrete.INITIAL_MEAN + noise).to(device))
             constraints = shape[:-1] or (1,)
-            self.linear[name] = nn.Parameter(torch.zeros(constraints, device=device))
-            penalty = torch.full(constraints, initial_penalty, device=device)
+            zeros = torch.zeros(constraints, dtype=torch.float32, device=device)
+            self.linear[name] = nn.Parameter(zeros)
+            penalty = torch.full_like(zeros, initial_penalty)
             self.quadratic[name] = nn.Parameter(penalty)
         self.set_step(0, 0.0)
 
@@ -136,7 +138,9 @@ class Masks(nn.Module):
         if self._noise is None:
             generator = _generator(self.seed, 1, self.step, self.part)
             self._noise = {
-                name: torch.rand(log_alpha.shape, generator=generator).to(log_alpha.device)
+                name: torch.rand(
+                    log_alpha.shape, generator=generator, dtype=torch.float32, device="cpu"
+                ).to(log_alpha.device, non_blocking=True)
                 for name, log_alpha in self.log_alpha.items()
             }
         return self._noise

@@ -173,7 +173,7 @@ class ModelShape:
                 )
         wanted: dict[str, Any] = {**target, "num_heads": heads, "num_kv_heads": groups}
         if reason := reason or self._refusal(wanted):
-            raise BadInput(f"{reason}; {self._nearest(wanted)}")
+            raise BadInput(f"{reason}; {self._nearest(target)}")
         return replace(self, **wanted)
 
     def _refusal(self, wanted: Mapping[str, int]) -> str:
@@ -202,12 +202,16 @@ class ModelShape:
             )
         return ""
 
-    def _nearest(self, wanted: Mapping[str, int]) -> str:
-        """Up to three combinations of hidden size and heads that work, the nearest first."""
-        hidden = wanted.get("hidden_size", self.hidden_size)
-        asked = (hidden, wanted["num_heads"], wanted["num_kv_heads"])
+    def _nearest(self, target: Mapping[str, int]) -> str:
+        """Up to three combinations of hidden size and heads that work.
+
+        The nearest to what the target names come first; what it leaves open counts a tenth. The
+        source itself is no answer.
+        """
+        names = ("hidden_size", "num_heads", "num_kv_heads")[: 3 if self.grouped else 2]
         rule = self.family.head_rule(self.switches)
-        found: list[tuple[float, tuple[int, int, int]]] = []
+        hidden = target.get("hidden_size", self.hidden_size)
+        found: set[tuple[int, ...]] = set()
         for groups in range(1, self.num_kv_heads + 1):
             for heads in range(groups, groups * self.queries_per_group + 1, groups):
                 below = hidden - hidden % heads
@@ -216,15 +220,28 @@ class ModelShape:
                     "divide": [below, below + heads],
                     "fill": [heads * self.head_dim],
                 }[rule]
-                for width in widths:
-                    if 1 <= width <= self.hidden_size:
-                        shape = (width, heads, groups)
-                        pairs = zip(shape, asked, strict=True)
-                        found.append((sum(abs(log(a / b)) for a, b in pairs), shape))
-        names = ("hidden_size", "num_heads", "num_kv_heads")[: 3 if self.grouped else 2]
+                found |= {
+                    (width, heads, groups)[: len(names)]
+                    for width in widths
+                    if 1 <= width <= self.hidden_size
+                }
+        found = found - {tuple(getattr(self, name) for name in names)} or found
+
+        asked = dict(target)
+        if not self.grouped and "num_kv_heads" in target:
+            asked.setdefault("num_heads", target["num_kv_heads"])
+
+        def distance(shape: tuple[int, ...]) -> float:
+            return sum(
+                abs(log(size / asked[name]))
+                if name in asked
+                else 0.1 * abs(log(size / getattr(self, name)))
+                for name, size in zip(names, shape, strict=True)
+            )
+
         told = [
-            " ".join(f"{name} {size}" for name, size in zip(names, shape, strict=False))
-            for _, shape in sorted(set(found))[:3]
+            " ".join(f"{name} {size}" for name, size in zip(names, shape, strict=True))
+            for shape in sorted(found, key=lambda shape: (distance(shape), shape))[:3]
         ]
         return f"nearest shapes that work: {', or '.join(told)}"
 

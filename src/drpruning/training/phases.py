@@ -111,7 +111,8 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     """Train masks, cut, and write `pruned/` and `prune/` of the run folder.
 
     Raises:
-        ExportError: The cut model does not compute what the masked one does; nothing is written.
+        ExportError: The cut model does not compute what the masked one does; the plan and the masks
+            are written, the model is not.
         Interrupted: A signal asked to stop; the state is saved.
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
@@ -127,12 +128,12 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     loop.run()
     whole = loop.distributed.whole()
     if accelerator.is_main_process:
+        plan = loop.write_outcome()
         assert isinstance(whole, MaskedModel)  # noqa: S101 - for the type checker
         use_default_attention(whole.model)
         if recipe.training.liger:  # its kernels do not run on a CPU
             whole.to(accelerator.device)
         exported = whole.export()
-        plan = loop.write_outcome()
         _write_schedule(folder / "prune" / "schedule.json", loop)
         card = model_card(recipe, ModelShape.of(exported), stage="pruned")
         save_model(exported, recipe.model.tokenizer_source, folder / "pruned", card)

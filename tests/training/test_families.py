@@ -1,0 +1,57 @@
+"""Every family through the whole command, from the check of its files to a model to load."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drpruning.pruning import FAMILIES, ModelShape
+from small_runs import drprune, write
+
+MORE: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 8, "num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+}
+BY_DEFAULT = {"gpt_neox"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in BY_DEFAULT else pytest.mark.slow) for f in FAMILIES],
+)
+def test_a_run_from_plan_to_a_model_in_plain_transformers(
+    family: str, model_folder: Path, recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    source = tmp_path / family
+    sizes = {
+        "vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": None,
+        "bos_token_id": None, "eos_token_id": 0, "head_dim": 8, "num_key_value_heads": 4,
+    }  # fmt: skip
+    if family == "gpt_neox":
+        del sizes["head_dim"], sizes["num_key_value_heads"]
+    model = getattr(transformers, FAMILIES[family].architecture)
+    torch.manual_seed(0)
+    model(model.config_class(**(sizes | MORE.get(family, {})))).save_pretrained(source)
+    target = {"num_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
+    # Transformers would read these tokenizer files otherwise beside a Qwen2 configuration.
+    tokenizer = str(model_folder)
+    recipe_values["model"] = {"source": str(source), "tokenizer": tokenizer, "target": target}
+    recipe_values["prune"].update(steps=4)
+    recipe_values["pretrain"].update(steps=2)
+    recipe = write(recipe_values, tmp_path / "recipe.yaml")
+    shape = ModelShape.of(source).pruned_to(**target)
+    assert f"{shape.num_parameters():,}" in drprune("plan", recipe)
+    drprune("run", recipe)
+    folder = Path(recipe_values["output"])
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert type(loaded).__name__ == FAMILIES[family].architecture
+    assert ModelShape.of(loaded) == shape
+    assert loaded.num_parameters() == shape.num_parameters()
+    text = loaded.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=3, do_sample=False)
+    assert text.shape[0] == 1
+    assert "done already" in drprune("run", recipe)
