@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,13 +25,6 @@ app = typer.Typer(
 )
 
 
-def _leave_ranks() -> None:
-    """End the process group, if there is one: its threads abort a process that ends before them."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command with its examples; errors become messages and exit statuses."""
 
@@ -41,7 +33,6 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
-                _leave_ranks()
             except BadInput as error:
                 typer.echo(f"drprune: {error}", err=True)
                 raise typer.Exit(BAD_INPUT) from None
@@ -56,7 +47,6 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
                 )
                 raise typer.Exit(BAD_INPUT) from None
             except Interrupted:
-                _leave_ranks()
                 typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
             except OSError as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from drpruning.errors import TrainingFailed
 from drpruning.planning import plan_run
+from drpruning.pruning.hard_concrete import LARGEST_LOG_ALPHA, SMALLEST_LOG_ALPHA
 from drpruning.recipe import parse_recipe
 from drpruning.training import loop as loop_module
 from drpruning.training.loop import Loop
@@ -51,7 +52,7 @@ class Poison:
         self.phase, self.steps, self.kind = "pretrain", set[int](), "loss"
         self.states: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         plain_step, plain_loss = Loop._train_step, loop_module.language_modelling_loss
-        plain_norm = torch.nn.utils.clip_grad_norm_
+        plain_clip = loop_module.clip_gradients
         on = False
 
         def train_step(loop: Loop) -> None:
@@ -65,23 +66,29 @@ class Poison:
         def loss(*arguments: Any) -> Tensor:
             return plain_loss(*arguments) * (torch.nan if on and self.kind == "loss" else 1.0)
 
-        def norm(parameters: Any, *arguments: Any, **settings: Any) -> Tensor:
+        def clip(parameters: Any, limit: float) -> Tensor:
             parameters = list(parameters)
             if on and self.kind == "gradient":
                 parameters[0].grad.view(-1)[3] = torch.inf
-            return plain_norm(parameters, *arguments, **settings)
+            return plain_clip(parameters, limit)
 
         monkeypatch.setattr(Loop, "_train_step", train_step)
         monkeypatch.setattr(loop_module, "language_modelling_loss", loss)
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm)
+        monkeypatch.setattr(loop_module, "clip_gradients", clip)
 
     def __call__(self, *steps: int, phase: str = "pretrain", kind: str = "loss") -> None:
         self.phase, self.steps, self.kind = phase, set(steps), kind
 
 
 def state(loop: Loop) -> dict[str, Tensor]:
-    """Everything that a step changes: weights, masks, multipliers, moments."""
+    """Everything that a step changes: weights, masks, multipliers, moments.
+
+    Masks as every forward pass clamps them.
+    """
     found = {name: p.detach().clone() for name, p in loop.parameters.items()}
+    for name, log_alpha in found.items():
+        if "log_alpha" in name:
+            log_alpha.clamp_(SMALLEST_LOG_ALPHA, LARGEST_LOG_ALPHA)
     for name, parameter in loop.parameters.items():
         for slot, value in loop.optimizer.state[parameter].items():
             found[f"{name}:{slot}"] = value.clone()

@@ -37,9 +37,8 @@ class Segment:
     counts: dict[str, int]
     carry: dict[str, float]
     used_up: dict[str, OnExhausted]
-    _domain_index: Indices
+    _domain_index: Indices  # [steps, global_batch], as `_block_id`
     _block_id: Indices
-    _row_key: int
 
     def __len__(self) -> int:
         return self.steps
@@ -57,12 +56,7 @@ class Segment:
         """
         if not 0 <= index < self.steps:
             raise IndexError(f"step {index} is outside a segment of {self.steps} steps")
-        rows = slice(index * self.global_batch, (index + 1) * self.global_batch)
-        first = (self.start_step + index) * self.global_batch
-        order = np.argsort(
-            keyed_hash(self._row_key, np.arange(first, first + self.global_batch)), kind="stable"
-        )
-        return self._domain_index[rows][order], self._block_id[rows][order]
+        return self._domain_index[index], self._block_id[index]
 
     def blocks(self, index: int) -> dict[str, list[int]]:
         """Domain -> block ids in the global batch of a step, for people; see `batch`."""
@@ -163,6 +157,7 @@ class Mixture:
             epochs, places = np.divmod(self._cursors[index] + np.arange(count), self.sizes[name])
             block_id.append(self._orders[name](places, epochs))
         order = np.argsort(np.concatenate(positions), kind="stable")
+        order = self._rows_shuffled(order.reshape(steps, self.global_batch))
         return Segment(
             domains=self.domains,
             start_step=self.step,
@@ -173,8 +168,15 @@ class Mixture:
             used_up=self._used_up(quota),
             _domain_index=np.concatenate(domain_index)[order],
             _block_id=np.concatenate(block_id)[order],
-            _row_key=key_of("rows", self.seed),
         )
+
+    def _rows_shuffled(self, batches: Indices) -> Indices:
+        """The same [steps, global_batch], each row in an order that comes from its step."""
+        first = self.step * self.global_batch
+        places = np.arange(first, first + batches.size).reshape(batches.shape)
+        hashes = keyed_hash(key_of("rows", self.seed), places)
+        shuffled = np.take_along_axis(batches, np.argsort(hashes, axis=1, kind="stable"), axis=1)
+        return np.asarray(shuffled, dtype=np.int64)
 
     def advance(self, segment: Segment) -> None:
         """Move to the end of a segment that was planned from here.

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 _ROUNDS = 6
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ONE, _GOLDEN = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)
+_MIXERS = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_LAST_SHIFT = np.uint64(31)
 
 
 def key_of(*parts: int | str) -> int:
@@ -19,20 +24,24 @@ def key_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def keyed_hash(key: int, values: NDArray[np.generic]) -> NDArray[np.uint64]:
+def keyed_hash(
+    key: int | np.uint64 | NDArray[np.uint64], values: NDArray[np.generic]
+) -> NDArray[np.uint64]:
     """One pseudo-random 64-bit number for each value (the SplitMix64 generator, by position).
 
     Args:
-        key: 64-bit key, for example from `key_of`.
+        key: 64-bit key, for example from `key_of`, or an array of them.
         values: integers of any shape; taken modulo 2^64.
 
     Returns:
-        uint64 of the same shape.
+        uint64 of the shape of key and values broadcast together.
     """
-    x = (values.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.uint64(key)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = np.asarray((values.astype(np.uint64) + _ONE) * _GOLDEN + np.asarray(key, dtype=np.uint64))
+    for shift, factor in _MIXERS:
+        x ^= x >> shift
+        x *= factor
+    x ^= x >> _LAST_SHIFT
+    return x
 
 
 class KeyedPermutation:
@@ -48,7 +57,7 @@ class KeyedPermutation:
         if size < 1:
             raise ValueError(f"a permutation needs at least one element, got size {size}")
         self.size = size
-        self._key = key
+        self._keys = np.array([key_of(key, number) for number in range(_ROUNDS)], dtype=np.uint64)
         self._rows = math.isqrt(size - 1) + 1
         self._columns = -(-size // self._rows)
 
@@ -67,19 +76,22 @@ class KeyedPermutation:
             raise IndexError(f"indices must lie in [0, {self.size})")
         image = indices.reshape(-1).copy()
         epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape).reshape(-1)
+        different, which = np.unique(epochs, return_inverse=True)
+        tweaks = keyed_hash(self._keys[:, None], different)
         pending = np.arange(image.size)
         while pending.size:
-            image[pending] = self._round_trip(image[pending], epochs[pending])
+            own = tweaks if len(different) == 1 else tweaks[:, which[pending]]
+            image[pending] = self._round_trip(image[pending], own)
             pending = pending[image[pending] >= self.size]
         return image.reshape(indices.shape)
 
-    def _round_trip(self, indices: Indices, epochs: Indices) -> Indices:
+    def _round_trip(self, indices: Indices, tweaks: NDArray[np.uint64]) -> Indices:
+        """Once through the network; `tweaks` [rounds, 1 or k] come from the epochs."""
         left, right = np.divmod(indices, self._columns)
-        for number in range(_ROUNDS):
-            key = key_of(self._key, number)
+        for number, (key, tweak) in enumerate(zip(self._keys, tweaks, strict=True)):
             sender, modulus = (right, self._rows) if number % 2 == 0 else (left, self._columns)
-            tweak = keyed_hash(key, epochs) ^ sender.astype(np.uint64)
-            shift = (keyed_hash(key, tweak) % np.uint64(modulus)).astype(np.int64)
+            hashed = keyed_hash(key, sender.astype(np.uint64) ^ tweak)
+            shift = (hashed % np.uint64(modulus)).astype(np.int64)
             if number % 2 == 0:
                 left = (left + shift) % modulus
             else:

@@ -11,20 +11,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from drpruning.console import Reporter, Task
 from drpruning.data import Mixture, PreparedData, Segment
-from drpruning.errors import BadInput, TrainingFailed
+from drpruning.errors import TrainingFailed
 from drpruning.recipe import Phase, Training
 from drpruning.scheduling import Policy
 from drpruning.training import provenance
-from drpruning.training.checkpoint import Checkpoints, read_state
-from drpruning.training.identity import check_identity, find_place
+from drpruning.training.checkpoint import Checkpoints
 from drpruning.training.interruption import Interrupted, InterruptGuard
+from drpruning.training.loop_state import loop_state, restore
 from drpruning.training.messages import evaluation_text, lost_losses, step_text, used_up_text
 from drpruning.training.metrics import MetricsLog
 from drpruning.training.optimization import (
@@ -33,6 +32,7 @@ from drpruning.training.optimization import (
     learning_rate_factor,
     micro_batches,
     set_learning_rate,
+    step_seed,
     step_unless,
 )
 from drpruning.training.parallel import DistributedModel, clip_gradients
@@ -52,11 +52,6 @@ class Setting(NamedTuple):
     reporter: Reporter
     identity: Mapping[str, Any]
     """What a checkpoint must be of; see `run_identity`."""
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of what is random inside the model (dropout) at a step on a rank."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Loop:
@@ -189,7 +184,7 @@ class Loop:
     def _begin(self) -> None:
         path = self.checkpoints.newest()
         if path is not None:
-            self._load(path)
+            restore(self, path)
             self.reporter.line(f"{self.phase}: going on from step {self.step}")
         else:
             self.start_afresh()
@@ -225,15 +220,10 @@ class Loop:
 
     def own_blocks(self, segment: Segment, index: int) -> Tensor:
         """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
-        domains, ids = segment.batch(index)
         rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
-        blocks = np.empty((len(ids), self.data.sequence_length), dtype=np.int64)
-        for number, name in enumerate(self.data.domains):
-            here = np.flatnonzero(domains == number)
-            here = here[(here >= rows.start) & (here < rows.stop)]
-            if len(here):
-                blocks[here] = self.data.domains[name].train[ids[here]]
-        return torch.from_numpy(blocks[rows]).to(self.device, non_blocking=True)
+        domains, ids = (column[rows] for column in segment.batch(index))
+        blocks = torch.from_numpy(self.data.train_blocks(domains, ids))
+        return blocks.to(self.device, non_blocking=True)
 
     def _train_step(self) -> None:
         if self.resumed_at is None:
@@ -315,11 +305,6 @@ class Loop:
         if found:
             self.reporter.warn(f"{self.phase} {self.step}: {skipped_text(found)}")
 
-    def _is_going_wrong(self) -> bool:
-        """Whether the newest step was skipped; the newest checkpoint is to be from before it."""
-        self._settle()
-        return self.numbers.in_a_row > 0
-
     def warn(self, message: str) -> None:
         """Tell people in the terminal, and whoever reads the log."""
         self.reporter.warn(f"{self.phase} {self.step}: {message}")
@@ -387,7 +372,11 @@ class Loop:
     # Checkpoints.
 
     def _is_due(self) -> bool:
-        return self.checkpoints.is_due(self.step) and not self._is_going_wrong()
+        """Not where the newest step was skipped: the newest checkpoint is to be from before it."""
+        if not self.checkpoints.is_due(self.step):
+            return False
+        self._settle()
+        return self.numbers.in_a_row == 0
 
     def _save(self, *, last: bool) -> None:
         """Save; where that fails and it is not the last occasion, another one will come."""
@@ -395,7 +384,7 @@ class Loop:
         self._settle()
         error = self.checkpoints.save(
             self.step,
-            self._state,
+            lambda: loop_state(self),
             lambda folder: self.distributed.write_tensors(folder, self.optimizer),
         )
         if error is None:
@@ -408,47 +397,3 @@ class Loop:
                 "goes on from there"
             )
         self.reporter.warn(f"{text}the run goes on and tries again at the next occasion")
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "identity": self.identity,
-            "evaluated": self.evaluated,
-            "ratio": self.ratio,
-            "policy": self.policy.state_dict(),
-            "mixture": self.mixture.state_dict(),
-            "segment_steps": self.segment.steps if self.segment else None,
-            "stopped": self.stopped,
-            "numbers": self.numbers.state_dict(),
-            "seconds": self.seconds,
-            "metrics_bytes": self.metrics.size(),
-            **self.extra_state(),
-        }
-
-    def _load(self, path: Path) -> None:
-        state = read_state(path)
-        accept = self.training.checkpoint.accept_changes
-        check_identity(
-            path, state["identity"], self.identity, accept=accept, reporter=self.reporter
-        )
-        if state["step"] > self.settings.steps:
-            raise BadInput(
-                f"{self.phase}.steps: {self.settings.steps}, but {path} has done {state['step']}; "
-                "write more, or remove it to go on from an earlier one"
-            )
-        self.distributed.read_tensors(path, self.optimizer)
-        self.step = self.saved = state["step"]
-        self.evaluated, self.stopped = state["evaluated"], state["stopped"]
-        self.ratio, self.seconds = state["ratio"], state["seconds"]
-        self.numbers.load_state_dict(state["numbers"])
-        try:
-            self.policy.load_state_dict(state["policy"])
-            find_place(self.mixture, state["mixture"], accept=accept)
-        except ValueError as error:
-            raise BadInput(f"{path} does not fit: {error}") from None
-        left = self.settings.steps - self.evaluated
-        if left and self.stopped is None:
-            steps = min(state["segment_steps"] or self.settings.evaluate_every, left)
-            self.segment = self.mixture.plan_segment(self.ratio, steps)
-        self.load_extra_state(state)
-        if self.accelerator.is_main_process and not self.metrics.cut(state["metrics_bytes"]):
-            self.reporter.warn(f"{self.metrics.path} has lost lines from before step {self.step}")

@@ -34,6 +34,7 @@ class StepNumbers:
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
+        self._names: Sequence[str] = ()
         self.counted = self.skipped = self.in_a_row = 0
         self._pending: list[tuple[int, Tensor]] = []
 
@@ -48,6 +49,7 @@ class StepNumbers:
         Returns:
             1 where the step is to be skipped, else 0; float32 scalar on the device of `values`.
         """
+        self._names = names
         self.sums = self.sums or dict.fromkeys(names, 0.0)
         self._pending.append((step, values))
         return torch.logical_not(torch.isfinite(values).all()).float()
@@ -60,7 +62,7 @@ class StepNumbers:
         self._pending = []
         found = []
         for step, row in zip(steps, torch.stack(values).tolist(), strict=True):
-            numbers = dict(zip(self.sums, row, strict=True))
+            numbers = dict(zip(self._names, row, strict=True))
             if all(map(math.isfinite, row)):
                 self.sums = {name: total + numbers[name] for name, total in self.sums.items()}
                 self.counted += 1
