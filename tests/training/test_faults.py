@@ -274,21 +274,22 @@ main()
 """
 
 
-@pytest.mark.parametrize("wrong", ["1"])
+@pytest.mark.parametrize("parallelism", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_ranks_skip_together(
-    recipe_values: dict[str, Any], tmp_path: Path, poison: Poison, wrong: str
+    recipe_values: dict[str, Any], tmp_path: Path, poison: Poison, parallelism: str
 ) -> None:
     values = only_pretraining(recipe_values)
     values["training"]["log_every"] = 1
     poison(2)
     one = run(variant(values, "one"), "pretrain")
     two = variant(values, "two")
+    two["training"]["parallelism"] = parallelism
     recipe = write(two, tmp_path / "two.yaml")
     script = tmp_path / "poisoned.py"
     script.write_text(RANK_SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                "--nproc-per-node=2", str(script), str(recipe)]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WRONG_RANK": wrong}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WRONG_RANK": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = Path(two["output"])

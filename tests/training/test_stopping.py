@@ -136,10 +136,10 @@ def test_a_run_killed_around_the_stop_ends_like_an_uninterrupted_one(
     }[moment]
     plain = getattr(owner, name)
 
-    def dying(self: Loop) -> Any:
+    def dying(self: Loop, **settings: Any) -> Any:
         if self.step >= end["step"] - early:
             raise Killed
-        return plain(self)
+        return plain(self, **settings)
 
     monkeypatch.setattr(owner, name, dying)
     with pytest.raises(Killed):

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.data.permutation import Indices, key_of, keyed_hash, keyed_permutation
+from drpruning.data.permutation import Indices, KeyedPermutations, key_of, keyed_hash
 
 _STATE_VERSION = 1
 
@@ -120,9 +120,10 @@ class Mixture:
         self.step = 0
         self._cursors = np.zeros(len(sizes), dtype=np.int64)
         self._carry = np.zeros(len(sizes))
-        self._orders = {
-            name: keyed_permutation(size, ("order", seed, name)) for name, size in sizes.items()
-        }
+        self._sizes = np.array(list(sizes.values()), dtype=np.int64)
+        self._orders = KeyedPermutations(
+            list(sizes.values()), [("order", seed, name) for name in sizes]
+        )
 
     def plan_segment(self, ratio: Mapping[str, float], steps: int) -> Segment:
         """The next `steps` global batches under `ratio`; the mixture stays where it is.
@@ -149,14 +150,16 @@ class Mixture:
         wanted = _within(self._carry + shares * total, shares, left)
         quota = _apportion(wanted, total, left)
 
-        positions, domain_index, block_id = [], [], []
-        for index, (name, count) in enumerate(zip(self.domains, quota.tolist(), strict=True)):
-            offset = key_of("offset", self.seed, self.step, name) / 2**64
-            positions.append((np.arange(count) + offset) / max(count, 1))
-            domain_index.append(np.full(count, index, dtype=np.int64))
-            epochs, places = np.divmod(self._cursors[index] + np.arange(count), self.sizes[name])
-            block_id.append(self._orders[name](places, epochs))
-        order = np.argsort(np.concatenate(positions), kind="stable")
+        domain_index = np.repeat(np.arange(len(quota)), quota)
+        # The how-manieth block of its domain each one is, in the segment and in all.
+        count = np.arange(total) - np.repeat(np.cumsum(quota) - quota, quota)
+        offsets = (
+            np.array([key_of("offset", self.seed, self.step, n) for n in self.domains]) / 2**64
+        )
+        positions = (count + offsets[domain_index]) / quota[domain_index]
+        epochs, places = np.divmod(self._cursors[domain_index] + count, self._sizes[domain_index])
+        block_id = self._orders(domain_index, places, epochs)
+        order = np.argsort(positions, kind="stable")
         order = self._rows_shuffled(order.reshape(steps, self.global_batch))
         return Segment(
             domains=self.domains,
@@ -166,8 +169,8 @@ class Mixture:
             counts=self._by_name(quota),
             carry=self._by_name(wanted - quota),
             used_up=self._used_up(quota),
-            _domain_index=np.concatenate(domain_index)[order],
-            _block_id=np.concatenate(block_id)[order],
+            _domain_index=domain_index[order],
+            _block_id=block_id[order],
         )
 
     def _rows_shuffled(self, batches: Indices) -> Indices:
@@ -206,11 +209,11 @@ class Mixture:
     def _left(self) -> NDArray[np.float64]:
         """Blocks that each domain can still give; infinite where it repeats."""
         repeats = np.array([self.on_exhausted[name] == "repeat" for name in self.domains])
-        return np.where(repeats, np.inf, np.array(list(self.sizes.values())) - self._cursors)
+        return np.where(repeats, np.inf, self._sizes - self._cursors)
 
     def _used_up(self, quota: Indices) -> dict[str, OnExhausted]:
         """The domains of which the next `quota` blocks hold the last new one."""
-        sizes = np.array(list(self.sizes.values()))
+        sizes = self._sizes
         ends = (self._cursors < sizes) & (self._cursors + quota >= sizes)
         names = (name for name, end in zip(self.domains, ends, strict=True) if end)
         return {name: self.on_exhausted[name] for name in names}

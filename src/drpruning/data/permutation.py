@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,63 +44,75 @@ def keyed_hash(
     return x
 
 
-class KeyedPermutation:
-    """A bijection on range(size), one for each epoch; only the indices asked for are computed.
+class KeyedPermutations:
+    """Bijections on range(size) for several sizes, another one in each epoch.
 
-    An index is written as (left, right) in a rectangle of about sqrt(size) on a side and goes
-    through a Feistel network whose rounds add a keyed hash of one half to the other; what lands in
-    the rectangle but outside range(size) goes through again ("cycle walking", Black and Rogaway
-    2002). The rectangle has at most 2 sqrt(size) + 1 surplus places, so that is rare.
+    Only the indices asked for are computed, those of all sizes together. An index is written as
+    (left, right) in a rectangle of about sqrt(size) on a side and goes through a Feistel network
+    whose rounds add a keyed hash of one half to the other; what lands in the rectangle but outside
+    range(size) goes through again ("cycle walking", Black and Rogaway 2002). The rectangle has at
+    most 2 sqrt(size) + 1 surplus places, so that is rare.
+
+    Args:
+        sizes: number of elements of each, at least 1.
+        keys: what each depends on: a number, a name, or several of these.
+
+    Raises:
+        ValueError: a size is below 1.
     """
 
-    def __init__(self, size: int, key: int) -> None:
-        if size < 1:
-            raise ValueError(f"a permutation needs at least one element, got size {size}")
-        self.size = size
-        self._keys = np.array([key_of(key, number) for number in range(_ROUNDS)], dtype=np.uint64)
-        self._rows = math.isqrt(size - 1) + 1
-        self._columns = -(-size // self._rows)
+    def __init__(self, sizes: Sequence[int], keys: Sequence[int | str | Sequence[int | str]]):
+        if small := [size for size in sizes if size < 1]:
+            raise ValueError(f"a permutation needs at least one element, got size {small[0]}")
+        parts = [(key,) if isinstance(key, int | str) else tuple(key) for key in keys]
+        own = [key_of(*part) for part in parts]
+        rows = [math.isqrt(size - 1) + 1 for size in sizes]
+        columns = [-(-size // row) for size, row in zip(sizes, rows, strict=True)]
+        rounds = [[key_of(key, number) for key in own] for number in range(_ROUNDS)]
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self._rows, self._columns = np.array(rows), np.array(columns)
+        self._keys = np.array(rounds, dtype=np.uint64)
 
-    def __call__(self, indices: Indices, epoch: int | Indices = 0) -> Indices:
+    def __call__(self, which: Indices, indices: Indices, epochs: Indices) -> Indices:
         """The images of `indices`.
 
         Args:
-            indices: int64 of any shape, each in [0, size).
-            epoch: which of the permutations; a number, or one for each index.
+            which: which size each index belongs to, int64 [k].
+            indices: int64 [k], each in [0, size).
+            epochs: which of the permutations of that size, int64 [k].
 
         Returns:
-            int64 of the same shape, each in [0, size).
-        """
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.size and not (indices.min() >= 0 and indices.max() < self.size):
-            raise IndexError(f"indices must lie in [0, {self.size})")
-        image = indices.reshape(-1).copy()
-        epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape).reshape(-1)
-        different, which = np.unique(epochs, return_inverse=True)
-        tweaks = keyed_hash(self._keys[:, None], different)
-        pending = np.arange(image.size)
-        while pending.size:
-            own = tweaks if len(different) == 1 else tweaks[:, which[pending]]
-            image[pending] = self._round_trip(image[pending], own)
-            pending = pending[image[pending] >= self.size]
-        return image.reshape(indices.shape)
+            int64 [k], each in [0, size).
 
-    def _round_trip(self, indices: Indices, tweaks: NDArray[np.uint64]) -> Indices:
-        """Once through the network; `tweaks` [rounds, 1 or k] come from the epochs."""
-        left, right = np.divmod(indices, self._columns)
-        for number, (key, tweak) in enumerate(zip(self._keys, tweaks, strict=True)):
-            sender, modulus = (right, self._rows) if number % 2 == 0 else (left, self._columns)
-            hashed = keyed_hash(key, sender.astype(np.uint64) ^ tweak)
-            shift = (hashed % np.uint64(modulus)).astype(np.int64)
+        Raises:
+            IndexError: an index is outside its range.
+        """
+        sizes = self.sizes[which]
+        if not ((indices >= 0) & (indices < sizes)).all():
+            raise IndexError(f"indices must lie in [0, size), for the sizes {self.sizes.tolist()}")
+        image = self._round_trip(which, indices, epochs)
+        while (outside := np.flatnonzero(image >= sizes)).size:
+            again = self._round_trip(which[outside], image[outside], epochs[outside])
+            image[outside] = again
+        return image
+
+    def _round_trip(self, which: Indices, indices: Indices, epochs: Indices) -> Indices:
+        rows, columns = self._rows[which], self._columns[which]
+        left, right = np.divmod(indices, columns)
+        for number, round_keys in enumerate(self._keys):
+            key = round_keys[which]
+            sender, modulus = (right, rows) if number % 2 == 0 else (left, columns)
+            hashed = keyed_hash(key, keyed_hash(key, epochs) ^ sender.astype(np.uint64))
+            shift = (hashed % modulus.astype(np.uint64)).astype(np.int64)
             if number % 2 == 0:
                 left = (left + shift) % modulus
             else:
                 right = (right + shift) % modulus
-        result: Indices = left * self._columns + right
+        result: Indices = left * columns + right
         return result
 
 
-def keyed_permutation(size: int, key: int | str | Sequence[int | str]) -> KeyedPermutation:
+def keyed_permutation(size: int, key: int | str | Sequence[int | str]) -> Callable[..., Indices]:
     """A pseudo-random bijection on range(size) that costs arithmetic and no memory.
 
     Args:
@@ -108,7 +120,13 @@ def keyed_permutation(size: int, key: int | str | Sequence[int | str]) -> KeyedP
         key: what it depends on: a number, a name, or several of these.
 
     Returns:
-        A callable: int64 indices (and an epoch) -> int64 images.
+        A callable: int64 indices of any shape, and an epoch for all or for each -> int64 images.
     """
-    parts = (key,) if isinstance(key, int | str) else tuple(key)
-    return KeyedPermutation(size, key_of(*parts))
+    permutations = KeyedPermutations([size], [key])
+
+    def permuted(indices: NDArray[np.int64], epoch: int | Indices = 0) -> Indices:
+        flat = np.asarray(indices, dtype=np.int64).reshape(-1)
+        epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), np.shape(indices)).reshape(-1)
+        return permutations(np.zeros_like(flat), flat, epochs).reshape(np.shape(indices))
+
+    return permuted

@@ -23,7 +23,7 @@ AT_SIZE = 1.05  # a model of at most this many times the final parameters counts
 _MIN_POINTS_WITH_P = 8  # of an interval: with two exponents and factors too few are left over
 _USELESS = 0.2  # half-width of an interval, relative to the loss, at which the quality is 0
 _RANKED = 64  # points, at most, of which all pairs are compared
-_AT_ONCE = 16  # domains: with more of them what is computed no longer fits into the caches
+_AT_ONCE = 64  # domains: with more of them what is computed no longer fits into the caches
 _RISING = 2.3  # Kendall's tau over its standard deviation
 
 
