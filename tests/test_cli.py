@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from drpruning.cli import app
+from small_runs import altered_model
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 runner = CliRunner()
@@ -167,20 +168,10 @@ def test_empty_domain_is_refused(recipe_values: dict[str, Any], tmp_path: Path) 
     assert "empty" in message
 
 
-def altered_model(model_folder: Path, tmp_path: Path, **config: Any) -> Path:
-    folder = tmp_path / "altered"
-    folder.mkdir()
-    for file in model_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    values = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps(values))
-    return folder
-
-
 def test_tokenizer_that_does_not_fit_is_refused(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
-    folder = altered_model(model_folder, tmp_path, vocab_size=20)
+    folder = altered_model(model_folder, tmp_path / "altered", vocab_size=20)
     recipe_values["model"]["source"] = str(folder)
     message = refused("run", write(recipe_values, tmp_path))
     assert "does not fit" in message
@@ -192,7 +183,7 @@ def test_source_that_is_no_causal_model_is_refused(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
     config = {"model_type": "bert", "architectures": ["BertModel"]}
-    folder = altered_model(model_folder, tmp_path, **config)
+    folder = altered_model(model_folder, tmp_path / "altered", **config)
     recipe_values["model"]["source"] = str(folder)
     message = refused("plan", write(recipe_values, tmp_path))
     assert "bert" in message.lower()
@@ -201,7 +192,7 @@ def test_source_that_is_no_causal_model_is_refused(
 def test_model_without_weights_is_refused(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
-    folder = altered_model(model_folder, tmp_path)
+    folder = altered_model(model_folder, tmp_path / "altered")
     (folder / "model.safetensors").unlink()
     recipe_values["model"]["source"] = str(folder)
     message = refused("run", write(recipe_values, tmp_path))
@@ -221,7 +212,9 @@ def test_weights_of_another_config_are_refused(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path,
     config: dict[str, int], words: list[str],
 ) -> None:  # fmt: skip
-    recipe_values["model"]["source"] = str(altered_model(model_folder, tmp_path, **config))
+    recipe_values["model"]["source"] = str(
+        altered_model(model_folder, tmp_path / "altered", **config)
+    )
     message = refused("run", write(recipe_values, tmp_path))
     for word in words:
         assert word in message
@@ -231,7 +224,7 @@ def test_weights_of_another_config_are_refused(
 def test_torn_weights_are_refused(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
-    folder = altered_model(model_folder, tmp_path)
+    folder = altered_model(model_folder, tmp_path / "altered")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     recipe_values["model"]["source"] = str(folder)
@@ -242,7 +235,7 @@ def test_code_that_comes_with_a_model_is_not_run(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
     auto_map = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
-    folder = altered_model(model_folder, tmp_path, auto_map=auto_map)
+    folder = altered_model(model_folder, tmp_path / "altered", auto_map=auto_map)
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     recipe_values["model"]["source"] = str(folder)
     del recipe_values["pretrain"]
@@ -300,7 +293,7 @@ def test_model_with_another_tokenizer_is_not_measured(
     recipe_values: dict[str, Any], tmp_path: Path, model_folder: Path
 ) -> None:
     assert runner.invoke(app, ["prepare", str(write(recipe_values, tmp_path))]).exit_code == 0
-    folder = altered_model(model_folder, tmp_path)
+    folder = altered_model(model_folder, tmp_path / "altered")
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"green"', '"orange"'))
     assert "tokenizer" in refused("evaluate", folder, "--data", recipe_values["output"])

@@ -2,16 +2,12 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from drpruning.console import Reporter
 from drpruning.errors import BadInput
 from drpruning.plan_comparison import PLAN_FILE, find_plan
 from drpruning.pruning import ModelShape, PruningPlan, apply_plan
 from drpruning.source_model import check_tokenizer, check_weights, read_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _MODEL, _OUTPUT = "MODEL", "OUTPUT"
 
@@ -39,14 +35,14 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
 
     from drpruning.run import quiet_libraries
     from drpruning.training.model_card import cut_model_card
-    from drpruning.training.phases import save_model
+    from drpruning.training.phases import load_model, save_model
 
     quiet_libraries()
     place = output.resolve()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as staging:
-            cut = apply_plan(_load(model), plan)
+            cut = apply_plan(load_model(model, _MODEL, dtype="auto"), plan)
             folder = Path(staging) / place.name
             save_model(cut, model, folder, cut_model_card(model, plan))
             plan.save(folder / PLAN_FILE)
@@ -84,28 +80,3 @@ def _check_source(plan: PruningPlan, model: str) -> None:
         )
     check_tokenizer(model, shape, _MODEL)
     check_weights(model, shape, _MODEL)
-
-
-def _load(model: str) -> "PreTrainedModel":
-    """The model in its own type, from safetensors only, without remote code."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            model, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"{_MODEL}: {model} cannot be loaded as a causal language model with safetensors "
-            f"weights: {reason}"
-        ) from None
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    if odd := sorted(str(key) for kind in kinds for key in info[kind]):
-        raise BadInput(
-            f"{_MODEL}: the weights in {model} are not those of its config.json "
-            f"({', '.join(odd[:3])}); fetch it again"
-        )
-    plain: PreTrainedModel = loaded
-    return plain

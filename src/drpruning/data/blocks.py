@@ -118,6 +118,22 @@ class PreparedData:
     sequence_length: int
     domains: dict[str, DomainBlocks]
 
+    def train_blocks(
+        self, domains: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]
+    ) -> NDArray[np.int64]:
+        """Token ids int64 [k, sequence_length] of train blocks given by domain [k] and id [k].
+
+        Args:
+            domains: places of the blocks' domains in `domains`.
+            ids: of the blocks within their domains.
+        """
+        blocks = np.empty((len(ids), self.sequence_length), dtype=np.int64)
+        for index, domain in enumerate(self.domains.values()):
+            here = np.flatnonzero(domains == index)
+            if len(here):
+                blocks[here] = domain.train[ids[here]]
+        return blocks
+
     @classmethod
     def open(cls, folder: Path | str) -> "PreparedData":
         """Open what `prepare` has written.

@@ -33,6 +33,7 @@ from drpruning.training.optimization import (
     learning_rate_factor,
     micro_batches,
     set_learning_rate,
+    step_seed,
 )
 from drpruning.training.ranks import agreed_ratio
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
@@ -47,11 +48,6 @@ class Setting(NamedTuple):
     folder: Path
     accelerator: Accelerator
     reporter: Reporter
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of what is random inside the model (dropout) at a step on a rank."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Loop:
@@ -233,13 +229,8 @@ class Loop:
         """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
         domains, ids = segment.batch(index)
         rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
-        blocks = np.empty((len(ids), self.data.sequence_length), dtype=np.int64)
-        for number, name in enumerate(self.data.domains):
-            here = np.flatnonzero(domains == number)
-            here = here[(here >= rows.start) & (here < rows.stop)]
-            if len(here):
-                blocks[here] = self.data.domains[name].train[ids[here]]
-        return torch.from_numpy(blocks[rows]).to(self.device, non_blocking=True)
+        blocks_BT = torch.from_numpy(self.data.train_blocks(domains[rows], ids[rows]))
+        return blocks_BT.to(self.device, non_blocking=True)
 
     def _train_step(self) -> None:
         if self.resumed_at is None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from drpruning.errors import BadInput
@@ -43,6 +44,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Every group's rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of what is random inside the model (dropout) at a step on a rank."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class MicroBatch(NamedTuple):

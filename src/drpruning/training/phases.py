@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from accelerate import Accelerator
@@ -24,18 +25,25 @@ from drpruning.training.pruning_loop import PruningLoop
 from drpruning.training.stopping import LARGEST_DEVIATION
 from drpruning.whole_file import write_whole
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 SCHEDULE_VERSION = 1
 
 
 def load_model(
-    source: str, field: str = "model.source", training: Training | None = None
-) -> nn.Module:
-    """A causal language model with float32 weights, from safetensors only, without remote code.
+    source: str,
+    field: str = "model.source",
+    training: Training | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> "PreTrainedModel":
+    """A causal language model, from safetensors only, without remote code.
 
     Args:
         source: A folder, or a name on the Hub.
         field: What named it, for the message.
         training: Names its kernels; absent: Transformers' own choice.
+        dtype: Of the weights; `auto`: that of the model's files.
 
     Raises:
         BadInput: It cannot be loaded, its weights are not all there, or it does not take the
@@ -45,7 +53,7 @@ def load_model(
 
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -61,7 +69,7 @@ def load_model(
             )
     if training is not None:
         use_kernels(model, training)
-    loaded: nn.Module = model
+    loaded: PreTrainedModel = model
     return loaded
 
 

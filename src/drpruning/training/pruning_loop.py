@@ -13,8 +13,9 @@ from drpruning.data import Mixture
 from drpruning.pruning import MaskedModel, PruningPlan, initialise_masks, taylor_importance
 from drpruning.recipe import Prune, Stop
 from drpruning.scheduling import Policy
-from drpruning.training.loop import Loop, Setting, step_seed
+from drpruning.training.loop import Loop, Setting
 from drpruning.training.metrics import JsonLines
+from drpruning.training.optimization import step_seed
 from drpruning.training.stopping import is_settled, stop_reason
 from drpruning.training.validation import autocast
 
