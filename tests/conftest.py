@@ -1,11 +1,15 @@
 """A tiny model, its tokenizer and three small domains, made once a session."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tests run side by side, a process a core: threads of torch would only wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 WORDS = {
     "numbers": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],

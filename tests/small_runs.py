@@ -1,6 +1,9 @@
 """Recipes on disk, the command line in process, and what a run has logged."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +58,26 @@ def only_pretraining(values: dict[str, Any]) -> dict[str, Any]:
     del values["prune"], values["model"]["target"]
     values["pretrain"].update(steps=4)
     return values
+
+
+def on_two_ranks(command: str, recipe: Path) -> None:
+    """Run a command on a recipe in two processes, one thread each."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "drpruning.cli", command, str(recipe)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def altered_model(model_folder: Path, folder: Path, **config: Any) -> Path:
+    """A copy of a model's files with other values in its config.json."""
+    folder.mkdir()
+    for file in model_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    values = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder

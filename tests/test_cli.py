@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from drpruning.cli import app
+from small_runs import altered_model
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 runner = CliRunner()
@@ -122,16 +123,6 @@ def test_plan_warns_where_the_floor_leaves_no_room(
     assert "scheduling.floor" not in lower
 
 
-def altered_model(model_folder: Path, tmp_path: Path, **config: Any) -> Path:
-    folder = tmp_path / "altered"
-    folder.mkdir()
-    for file in model_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    values = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps(values))
-    return folder
-
-
 def test_settings_that_do_not_change_the_result_may_differ_at_a_restart(
     recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +172,7 @@ def test_model_with_another_tokenizer_is_not_measured(
     recipe_values: dict[str, Any], tmp_path: Path, model_folder: Path
 ) -> None:
     assert runner.invoke(app, ["prepare", str(write(recipe_values, tmp_path))]).exit_code == 0
-    folder = altered_model(model_folder, tmp_path)
+    folder = altered_model(model_folder, tmp_path / "altered")
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"green"', '"orange"'))
     assert "tokenizer" in refused("evaluate", folder, "--data", recipe_values["output"])

@@ -20,6 +20,7 @@ from drpruning.plan_comparison import (
 )
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.pruning_plan_text import SHADES, picture, print_pruning_plan, ranges
+from small_runs import altered_model
 from test_base_install import without_extras
 
 MULTI_HEAD = ModelShape(
@@ -409,15 +410,6 @@ def test_a_failure_while_writing_leaves_nothing(
     assert list(output.parent.iterdir()) == []
 
 
-def copied(model_folder: Path, folder: Path, **config: object) -> Path:
-    folder.mkdir()
-    for file in model_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    values = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps(values))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -429,7 +421,7 @@ def test_another_model_is_refused_before_it_is_loaded(
     model_folder: Path, plan_file: Path, tmp_path: Path,
     config: dict[str, object], words: list[str],
 ) -> None:  # fmt: skip
-    model = copied(model_folder, tmp_path / "model", **config)
+    model = altered_model(model_folder, tmp_path / "model", **config)
     (model / "model.safetensors").unlink()
     message = refused("apply-plan", plan_file, model, tmp_path / "out")
     for word in (*words, "MODEL", str(model)):
@@ -440,7 +432,7 @@ def test_another_model_is_refused_before_it_is_loaded(
 def test_models_without_whole_safetensors_are_refused(
     model_folder: Path, plan_file: Path, tmp_path: Path
 ) -> None:
-    model = copied(model_folder, tmp_path / "model")
+    model = altered_model(model_folder, tmp_path / "model")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "not a whole safetensors" in refused("apply-plan", plan_file, model, tmp_path / "out")

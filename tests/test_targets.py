@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.run import STAGES, Run
 from drpruning.several_targets import plan_recipe, run_folders, run_recipe
 from drpruning.training import Interrupted, phases
-from small_runs import drprune, write
+from small_runs import drprune, on_two_ranks, write
 
 SMALL = {"num_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
 WHOLE = {**SMALL, "num_kv_heads": 1}
@@ -333,16 +330,7 @@ def test_two_ranks_equal_one(recipe_values: dict[str, Any], tmp_path: Path) -> N
     one, two = ({**values, "output": str(tmp_path / name)} for name in ("one", "two"))
     run_recipe(parse_recipe(one), "prune", ["prepare", "prune"])
     file = write(two, tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node=2", "-m", "drpruning.cli", "prune", str(file)]  # fmt: skip
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks("prune", file)
     for name in ("large", "small"):
         plans = [Path(v["output"]) / name / "prune" / "plan.json" for v in (one, two)]
         assert plans[0].read_text() == plans[1].read_text()

@@ -12,19 +12,13 @@ from pathlib import Path
 from drpruning.errors import BadInput
 from drpruning.json_text import parse_json
 from drpruning.pruning import PruningPlan
+from drpruning.pruning.plan import DIMENSIONS
 
 PLAN_FILE = "plan.json"
 HISTORY_FILE = "plans.jsonl"
 FINAL, LATEST = "final", "latest"
 """What the plan that a history is compared with is called: of a complete or of a running phase."""
 
-_DIMENSIONS = {
-    "layer": "num_layers",
-    "hidden": "hidden_size",
-    "group": "num_kv_heads",
-    "head": "num_heads",
-    "intermediate": "intermediate_size",
-}
 _OUTSIDE_LAYERS = ("layer", "hidden")
 
 
@@ -104,8 +98,8 @@ def chance_similarity(
 
 def _kept_share(plan: PruningPlan, granularity: str) -> float:
     def share(name: str) -> float:
-        size: int = getattr(plan.source, _DIMENSIONS[name])
-        kept: int = getattr(plan.target, _DIMENSIONS[name])
+        size: int = getattr(plan.source, DIMENSIONS[name])
+        kept: int = getattr(plan.target, DIMENSIONS[name])
         return kept / size
 
     return share(granularity) * (1 if granularity in _OUTSIDE_LAYERS else share("layer"))

@@ -71,6 +71,7 @@ def small(family: str) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
 
 
+@pytest.mark.slow
 def test_eager_attention_gives_the_losses_of_sdpa(recipe_values: dict[str, Any]) -> None:
     folders = [variant(recipe_values, name, attention=name) for name in ("eager", "sdpa")]
     eager, sdpa = map(losses, folders)

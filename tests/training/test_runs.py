@@ -3,10 +3,7 @@
 import copy
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from drpruning.recipe import parse_recipe
 from drpruning.run import STAGES, Run
 from drpruning.training import Interrupted
 from drpruning.training.loop import Loop
+from small_runs import on_two_ranks
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 
@@ -258,16 +256,7 @@ def test_two_ranks_equal_one(recipe_values: dict[str, Any], tmp_path: Path) -> N
     values = variant(recipe_values, "two")
     recipe = tmp_path / "two.yaml"
     recipe.write_text(yaml.safe_dump(values, sort_keys=False))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node=2", "-m", "drpruning.cli", "run", str(recipe)]  # fmt: skip
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[:3500]
+    on_two_ranks("run", recipe)
     two = Path(values["output"])
     for first, second in zip(metrics(one), metrics(two), strict=True):
         if first["kind"] == "eval":

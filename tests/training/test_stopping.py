@@ -121,7 +121,14 @@ class Killed(Exception):  # noqa: N818
     """Stands for the process ending with nothing saved."""
 
 
-@pytest.mark.parametrize("moment", ["in the step before", "as it is saved", "after the cut"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("in the step before", marks=pytest.mark.slow),
+        "as it is saved",
+        pytest.param("after the cut", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_around_the_stop_ends_like_an_uninterrupted_one(
     stopping: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: str
 ) -> None:
@@ -163,6 +170,7 @@ def test_a_stop_that_could_never_come_is_refused(recipe_values: dict[str, Any]) 
     assert parse_recipe(recipe_values).prune is not None
 
 
+@pytest.mark.slow
 def test_a_stop_that_is_not_met_changes_nothing(recipe_values: dict[str, Any]) -> None:
     plain = run(recipe_values, "prune")
     recipe_values["output"] += "-strict"

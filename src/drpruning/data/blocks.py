@@ -125,7 +125,12 @@ class PreparedData:
     def train_blocks(
         self, domains: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]
     ) -> NDArray[np.int64]:
-        """Token ids [k, sequence_length] of blocks given by domain index [k] and id [k]."""
+        """Token ids int64 [k, sequence_length] of train blocks given by domain [k] and id [k].
+
+        Args:
+            domains: Places of the blocks' domains in `domains`.
+            ids: Of the blocks within their domains.
+        """
         there = [domain.train.rows for domain in self.domains.values()]
         blocks = np.empty((len(ids), self.sequence_length), dtype=np.int64)
         # Block by block is faster than domain by domain: each is converted as it is copied.

@@ -49,6 +49,7 @@ class Attachment:
         parameters: plain name of every gated parameter -> its module and its name there.
         embedding: on what the embedding returns.
         final_input: on what the final norm reads, where the stream is not scaled.
+        norms_over_heads: whether a gated norm takes its mean over all heads together.
     """
 
     model: "PreTrainedModel"
@@ -56,6 +57,7 @@ class Attachment:
     parameters: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     embedding: ActivationGate = field(default_factory=ActivationGate)
     final_input: ActivationGate = field(default_factory=ActivationGate)
+    norms_over_heads: bool = False
     _gated: list[_Gated] = field(default_factory=list)
 
     def set(self, values: Mapping[str, Tensor], *, rescale: bool) -> None:
@@ -76,8 +78,15 @@ class Attachment:
         self.embedding.factor = _times(hidden, stream)
         self.embedding.unit = unit
         self.final_input.factor = None if family.norms else scale
-        rows = self._rows(values, hidden, scale, stream, rescale=rescale)
-        columns = self._columns(values)
+        rows = self._rows(hidden, values.get("layer"), scale, stream)
+        columns: dict[Axis, Factors] = {}
+        if "head" in values or "group" in values:
+            groups, heads = heads_by_axis(self._with_ones(values))
+            columns["query"] = heads.repeat_interleave(self.shape.head_dim, dim=1).unbind()
+            if rescale and self.norms_over_heads:
+                rows |= self._head_rows({"key": groups, "query": heads})
+        if "intermediate" in values:
+            columns["intermediate"] = values["intermediate"].unbind()
         for gate, layer, role, axis in self._gated:
             factors = rows.get(role)
             gate.row = factors[layer] if factors else None
@@ -87,14 +96,12 @@ class Attachment:
 
     def _rows(
         self,
-        values: Mapping[str, Tensor],
         hidden: Tensor | None,
+        layer: Tensor | None,
         scale: Tensor | None,
         stream: Tensor | None,
-        *,
-        rescale: bool,
     ) -> dict[tuple[Role, Axis], Factors]:
-        layers, layer = self.shape.num_layers, values.get("layer")
+        layers = self.shape.num_layers
         read = hidden if hidden is None or scale is None else hidden / scale
         rows: dict[tuple[Role, Axis], Factors] = {
             ("read", "hidden"): _each(read, layers),
@@ -104,29 +111,17 @@ class Attachment:
         }
         if scale is not None and hidden is not None:
             rows["before", "hidden"] = _each((hidden.detach() != 0) * scale, layers)
-        if rescale and ("head" in values or "group" in values):
-            rows |= self._head_rows(values)
         return rows
 
-    def _head_rows(self, values: Mapping[str, Tensor]) -> dict[tuple[Role, Axis], Factors]:
+    def _head_rows(self, heads: Mapping[Axis, Tensor]) -> dict[tuple[Role, Axis], Factors]:
         """For norms over all heads together: only the kept ones count."""
         rows: dict[tuple[Role, Axis], Factors] = {}
-        axes: tuple[Axis, Axis] = ("key", "query")
-        for axis, heads in zip(axes, heads_by_axis(self._with_ones(values)), strict=True):
-            scale, kept = _scale(heads)
+        for axis, values in heads.items():
+            scale, kept = _scale(values)
             wide = kept.repeat_interleave(self.shape.head_dim, dim=1)
             rows["before", axis] = (wide * scale).unbind()
             rows["after", axis] = (1 / scale).expand_as(wide).unbind()
         return rows
-
-    def _columns(self, values: Mapping[str, Tensor]) -> dict[Axis, Factors]:
-        columns: dict[Axis, Factors] = {}
-        if "head" in values or "group" in values:
-            _, queries = heads_by_axis(self._with_ones(values))
-            columns["query"] = queries.repeat_interleave(self.shape.head_dim, dim=1).unbind()
-        if "intermediate" in values:
-            columns["intermediate"] = values["intermediate"].unbind()
-        return columns
 
     def _with_ones(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of heads and groups, where one of the two may be missing."""
@@ -182,10 +177,10 @@ def attach(model: "PreTrainedModel", shape: ModelShape, masked: set[str]) -> Att
             attachment._gated.append(_Gated(parametrization, layer, (role, axis), columns))
         _share_class(owner)
 
-    before = {module: norm for norm, module in family.norms_after.items()}
+    before = tuple(family.norms_after.values())
     for layer in range(shape.num_layers):
         prefix = f"{family.layers}.{layer}."
-        for module in {*family.writers, *before}:
+        for module in dict.fromkeys((*family.writers, *before)):
             columns = table[f"{module}.weight"][1] if module in family.writers else None
             axis = table[f"{module}.weight"][0]
             role: Role = "before" if module in before else "write"
@@ -196,6 +191,7 @@ def attach(model: "PreTrainedModel", shape: ModelShape, masked: set[str]) -> Att
             axis = table[f"{norm}.weight"][0]
             if masked & (by_axis[axis] | ({"layer"} if axis == "hidden" else set())):
                 gate(prefix + norm, layer, ("after", axis), None)
+                attachment.norms_over_heads |= axis in {"query", "key"}
         if "hidden" in masked:
             for norm in family.norms:
                 gate(prefix + norm, layer, ("read", "hidden"), None)

@@ -148,9 +148,9 @@ def with_stacked(sizes: Mapping[Axis, Any]) -> dict[Axis, Any]:
     return {**sizes, **{axis: sum(sizes[p] for p in parts) for axis, parts in STACKED.items()}}
 
 
-def _linear(bias: ParameterTable) -> ParameterTable:
-    """The biases of linear modules: module -> its output axis."""
-    return {f"{module}.bias": axes for module, axes in bias.items()}
+def _biases(modules: ParameterTable) -> ParameterTable:
+    """The biases of modules: module -> its output axis."""
+    return {f"{module}.bias": axes for module, axes in modules.items()}
 
 
 _GLOBAL: ParameterTable = {
@@ -178,11 +178,11 @@ _HEAD_NORMS: ParameterTable = {
     "self_attn.k_norm.weight": ("head_dim",),
 }
 _LAYER: ParameterTable = {**_ATTENTION, **_MLP, **_TWO_NORMS}
-_QKV_BIAS = _linear(
+_QKV_BIAS = _biases(
     {"self_attn.q_proj": ("query",), "self_attn.k_proj": ("key",), "self_attn.v_proj": ("key",)}
 )
-_ATTENTION_BIAS = {**_QKV_BIAS, **_linear({"self_attn.o_proj": ("hidden",)})}
-_MLP_BIAS = _linear(
+_ATTENTION_BIAS = {**_QKV_BIAS, **_biases({"self_attn.o_proj": ("hidden",)})}
+_MLP_BIAS = _biases(
     {
         "mlp.gate_proj": ("intermediate",),
         "mlp.up_proj": ("intermediate",),
@@ -285,12 +285,12 @@ _FAMILIES = (
             "attention.dense.weight": ("hidden", "query"),
             "mlp.dense_h_to_4h.weight": ("intermediate", "hidden"),
             "mlp.dense_4h_to_h.weight": ("hidden", "intermediate"),
-            **_linear({"mlp.dense_h_to_4h": ("intermediate",), "mlp.dense_4h_to_h": ("hidden",)}),
+            **_biases({"mlp.dense_h_to_4h": ("intermediate",), "mlp.dense_4h_to_h": ("hidden",)}),
             **_TWO_NORMS,
-            **_linear({"input_layernorm": ("hidden",), "post_attention_layernorm": ("hidden",)}),
+            **_biases({"input_layernorm": ("hidden",), "post_attention_layernorm": ("hidden",)}),
         },
         optional_parameters={
-            "attention_bias": _linear(
+            "attention_bias": _biases(
                 {"attention.query_key_value": ("head_triples",), "attention.dense": ("hidden",)}
             )
         },

@@ -43,6 +43,18 @@ def soft_value(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(SHARPNESS * log_alpha / TEMPERATURE)
 
 
+def rank(scores: Tensor) -> Tensor:
+    """Place of every entry along the last dimension, 0 for the highest.
+
+    Args:
+        scores: [..., n].
+
+    Returns:
+        Whole numbers like `scores`. Among equals the lower index comes first.
+    """
+    return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
 def keep_highest(log_alpha: Tensor, count: Tensor | int) -> Tensor:
     """Which entries along the last dimension stay when `count` of them may.
 
@@ -53,5 +65,4 @@ def keep_highest(log_alpha: Tensor, count: Tensor | int) -> Tensor:
     Returns:
         Boolean tensor like `log_alpha`. Among equals the lower index stays.
     """
-    order = log_alpha.argsort(dim=-1, descending=True, stable=True)
-    return order.argsort(dim=-1) < count
+    return rank(log_alpha) < count

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from drpruning.errors import BadInput
-from drpruning.pruning.hard_concrete import LARGEST_LOG_ALPHA
+from drpruning.pruning.hard_concrete import LARGEST_LOG_ALPHA, rank
 from drpruning.pruning.masked_model import MaskedModel
 
 SPREAD = 2.0
@@ -74,6 +74,5 @@ def initialise_masks(
     if given != expected:
         raise BadInput(f"the scores have the shapes {given}, the masks {expected}")
     for name, log_alpha in masks.items():
-        order = scores[name].argsort(dim=-1, descending=True, stable=True)
-        place = order.argsort(dim=-1) / max(1, log_alpha.shape[-1] - 1)
+        place = rank(scores[name]) / max(1, log_alpha.shape[-1] - 1)
         log_alpha.copy_(LARGEST_LOG_ALPHA - spread * place)

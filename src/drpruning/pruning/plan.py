@@ -12,8 +12,15 @@ from drpruning.json_text import parse_json
 from drpruning.pruning.families import STACKED, Axis
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
 
-GRANULARITIES = ("layer", "hidden", "group", "head", "intermediate")
-"""Kinds of parts that are kept or cut; `group` (key-value heads) with grouped-query attention."""
+DIMENSIONS = {
+    "layer": "num_layers",
+    "hidden": "hidden_size",
+    "group": "num_kv_heads",
+    "head": "num_heads",
+    "intermediate": "intermediate_size",
+}
+"""Kinds of parts that are kept or cut (`group`, key-value heads, with grouped-query attention), and
+the dimension of a shape that counts them."""
 
 Indices = tuple[int, ...]
 
@@ -117,7 +124,7 @@ class PruningPlan:
         cut = self._cut() | other._cut()
         return {
             name: 1 - _disagreements(mine[name], theirs[name]) / sizes[name]
-            for name in GRANULARITIES
+            for name in DIMENSIONS
             if name in cut
         }
 
@@ -146,10 +153,8 @@ class PruningPlan:
         }
 
     def _cut(self) -> set[str]:
-        dimensions = ("num_layers", "hidden_size", "num_kv_heads", "num_heads", "intermediate_size")
         changed = self.source.differences(self.target)
-        pairs = zip(GRANULARITIES, dimensions, strict=True)
-        cut = {name for name, dimension in pairs if dimension in changed}
+        cut = {name for name, dimension in DIMENSIONS.items() if dimension in changed}
         return cut if self.source.grouped else cut - {"group"}
 
     def to_json(self) -> str:

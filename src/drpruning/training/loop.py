@@ -222,8 +222,8 @@ class Loop:
         """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
         rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
         domains, ids = (column[rows] for column in segment.batch(index))
-        blocks = torch.from_numpy(self.data.train_blocks(domains, ids))
-        return blocks.to(self.device, non_blocking=True)
+        blocks_BT = torch.from_numpy(self.data.train_blocks(domains, ids))
+        return blocks_BT.to(self.device, non_blocking=True)
 
     def _train_step(self) -> None:
         if self.resumed_at is None:
