@@ -18,6 +18,7 @@ from drpruning.data import (
     check_prepared_folder,
     check_sources,
     estimate_tokens,
+    may_be_hub_name,
 )
 from drpruning.errors import BadInput
 from drpruning.memory import MemoryEstimate, estimate_memory
@@ -103,7 +104,13 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
 
     def place(text: str) -> str:
         root = recipe.data.root
-        return text if root is None or Path(text).is_absolute() else str(Path(root) / text)
+        if root is None or text.startswith("~"):
+            return text
+        below = Path(root, text)
+        if below.exists():
+            return str(below)
+        on_the_hub = may_be_hub_name(text) and not Path(text).exists()
+        return text if on_the_hub else str(below.absolute())  # ROOT/NAME could be a name there
 
     def source(name: str, domain: Domain) -> DomainSource:
         return DomainSource(
