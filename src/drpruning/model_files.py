@@ -32,7 +32,7 @@ def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[st
     if not path.is_file():
         check_hub_name(name, field, "no folder with a config.json")
         path = _hub_config(name, field, remedy)
-    return _read_object(path, field)
+    return read_object(path, field)
 
 
 def check_hub_name(name: str, field: str, lacking: str) -> None:
@@ -111,7 +111,7 @@ def weight_files(folder: Path, field: str) -> list[Path]:
 
 def _check_index(file: Path, field: str) -> dict[str, Any]:
     """An index of weights that names safetensors files beside it only."""
-    index = _read_object(file, field)
+    index = read_object(file, field)
     weights = index.get("weight_map")
     if not isinstance(weights, dict):
         raise BadInput(f"{field}: {file} has no weight_map; fetch it again")
@@ -125,7 +125,16 @@ def _check_index(file: Path, field: str) -> dict[str, Any]:
     return index
 
 
-def _read_object(path: Path, field: str) -> dict[str, Any]:
+def read_object(path: Path, field: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: The file.
+        field: The field of the recipe that it belongs to, for the message.
+
+    Raises:
+        BadInput: It holds none.
+    """
     try:
         content = parse_json(path.read_bytes())
     except ValueError as error:

@@ -8,7 +8,13 @@ from typing import Any
 
 from drpruning.errors import BadInput
 from drpruning.json_text import parse_json
-from drpruning.model_files import check_files, check_hub_name, read_config, weight_files
+from drpruning.model_files import (
+    check_files,
+    check_hub_name,
+    read_config,
+    read_object,
+    weight_files,
+)
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
 from drpruning.recipe import Recipe, Target
 from drpruning.recipe_model import DIMENSIONS
@@ -150,6 +156,26 @@ def source_config(recipe: Recipe) -> dict[str, Any]:
     if shape is not None and not (Path(name) / "config.json").is_file():
         return shape
     return read_config(name, SOURCE, "give a folder, or model.shape to plan without it")
+
+
+def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
+    """One line for each file of the source that names code of its own: it is not run.
+
+    Args:
+        recipe: Names the source and the tokenizer.
+        config: What `source_config` found.
+    """
+    tokenizer = Path(recipe.model.tokenizer_source) / "tokenizer_config.json"
+    field = SOURCE if recipe.model.tokenizer is None else "model.tokenizer"
+    named = {(SOURCE, "config.json"): config}
+    if tokenizer.is_file():
+        named[field, tokenizer.name] = read_object(tokenizer, field)
+    return [
+        f"{place}: {file} names code that comes with it (auto_map); it is not run, Transformers' "
+        "own class is used: make sure that it computes the same"
+        for (place, file), content in named.items()
+        if content.get("auto_map")
+    ]
 
 
 def vocabulary(name: str, field: str) -> dict[str, int] | None:
