@@ -21,7 +21,7 @@ from drpruning.data import (
     estimate_tokens,
     may_be_hub_name,
 )
-from drpruning.errors import BadInput
+from drpruning.errors import BadInput, shown
 from drpruning.memory import MemoryEstimate, estimate_memory
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import (
@@ -207,6 +207,10 @@ def plan_run(recipe: Recipe) -> RunPlan:
             yield
         except BadInput as error:
             plan.problems.append(str(error))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            plan.problems.append(f"{shown(error.filename)}: {error.strerror}; name another place")
 
     with collected():
         config = source_config(recipe)
