@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from drpruning.cli import app
 from drpruning.data.reading import MEMORY_PER_BYTE
-from spoiled import Place, Row, both, complaint, field, file, nothing
-from wrong_inputs import DEEP, EARLY, lines, parquet, replaced, source, whole_plan
+from spoiled import Place, Row, both, complaint, config, field, file, nothing
+from wrong_inputs import DEEP, EARLY, lines, parquet, source
 
 CHILD = """
 import json, os, signal, sys, traceback
@@ -84,7 +84,7 @@ LATE = [
     Row("line-without-text", lines(GOOD, '{"body": "x", "id": 1}'),
         ("data.domains.numbers.text_field", "numbers.jsonl:2", "'text'", "body, id")),
     Row("line-with-a-number", lines('{"text": 3}'),
-        ("data.domains.numbers.text_field", "numbers.jsonl:1", "int")),
+        ("data.domains.numbers.text_field", "numbers.jsonl:1 has 3 in 'text'")),
     Row("gzip-torn", source("n.jsonl.gz", SOME[: len(SOME) // 2]),
         ("data.domains.numbers.source", "n.jsonl.gz cannot be read")),
     Row("gzip-none", source("n.jsonl.gz", FEW), ("data.domains.numbers.source", "n.jsonl.gz")),
@@ -95,9 +95,26 @@ LATE = [
     Row("parquet-other-column", source("n.parquet", parquet(body="one two")),
         ("data.domains.numbers.source", "n.parquet has no field 'text'", "body")),
     Row("parquet-numbers", source("n.parquet", parquet(text=3)),
-        ("data.domains.numbers.text_field", "n.parquet:1", "int")),
+        ("data.domains.numbers.text_field", "n.parquet:1 has 3 in 'text'")),
     Row("parquet-torn", source("n.parquet", parquet(text="one two")[:-9]),
         ("data.domains.numbers.source", "n.parquet")),
+    Row("parquet-not-utf8",
+        source("n.parquet", parquet(text="one two").replace(b"one", b"\xff\xff\xff")),
+        ("data.domains.numbers.source", "n.parquet: row 1", "write the file again")),
+    Row("where-fits-no-long-value",
+        both(lines(json.dumps({"text": "one", "kind": "b" * 10**5})),
+             field("data.domains.numbers.where", {"kind": "a"})),
+        ("data.domains.numbers.source", "kind = 'bbb", "...")),
+    Row("fields-by-the-hundred", lines(json.dumps(dict.fromkeys(map(str, range(200))))),
+        ("data.domains.numbers.text_field", "18, 19 and 180 more")),
+    Row("number-of-5000-digits", lines('{"text": "one", "id": ' + "9" * 5000 + "}"),
+        ("numbers.jsonl:1", "more than 4,300 digits")),
+    Row("source-is-a-format", source("json"),
+        ("data.domains.numbers.source", "json is no dataset but a format")),
+    Row("config-of-no-model", config(rope_parameters={"rope_type": "default", "rope_theta": "x"}),
+        ("model.source", "the config.json of model does not make a model")),
+    Row("config-of-no-type", config(rms_norm_eps="x"),
+        ("model.source", "the config.json of model does not make a model", "rms_norm_eps")),
     Row("text-not-utf8", source("n.txt", b"one \xff"), ("n.txt", "UTF-8 at byte 4")),
     Row("documents-empty", lines('{"text": ""}', '{"text": " "}', '{"text": null}'),
         ("data.domains.numbers.source", "all 3 documents are empty")),
@@ -116,9 +133,6 @@ LATE = [
         ("tokenizer model", "end-of-sequence", "tokenizer_config.json")),
     Row("tokenizer-of-one-word", file("model/tokenizer.json", '{"model": {"vocab": {"a": 0}}}'),
         ("tokenizer model", "cannot be loaded", "model.tokenizer")),
-    Row("weights-of-an-unknown-type", both(whole_plan, replaced("model/model.safetensors",
-        b'"F32"', b'"F99"')), ("MODEL", "model cannot be loaded"),
-        ("apply-plan", "plan.json", "model", "cut")),
 ]  # fmt: skip
 
 

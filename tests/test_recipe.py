@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from drpruning.errors import BadInput
+from drpruning.planning import domain_sources
 from drpruning.recipe import load_recipe, parse_recipe
 
 SMALLEST = {
@@ -59,7 +60,7 @@ def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ("data.domains.a.shar", 1, ["data.domains.a.shar", "did you mean 'share'"]),
         ("data.domains.a.share", 0.9, ["data.domains", "sum to 0.9"]),
         ("data.domains.a.share", -1.0, ["data.domains.a.share", "greater than 0"]),
-        ("data.domains.a.source", 3, ["data.domains.a.source", "string"]),
+        ("data.domains.a.source", 3, ["data.domains.a.source", "write text", "3"]),
         ("model.target", {"num_layers": 2}, ["prune", "missing"]),
         ("model", {}, ["model", "source"]),
         ("scheduling.policy", "best", ["scheduling.policy", "'drpruning'", "'best'"]),
@@ -133,6 +134,26 @@ def test_wrong_field_is_named_with_a_remedy(path: str, value: Any, expected: lis
     for words in expected:
         assert words in message, message
     assert "pydantic" not in message
+
+
+def test_a_name_on_the_hub_is_not_below_the_root(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    names = ["owner/name", "here", "gone.jsonl", "*.jsonl", "~/x.jsonl", "/x.jsonl"]
+    domains = {f"d{i}": {"source": name, "share": 1 / 6} for i, name in enumerate(names)}
+    values = {**SMALLEST, "data": {"root": str(tmp_path), "domains": domains}}
+    found = [domain.source for domain in domain_sources(parse_recipe(values))]
+    here, gone, several = (str(tmp_path / name) for name in names[1:4])
+    assert found == ["owner/name", here, gone, several, "~/x.jsonl", "/x.jsonl"]
+
+
+def test_a_recipe_may_merge_mappings_and_use_words_of_yaml_as_names(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "model: {source: m}\noutput: out\npretrain: {steps: 1, learning_rate: 1e-3}\n"
+        "data: {domains: {no: &d {source: a, share: 0.5}, on: {<<: *d, source: b}}}\n"
+    )
+    domains = load_recipe(file).data.domains
+    assert {name: domain.source for name, domain in domains.items()} == {"no": "a", "on": "b"}
 
 
 def test_mask_samples_must_divide_the_batch() -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from drpruning.errors import BadInput
+from drpruning.planning import plan_run
+from drpruning.recipe import parse_recipe
 from spoiled import Place
 
 PICKLES = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "state.pkl", "rng.npy")
@@ -143,6 +145,19 @@ def test_nothing_that_is_planted_is_run_and_nobody_is_called(
         assert kinds <= {".json", ".safetensors", ".jinja", ".md"}, (home, kinds)
     assert first["pickle"] + second["pickle"] == []
     assert first["network"] + second["network"] == []
+
+
+def test_a_plan_warns_of_code_that_a_model_names(
+    tmp_path: Path, text_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "place", text_folder, model_folder)
+    monkeypatch.chdir(place.folder)
+    assert not [w for w in plan_run(parse_recipe(place.recipe)).warnings if "auto_map" in w]
+    point_to_code(place / "model")
+    plan = plan_run(parse_recipe(place.recipe))
+    assert plan.problems == []
+    for file in ("config.json", "tokenizer_config.json"):
+        assert [w for w in plan.warnings if w.startswith(f"model.source: {file} names code")]
 
 
 @pytest.mark.parametrize("field", ["model.source", "MODEL"])

@@ -55,6 +55,28 @@ def parquet(**column: Any) -> bytes:
     return stream.getvalue()
 
 
+def link(name: str, target: str) -> Any:
+    """A symbolic link in the place of what may be there."""
+
+    def spoil(place: Place) -> None:
+        (place / name).unlink(missing_ok=True)
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).symlink_to(target)
+
+    return spoil
+
+
+def begun(place: Place) -> None:
+    """A run of the recipe has begun in its folder."""
+    place.write("out/recipe.yaml", (place / "recipe.yaml").read_text())
+    place.write("out/.lock", "")
+
+
+def folder_of_text(place: Place) -> None:
+    place.write("text/n.jsonl", (place / "numbers.jsonl").read_bytes())
+    field("data.domains.numbers.source", "text")(place)
+
+
 def logged(*phases: str, **scheduling: Any) -> Any:
     return lambda place: LoggedRun(place / "run", phases or ("prune", "pretrain"), **scheduling)
 
@@ -90,6 +112,25 @@ RECIPES = [
     Row("recipe-deep", file("recipe.yaml", DEEP), ("recipe.yaml", "nested too deeply")),
     Row("recipe-alias-bomb", line(BOMB), ("recipe.yaml", "line", "aliases")),
     Row("recipe-alias-of-itself", line("a: &a [*a]\n"), ("recipe.yaml", "line", "itself")),
+    Row("recipe-endless", nothing, ("/dev/zero", "larger than"), ("plan", "/dev/zero")),
+    Row("recipe-link-of-itself", link("recipe.yaml", "recipe.yaml"), ("recipe.yaml", "links")),
+    Row("recipe-utf16", file("recipe.yaml", "output: x".encode("utf-16")),
+        ("recipe.yaml", "UTF-8")),
+    Row("recipe-null-byte", line("a: b\0\n"), ("recipe.yaml: line", "U+0000", "take it out")),
+    Row("recipe-tab", line("a:\n\t- 1\n"), ("recipe.yaml: line", "'\\t'")),
+    Row("recipe-bad-flag", line("a: !!bool b\n"), ("recipe.yaml: line", "'b' is no bool")),
+    Row("recipe-time", line("a: !!timestamp b\n"), ("recipe.yaml: line", "timestamp")),
+    Row("recipe-long-number", line(f"a: {'9' * 5000}\n"), ("recipe.yaml: line", "no int")),
+    Row("merge-of-a-number", line("<<: 3\n"), ("recipe.yaml: line", "merging")),
+    Row("key-is-a-list", line("? [a]\n: 1\n"), ("recipe.yaml: line", "in the place of a key")),
+    Row("key-is-null", line("~: 1\n"), ("recipe.yaml: line", "in quotes: '~'")),
+    Row("value-is-long", field("training.precision", "x" * 10**5),
+        ("training.precision", "'xxx", "...")),
+    Row("octal-steps", nothing, ("prune.steps", "integer", "'010'"), asked("prune.steps=010")),
+    Row("sexagesimal-steps", nothing, ("prune.steps", "'1:30'"), asked("prune.steps=1:30")),
+    Row("where-nan", field("data.domains.numbers.where", {"k": float("nan")}), ("where.k", "nan")),
+    Row("large-timeout", field("training.rank_timeout", 1e300), ("training.rank_timeout",)),
+    Row("large-blocks", field("data.validation_blocks", 2**62), ("data.validation_blocks",)),
     Row("recipe-python-tag", line("a: !!python/object/apply:os.getcwd []\n"),
         ("recipe.yaml: line", "tag:yaml.org,2002:python/object")),
     Row("recipe-surrogate", line('a: "\\ud800"\n'), ("recipe.yaml: line", "UTF-8")),
@@ -102,8 +143,9 @@ RECIPES = [
     Row("rate-as-text", field("prune.learning_rate", "fast"),
         ("prune.learning_rate", "number", "'fast'")),
     Row("whole-number-with-point", field("prune.steps", 4.5), ("prune.steps", "integer", "4.5")),
-    Row("text-as-flag", field("training.compile", "yes"), ("training.compile", "boolean")),
-    Row("list-as-text", field("output", ["out"]), ("output", "string", "['out']")),
+    Row("text-as-flag", field("training.compile", "yes"),
+        ("training.compile", "true or false", "'yes'")),
+    Row("list-as-text", field("output", ["out"]), ("output", "write text", "['out']")),
     Row("text-as-section", field("training", "fast"), ("training", "'fast'")),
     Row("negative-steps", field("prune.steps", -4), ("prune.steps", "greater than 0", "-4")),
     Row("no-steps", field("pretrain.steps", 0), ("pretrain.steps", "greater than 0")),
@@ -132,7 +174,7 @@ RECIPES = [
     Row("domain-name-long", field("data.domains", {"x" * 300: {"source": "x", "share": 1.0}}),
         ("data.domains", "100")),
     Row("domain-name-number", field("data.domains", {1: {"source": "x", "share": 1.0}}),
-        ("data.domains", "in quotes")),
+        ("recipe.yaml: line", "the key 1", "in quotes: '1'")),
     Row("where-null", field("data.domains.numbers.where", {"k": None}), ("where.k", "None")),
     Row("sequence-short", field("data.sequence_length", 4), ("data.sequence_length", "8")),
     Row("samples-do-not-divide", field("prune.mask_samples", 3),
@@ -217,6 +259,8 @@ MODELS = [
     Row("config-binary", file("model/config.json", b"\xff\xff\xff"),
         ("model.source", "config.json")),
     Row("config-deep", file("model/config.json", DEEP), ("model.source", "config.json")),
+    Row("config-tokenizer-odd-ids", replaced("model/tokenizer.json", b'"one": 2', b'"one": "2"'),
+        ("model.source", "tokenizer.json", "not a tokenizer file")),
     Row("config-is-a-folder", both(removed("model/config.json"), file("model/config.json/x", "")),
         ("model.source", "config.json")),
     Row("config-text-size", config(hidden_size="32"),
@@ -249,6 +293,26 @@ MODELS = [
     Row("weights-header-deep",
         file("model/model.safetensors", len(DEEP).to_bytes(8, "little") + DEEP.encode()),
         ("model.source", "not a whole safetensors file")),
+    Row("weights-lead-nowhere", link("model/model.safetensors", "gone"),
+        ("model.source", "no safetensors weights")),
+    Row("weights-of-another-name", renamed("model/model.safetensors", "model/w.safetensors"),
+        ("model.source", "no safetensors weights (model.safetensors")),
+    Row("weights-shard-missing", both(
+        renamed("model/model.safetensors", "model/a.safetensors"),
+        file("model/model.safetensors.index.json", json.dumps(
+            {"metadata": {}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}})),
+    ), ("model.source", "model/b.safetensors is not there")),
+    Row("weights-index-empty", both(
+        renamed("model/model.safetensors", "model/a.safetensors"),
+        file("model/model.safetensors.index.json", '{"weight_map": {}}'),
+    ), ("model.source", "index.json is not whole")),
+    Row("weights-of-half-the-size", replaced("model/model.safetensors", b'"F32"', b'"F16"'),
+        ("model.source", "not a whole safetensors file")),
+    Row("model-name-of-a-page", field("model.source", "https://example.com"),
+        ("model.source", "no folder with a config.json, nor a name on the Hub")),
+    Row("weights-of-an-unknown-type", both(whole_plan, replaced("model/model.safetensors",
+        b'"F32"', b'"F99"')), ("MODEL: ", "is of type F99", "plain weights"),
+        ("apply-plan", "plan.json", "model", "cut")),
     Row("weights-too-few", config(num_hidden_layers=4), ("model.source", "no weights for", "3")),
     Row("weights-too-many", config(num_hidden_layers=2), ("model.source", "lacks", "layers.2")),
     Row("weights-other-shape", config(intermediate_size=96), ("model.source", "48", "96")),
@@ -326,9 +390,28 @@ OUTPUTS = [
     Row("output-is-a-file", field("output", "recipe.yaml"), ("output", "recipe.yaml is a file")),
     Row("output-below-a-file", field("output", "recipe.yaml/out"),
         ("output: recipe.yaml is a file",)),
+    Row("output-leads-nowhere", link("out", "gone"), ("output: out is a link that leads nowhere",)),
+    Row("output-of-itself", link("out", "out"), ("output: out is a link that leads nowhere",)),
+    Row("output-is-here", field("output", "."),
+        ("output: the recipe.yaml in .", "was not written by a run")),
+    Row("output-in-the-home", field("output", "~/run"), ("output", "write the whole path")),
+    Row("output-in-the-model", field("output", "model/run"),
+        ("output: model/run lies in model, which model.source names",)),
+    Row("output-in-the-text", both(folder_of_text, field("output", "text/run")),
+        ("output: text/run lies in text, which data.domains.numbers.source names",)),
+    Row("output-log-elsewhere", both(begun, link("out/metrics.jsonl", "../recipe.yaml")),
+        ("output: out/metrics.jsonl is a link to another place",)),
+    Row("prepared-in-the-model", field("data.prepared", "model/data"),
+        ("data.prepared: model/data lies in model",)),
+    Row("prepared-as-a-result", field("data.prepared", "out/pruned"),
+        ("data.prepared: out/pruned lies among the files of the run",)),
+    Row("prepared-other-types", file("out/data/manifest.json", json.dumps({
+        "version": 1, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
+        "identity": {"tokenizer": "a", "settings": {}, "domains": {"../a": {}}},
+    })), ("out/data/manifest.json is damaged",)),
     Row("output-is-the-model", field("output", "model"), ("output", "holds no run")),
     Row("output-of-another-recipe", both(
-        lambda place: place.write("out/recipe.yaml", (place / "recipe.yaml").read_text()),
+        begun,
         field("prune.steps", 6),
     ), ("output", "prune.steps is 6 here and 4 there", "another folder")),
     Row("output-of-another-program", file("out/recipe.yaml", "dish: soup\n"),

@@ -1,5 +1,8 @@
 """The exceptions of which the command line prints the message alone."""
 
+LONGEST_SHOWN = 100
+"""Characters of a value in a message."""
+
 
 class BadInput(ValueError):  # noqa: N818 - named for what the user is told, not for Python
     """Something the user gave cannot work; the message names it and says what to write instead.
@@ -10,3 +13,9 @@ class BadInput(ValueError):  # noqa: N818 - named for what the user is told, not
 
 class TrainingFailed(RuntimeError):  # noqa: N818 - what happened, as the others are named
     """Training cannot go on; what was saved stands. The command line leaves with status 1."""
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: its `repr`, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

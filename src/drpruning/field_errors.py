@@ -6,6 +6,17 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from drpruning.errors import shown
+
+_WANTED = {
+    "model_type": "write a mapping of its fields",
+    "dict_type": "write a mapping of names and what they stand for",
+    "list_type": "write a list",
+    "tuple_type": "write a list",
+    "bool_type": "write true or false",
+    "string_type": "write text",
+}
+"""pydantic's kinds of errors whose own words are about Python."""
 _KEY = "[key]"  # where pydantic says that a mapping's key is wrong, not its value
 
 
@@ -32,12 +43,13 @@ def _remedy(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key; {hint}"
     if location[-1:] == (_KEY,):
-        return f"names are text; write {str(given)!r} in quotes"
+        return f"names are text; write {shown(str(given))} in quotes"
     if kind == "missing":
         return "missing; write it"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return message if isinstance(given, dict | BaseModel) else f"{message}, not {given!r}"
+    message = _WANTED.get(kind, message[0].lower() + message[1:])
+    message = message.replace("input should be", "must be", 1)
+    return message if isinstance(given, dict | BaseModel) else f"{message}, not {shown(given)}"
 
 
 def _known_keys(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -24,8 +24,14 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except UnicodeDecodeError:
+        raise ValueError("it is no UTF-8 text") from None
     except RecursionError:
         raise ValueError("brackets are nested too deeply") from None
+    except ValueError:  # Python's limit for whole numbers
+        raise ValueError("a number has more than 4,300 digits") from None
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

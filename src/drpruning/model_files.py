@@ -3,14 +3,17 @@
 Nothing is loaded and no code that comes with a model is run; see docs/security.md.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from drpruning.errors import BadInput
 from drpruning.json_text import parse_json
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
 _HUB_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
@@ -29,7 +32,7 @@ def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[st
     if not path.is_file():
         check_hub_name(name, field, "no folder with a config.json")
         path = _hub_config(name, field, remedy)
-    return _read_object(path, field)
+    return read_object(path, field)
 
 
 def check_hub_name(name: str, field: str, lacking: str) -> None:
@@ -43,8 +46,8 @@ def check_hub_name(name: str, field: str, lacking: str) -> None:
     Raises:
         BadInput: So.
     """
-    if not name.strip() or name.count("/") > 1 or Path(name).exists():
-        raise BadInput(f"{field}: {name or 'the empty name'} is {lacking}, nor a Hub name")
+    if not _HUB_NAME.fullmatch(name) or Path(name).exists():
+        raise BadInput(f"{field}: {name or 'the empty name'} is {lacking}, nor a name on the Hub")
 
 
 def check_files(name: str, field: str) -> None:
@@ -80,20 +83,58 @@ def check_files(name: str, field: str) -> None:
         _check_index(index, field)
 
 
-def _check_index(file: Path, field: str) -> None:
-    weights = _read_object(file, field).get("weight_map")
+def weight_files(folder: Path, field: str) -> list[Path]:
+    """The files that Transformers takes the weights in a folder from.
+
+    Args:
+        folder: Of the model.
+        field: The field of the recipe that names it.
+
+    Raises:
+        BadInput: There are none, or one that the index names is not there.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise BadInput(
+            f"{field}: {folder} has no safetensors weights ({WEIGHTS} or {INDEX}); convert them "
+            "first"
+        )
+    index = _check_index(folder / INDEX, field)
+    if not index["weight_map"] or not isinstance(index.get("metadata"), dict):
+        raise BadInput(f"{field}: {folder / INDEX} is not whole; fetch it again")
+    files = [folder / part for part in sorted(set(index["weight_map"].values()))]
+    if missing := [file for file in files if not file.is_file()]:
+        raise BadInput(f"{field}: {missing[0]} is not there, and {INDEX} names it; fetch it again")
+    return files
+
+
+def _check_index(file: Path, field: str) -> dict[str, Any]:
+    """An index of weights that names safetensors files beside it only."""
+    index = read_object(file, field)
+    weights = index.get("weight_map")
     if not isinstance(weights, dict):
         raise BadInput(f"{field}: {file} has no weight_map; fetch it again")
-    for part in dict.fromkeys(weights.values()):
+    for part in weights.values():
         plain = isinstance(part, str) and Path(part).name == part and part.endswith(".safetensors")
         if not plain:
             raise BadInput(
                 f"{field}: {file} names {part!r}, which is no safetensors file beside it; convert "
                 "the weights first"
             )
+    return index
 
 
-def _read_object(path: Path, field: str) -> dict[str, Any]:
+def read_object(path: Path, field: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: The file.
+        field: The field of the recipe that it belongs to, for the message.
+
+    Raises:
+        BadInput: It holds none.
+    """
     try:
         content = parse_json(path.read_bytes())
     except ValueError as error:

@@ -5,6 +5,7 @@ GPUs, without torch, and for local files without a network.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from drpruning.data import (
     check_prepared_folder,
     check_sources,
     estimate_tokens,
+    may_be_hub_name,
 )
-from drpruning.errors import BadInput
+from drpruning.errors import BadInput, shown
 from drpruning.memory import MemoryEstimate, estimate_memory
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import (
@@ -36,6 +38,7 @@ from drpruning.source_model import (
     SOURCE,
     check_tokenizer,
     check_weights,
+    code_warnings,
     resolve_target,
     source_config,
     source_shape,
@@ -103,7 +106,13 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
 
     def place(text: str) -> str:
         root = recipe.data.root
-        return text if root is None or Path(text).is_absolute() else str(Path(root) / text)
+        if root is None or text.startswith("~"):
+            return text
+        below = Path(root, text)
+        if below.exists():
+            return str(below)
+        on_the_hub = may_be_hub_name(text) and not Path(text).exists()
+        return text if on_the_hub else str(below.absolute())  # ROOT/NAME could be a name there
 
     def source(name: str, domain: Domain) -> DomainSource:
         return DomainSource(
@@ -198,17 +207,22 @@ def plan_run(recipe: Recipe) -> RunPlan:
             yield
         except BadInput as error:
             plan.problems.append(str(error))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            plan.problems.append(f"{shown(error.filename)}: {error.strerror}; name another place")
 
     with collected():
         config = source_config(recipe)
         plan.source = source_shape(recipe, config)
-        plan.warnings += _length_warning(recipe, config)
+        plan.warnings += _length_warning(recipe, config) + code_warnings(recipe, config)
     if plan.source is not None:
         _resolve_targets(plan, plan.source, collected)
     recipe = plan.recipe
     checks: list[Callable[[], None]] = [
         lambda: check_sources(domain_sources(recipe)),
         lambda: check_output(recipe),
+        lambda: _check_apart(recipe),
         lambda: check_prepared_folder(recipe.prepared_folder),
     ]
     if plan.source is not None:
@@ -233,6 +247,32 @@ def plan_run(recipe: Recipe) -> RunPlan:
     plan.warnings += repetition_warnings(plan.domains)
     plan.warnings += _floor_warning(recipe) + _update_warnings(recipe)
     return plan
+
+
+def _check_apart(recipe: Recipe) -> None:
+    """Refuse to write into a folder that is read, and blocks among the other files of a run."""
+    read = {SOURCE: recipe.model.source, "model.tokenizer": recipe.model.tokenizer}
+    for domain in domain_sources(recipe):
+        read[f"data.domains.{domain.name}.source"] = domain.source
+        read[f"data.domains.{domain.name}.validation"] = domain.validation
+    output, prepared = recipe.output, recipe.data.prepared
+    for option, place in {"output": output, "data.prepared": prepared}.items():
+        for field_, folder in read.items():
+            if place and folder and Path(folder).is_dir() and _lies_in(place, folder):
+                raise BadInput(
+                    f"{option}: {place} lies in {folder}, which {field_} names; choose a folder "
+                    "outside of it"
+                )
+    own = Path(output) / "data"
+    if prepared and _lies_in(prepared, output) and not _lies_in(prepared, str(own)):
+        raise BadInput(
+            f"data.prepared: {prepared} lies among the files of the run; leave it out (for {own}), "
+            f"or choose a folder outside of {output}"
+        )
+
+
+def _lies_in(place: str, folder: str) -> bool:
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]:

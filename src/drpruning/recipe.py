@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from drpruning.errors import BadInput
+from drpruning.errors import BadInput, shown
 from drpruning.field_errors import explain
 from drpruning.recipe_model import ModelSection, Target
 from drpruning.recipe_phases import Phase, Pretrain, Prune, Stop
@@ -20,11 +19,12 @@ from drpruning.recipe_scheduling import ReferenceModels, Scheduling, Start
 from drpruning.recipe_section import (
     FOLDER_NAME,
     SHARES_TOLERANCE,
+    Count,
     PositiveFloat,
     Section,
     Share,
 )
-from drpruning.yaml_text import parse_yaml
+from drpruning.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "Checkpoint",
@@ -53,6 +53,17 @@ FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
 """Kernels that compute in half precision only."""
 
 
+def _folder_name(name: str) -> str:
+    if not name.strip() or "\0" in name:
+        raise ValueError("write the name of a folder")
+    if name.startswith("~"):
+        raise ValueError("write the whole path; ~ would be a folder of that name")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
 class Domain(Section):
     """One data domain: where its text is and what share of the blocks it gets at first."""
 
@@ -78,10 +89,11 @@ class Domain(Section):
     def _plain_values(cls, where: dict[str, Any]) -> dict[str, Any]:
         for field, value in where.items():
             values = value if isinstance(value, list) else [value]
-            if not values or not all(isinstance(v, str | int | float | bool) for v in values):
+            plain = all(isinstance(v, str | int | float) and v == v for v in values)  # noqa: PLR0124
+            if not values or not plain:
                 raise ValueError(
                     f"where.{field}: write a text, number or boolean, or a list of these, "
-                    f"not {value!r}"
+                    f"not {shown(value)}"
                 )
         return where
 
@@ -93,13 +105,13 @@ class Data(Section):
     """Name -> domain."""
     root: str | None = None
     """Folder that relative domain sources start from; absent: the current folder."""
-    prepared: str | None = None
+    prepared: FolderName | None = None
     """Folder of the tokenized blocks, to share them between runs; absent: OUTPUT/data."""
-    sequence_length: Annotated[int, Field(ge=8)] = 4096
+    sequence_length: Annotated[int, Field(ge=8, le=10**9)] = 4096
     """Tokens a block."""
-    validation_blocks: PositiveInt = 500
+    validation_blocks: Count = 500
     """Validation blocks a domain, at most."""
-    workers: PositiveInt | None = None
+    workers: Count | None = None
     """Processes that tokenize; absent: one a core."""
 
     @field_validator("domains")
@@ -123,13 +135,13 @@ class Data(Section):
 class Checkpoint(Section):
     """When training saves its state."""
 
-    every_steps: PositiveInt = 200
+    every_steps: Count = 200
     """Steps between checkpoints."""
     every_minutes: PositiveFloat | None = None
     """Minutes after the last checkpoint at which one is saved too; absent: by steps only."""
-    keep: PositiveInt = 2
+    keep: Count = 2
     """How many of the newest are kept."""
-    keep_every: PositiveInt | None = None
+    keep_every: Count | None = None
     """Checkpoints at multiples of this many steps are saved and stay for good; absent: none."""
     accept_changes: bool = False
     """Go on from a checkpoint although the recipe or the prepared data has changed since."""
@@ -138,15 +150,15 @@ class Checkpoint(Section):
 class Training(Section):
     """How the steps are computed; the results do not depend on micro_batch but for rounding."""
 
-    seed: Annotated[int, Field(ge=0)] = 17
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     """Seed of the order of the data and of the mask noise."""
-    micro_batch: PositiveInt = 4
+    micro_batch: Count = 4
     """Blocks a forward pass, a rank."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; weights and optimizer are always float32."""
     parallelism: Literal["fsdp2", "ddp"] = "fsdp2"
     """On several ranks: weights, gradients and optimizer in shards, or whole on each rank."""
-    rank_timeout: PositiveFloat = 180.0
+    rank_timeout: Annotated[float, Field(gt=0, le=10**6)] = 180.0
     """Minutes that ranks wait for one that reads text, saves, exports or hangs."""
     compile: bool = False
     """Compile the model with torch.compile."""
@@ -156,9 +168,9 @@ class Training(Section):
     """Kernel of the attention; absent: what Transformers takes for the model (mostly sdpa)."""
     liger: bool = False
     """Use Liger's fused kernels (package liger-kernel, on a GPU)."""
-    skip_limit: PositiveInt = 10
+    skip_limit: Count = 10
     """Steps in a row without a finite loss and gradient norm (all are skipped) that end the run."""
-    log_every: PositiveInt = 10
+    log_every: Count = 10
     """Steps between two lines of kind `step` in metrics.jsonl."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
@@ -184,15 +196,8 @@ class Recipe(Section):
     pretrain: Pretrain | None = None
     """The continued-pretraining phase; absent: only pruning."""
     training: Training = Training()
-    output: str
+    output: FolderName
     """The run folder."""
-
-    @field_validator("output")
-    @classmethod
-    def _is_a_folder_name(cls, output: str) -> str:
-        if not output.strip() or "\0" in output:
-            raise ValueError("write the name of a folder")
-        return output
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
@@ -227,7 +232,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def _override(values: dict[str, Any], assignment: str) -> None:
@@ -246,12 +251,7 @@ def _override(values: dict[str, Any], assignment: str) -> None:
 
 
 def _read_mapping(path: str | Path, label: str, expected: str) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise BadInput(f"{label} {path}: {reason}") from None
-    values = parse_yaml(text, str(path))
+    values = read_yaml(path, label)
     if not isinstance(values, dict):
         raise BadInput(f"{path}: {expected}")
     return values

@@ -3,8 +3,6 @@
 import math
 from pathlib import Path
 
-import yaml
-
 from drpruning.errors import BadInput
 from drpruning.recipe import ReferenceModels, load_recipe
 from drpruning.reference_losses import (
@@ -15,6 +13,7 @@ from drpruning.reference_losses import (
 from drpruning.run import Run, run_as_it_is
 from drpruning.schedule_export import check_start_file, next_command, start_text, write_start
 from drpruning.training import REFERENCE_LOSS_FILE, MeasuredModel, ReferenceLosses
+from drpruning.yaml_text import dump_yaml
 
 _DEFAULT_FILE = "reference-loss.yaml"
 
@@ -105,8 +104,6 @@ def _comments(found: ReferenceLosses) -> list[str]:
     if found.reference_loss is None:
         lines = ["no reference losses: no law over sizes describes those of the models below"]
     for model in found.models:
-        losses = yaml.safe_dump(
-            model.loss, default_flow_style=True, sort_keys=False, width=math.inf
-        )
+        losses = dump_yaml(model.loss, default_flow_style=True, width=math.inf)
         lines.append(f"{model.path} ({model.parameters:,} parameters): {losses.strip()}")
     return lines

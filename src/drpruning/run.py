@@ -26,8 +26,8 @@ from drpruning.planning import (
 from drpruning.recipe import Recipe, parse_recipe, read_values
 from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
-from drpruning.run_folder import RECIPE_FILE, undone_if_refused
-from drpruning.source_model import source_config, source_shape
+from drpruning.run_folder import LOCK_FILE, RECIPE_FILE, undone_if_refused
+from drpruning.source_model import SOURCE, source_config, source_shape
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
 from drpruning.whole_file import write_whole
 
@@ -116,6 +116,7 @@ class Run:
         self.recipe = plan.recipe
         if self.recipe.model.source is None:
             raise BadInput("model.source: missing; a shape alone can be planned, not trained")
+        self._check_loadable()
         self.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
@@ -130,12 +131,21 @@ class Run:
                 self.accelerator.wait_for_everyone()
                 yield self
 
+    def _check_loadable(self) -> None:
+        """Find out before the data are prepared, which may take hours."""
+        from drpruning.training.phases import check_loadable
+
+        model = self.recipe.model
+        if model.shape is None or (Path(str(model.source)) / "config.json").is_file():
+            quiet_libraries()
+            check_loadable(str(model.source), SOURCE)
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Only one process writes in a run folder; the lock goes when the process ends."""
         import fcntl
 
-        with (self.folder / ".lock").open("w") as file:
+        with (self.folder / LOCK_FILE).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

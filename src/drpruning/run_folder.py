@@ -11,7 +11,10 @@ from drpruning.whole_file import check_folder, missing_folders, remove_empty
 
 RECIPE_FILE = "recipe.yaml"
 """The resolved recipe in a run folder."""
-_BEGINNING = {RECIPE_FILE, "sessions.jsonl", ".lock"}
+LOCK_FILE = ".lock"
+"""What a process that works in a run folder holds; it is the first file there."""
+_BEGINNING = {RECIPE_FILE, "sessions.jsonl", LOCK_FILE}
+_APPENDED = ("sessions.jsonl", "metrics.jsonl", LOCK_FILE)
 
 
 def check_output(recipe: Recipe) -> None:
@@ -26,6 +29,14 @@ def check_output(recipe: Recipe) -> None:
     folder = Path(recipe.output)
     check_folder(folder, "output")
     begun = (folder / RECIPE_FILE).is_file()
+    if begun and not any((folder / name).exists() for name in _APPENDED):
+        raise BadInput(
+            f"output: the {RECIPE_FILE} in {folder} was not written by a run, which would replace "
+            "it; name another folder"
+        )
+    for file in (folder / name for name in _APPENDED):
+        if file.is_symlink():
+            raise BadInput(f"output: {file} is a link to another place; remove it")
     if not begun and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
     if there := begun_recipe(folder):

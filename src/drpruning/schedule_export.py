@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from drpruning.errors import BadInput
@@ -17,7 +16,7 @@ from drpruning.recipe import Start
 from drpruning.report import load_phases
 from drpruning.report.records import EvalPoint, PhaseRecord, RunRecord, section
 from drpruning.whole_file import check_writable, write_whole
-from drpruning.yaml_text import parse_yaml
+from drpruning.yaml_text import dump_yaml, parse_yaml
 
 START_FILE = "start.yaml"
 _TITLE = "Where another recipe can begin, with scheduling: {start: THIS_FILE}"
@@ -86,7 +85,7 @@ def start_text(start: Mapping[str, Any], comments: Sequence[str] = ()) -> str:
     """YAML, under the comments if there are any; numbers keep every bit."""
     lines = [line for comment in comments for line in comment.splitlines()]
     header = "".join(f"# {line}".rstrip() + "\n" for line in [_TITLE, *lines] if lines)
-    return header + yaml.safe_dump(dict(start), sort_keys=False, allow_unicode=True)
+    return header + dump_yaml(dict(start))
 
 
 def next_command(path: Path) -> str:
@@ -161,7 +160,7 @@ def _comments(record: RunRecord, phase: PhaseRecord, last: EvalPoint) -> list[st
     policy = section(record.recipe, "scheduling").get("policy", "not known")
     known = math.isfinite(last.time)
     when = f"{datetime.fromtimestamp(last.time, UTC):%Y-%m-%d %H:%M UTC}" if known else "not known"
-    shares = yaml.safe_dump(record.initial_ratio, default_flow_style=True, sort_keys=False)
+    shares = dump_yaml(record.initial_ratio, default_flow_style=True)
     return [
         f"run: {record.folder}",
         f"phase: {phase.name}, step {last.step} of {phase.total_steps or '?'}",

@@ -19,7 +19,7 @@ from drpruning.recipe_model import DIMENSIONS
 from drpruning.reference_losses import measure_reference_losses
 from drpruning.report import write_report
 from drpruning.run import Run, show_table
-from drpruning.run_folder import RECIPE_FILE, begun_recipe, undone_if_refused
+from drpruning.run_folder import LOCK_FILE, RECIPE_FILE, begun_recipe, undone_if_refused
 from drpruning.source_model import source_config
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
 from drpruning.whole_file import write_whole
@@ -196,6 +196,7 @@ def _begin(recipe: Recipe) -> None:
     """Write the recipe of all targets, whose dimensions stand from now on."""
     folder = Path(recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOCK_FILE).touch()
     write_whole(folder / RECIPE_FILE, recipe.to_yaml())
 
 

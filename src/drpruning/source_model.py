@@ -1,5 +1,6 @@
 """Models as their files describe them: shape, tokenizer, weights; nothing is loaded."""
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,13 @@ from typing import Any
 
 from drpruning.errors import BadInput
 from drpruning.json_text import parse_json
-from drpruning.model_files import check_files, check_hub_name, read_config
+from drpruning.model_files import (
+    check_files,
+    check_hub_name,
+    read_config,
+    read_object,
+    weight_files,
+)
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
 from drpruning.recipe import Recipe, Target
 from drpruning.recipe_model import DIMENSIONS
@@ -16,6 +23,8 @@ SOURCE = "model.source"
 """The field that names the source model."""
 PROPOSALS = 5
 """Shapes that are shown for a parameter budget."""
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Types of weights, and bytes an element."""
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
 
@@ -149,6 +158,26 @@ def source_config(recipe: Recipe) -> dict[str, Any]:
     return read_config(name, SOURCE, "give a folder, or model.shape to plan without it")
 
 
+def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
+    """One line for each file of the source that names code of its own: it is not run.
+
+    Args:
+        recipe: Names the source and the tokenizer.
+        config: What `source_config` found.
+    """
+    tokenizer = Path(recipe.model.tokenizer_source) / "tokenizer_config.json"
+    field = SOURCE if recipe.model.tokenizer is None else "model.tokenizer"
+    named = {(SOURCE, "config.json"): config}
+    if tokenizer.is_file():
+        named[field, tokenizer.name] = read_object(tokenizer, field)
+    return [
+        f"{place}: {file} names code that comes with it (auto_map); it is not run, Transformers' "
+        "own class is used: make sure that it computes the same"
+        for (place, file), content in named.items()
+        if content.get("auto_map")
+    ]
+
+
 def vocabulary(name: str, field: str) -> dict[str, int] | None:
     """Token -> id of the tokenizer in a model folder; None where that cannot be read from JSON.
 
@@ -158,7 +187,7 @@ def vocabulary(name: str, field: str) -> dict[str, int] | None:
     """
     folder = Path(name)
     file = folder / "tokenizer.json"
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
         check_hub_name(name, field, "no folder with a tokenizer")
         return None
     if not file.is_file():
@@ -170,8 +199,11 @@ def vocabulary(name: str, field: str) -> dict[str, int] | None:
         entries = content["model"]["vocab"]
         if isinstance(entries, list):
             entries = {token: index for index, (token, _) in enumerate(entries)}
-        added = {token["content"]: int(token["id"]) for token in content.get("added_tokens", [])}
-        return {**entries, **added}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        tokens = {**entries, **added}
+        if not tokens or not all(type(index) is int and index >= 0 for index in tokens.values()):
+            raise ValueError
+        return tokens
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{field}: {file} is not a tokenizer file; fetch it again") from None
 
@@ -188,7 +220,7 @@ def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
         BadInput: So.
     """
     tokens = vocabulary(name, field)
-    if tokens and (largest := max(tokens.values())) >= shape.vocab_size:
+    if tokens is not None and (largest := max(tokens.values())) >= shape.vocab_size:
         raise BadInput(
             f"{field}: the tokenizer in {name} does not fit the model: its largest id is "
             f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
@@ -211,9 +243,7 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
     if not folder.is_dir():
         return
     check_files(name, field)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BadInput(f"{field}: {folder} has no safetensors weights; convert them first")
+    files = weight_files(folder, field)
     found = dict(pair for file in files for pair in _header(file, field))
     tied = shape.tied_embeddings
     table = shape.family.full_table(shape.num_layers, shape.switches, tied=tied)
@@ -246,10 +276,26 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
                 raise ValueError
             header = parse_json(stream.read(length))
         header.pop("__metadata__", None)
-        entries = [(n, list(e["shape"]), e["data_offsets"][1]) for n, e in header.items()]
-        complete = size == 8 + length + max(end for _, _, end in entries)
+        entries = [(n, e["dtype"], list(e["shape"]), *e["data_offsets"]) for n, e in header.items()]
+        complete = size == 8 + length + _end(entries)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
         complete = False
     if not complete:
         raise BadInput(f"{field}: {file} is not a whole safetensors file; fetch it again")
-    yield from ((name, shape) for name, shape, _ in entries)
+    if odd := next((entry for entry in entries if entry[1] not in _BYTES), None):
+        raise BadInput(
+            f"{field}: {odd[0]} in {file} is of type {odd[1]}; give the model with its plain "
+            f"weights ({', '.join(_BYTES)})"
+        )
+    yield from ((name, shape) for name, _, shape, *_ in entries)
+
+
+def _end(entries: list[tuple[str, str, list[int], int, int]]) -> int:
+    """Where the last tensor of a safetensors header ends; they lie one after the other."""
+    end = 0
+    for _, dtype, shape, begin, after in sorted(entries, key=lambda entry: entry[3:]):
+        known = dtype not in _BYTES or math.prod(shape) * _BYTES[dtype] == after - begin
+        if begin != end or not known:
+            raise ValueError
+        end = after
+    return end

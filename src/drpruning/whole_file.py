@@ -38,12 +38,15 @@ def check_folder(folder: Path, option: str) -> None:
         BadInput: So.
     """
     try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
+        there = next(
+            place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
+        )
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{option}: {str(folder)!r} cannot be a folder: {reason}") from None
     if not there.is_dir():
-        raise BadInput(f"{option}: {there} is a file; name a folder")
+        kind = "a file" if there.exists() else "a link that leads nowhere"
+        raise BadInput(f"{option}: {there} is {kind}; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise BadInput(f"{option}: {there} cannot be written to; name another folder")
 

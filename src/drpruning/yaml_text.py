@@ -1,6 +1,7 @@
 """YAML as people write it in recipes."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,10 +11,15 @@ from drpruning.errors import BadInput
 LARGEST_TEXT = 100_000
 """Values in a text, each alias counted with all that it stands for."""
 LARGEST_INTEGER = 2**63 - 1
+LARGEST_FILE = 1 << 22
+"""Bytes of a file."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1e-4 as a number (YAML 1.2), without repeated keys, aliases within bounds."""
+    """Plain values as YAML 1.2 has them (1e-4 is a number; no, on and 2020-01-01 are texts).
+
+    Without repeated keys, keys that are no text, tags; aliases within bounds.
+    """
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
@@ -21,10 +27,25 @@ class _Loader(yaml.SafeLoader):
             _count(node, {})
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's signature
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError):
+            raise _wrong(
+                node, f"{str(node.value)[:50]!r} is no {node.tag.split(':')[-1]}"
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+        for key_node, _ in pairs:
+            if key_node.tag == _MERGE:
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _wrong(key_node, "a list or mapping in the place of a key; write a text")
+            key = key_node.value
+            if key_node.tag != _TEXT:
+                raise _wrong(key_node, f"the key {key} is no text; write it in quotes: {key!r}")
             if key in seen:
                 raise _wrong(key_node, f"the key {key!r} stands twice")
             seen.add(key)
@@ -37,12 +58,35 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
+class _Dumper(yaml.SafeDumper):
+    """What `_Loader` reads back as it was."""
+
+
+_KINDS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?!0\d+$)(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+"""What is written without quotes and is no text: pattern, and the characters it begins with."""
+_TAG = "tag:yaml.org,2002:"
+_MERGE, _TEXT = f"{_TAG}merge", f"{_TAG}str"
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, (_pattern, _first) in _KINDS.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"(?:{_pattern})$"), _first)
+_Dumper.add_implicit_resolver(
+    f"{_TAG}float", re.compile(f"(?:{_KINDS['float'][0]})$"), _KINDS["float"][1]
 )
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag]
+    for tag in (*(f"{_TAG}{kind}" for kind in ("null", "bool", "float", "str", "seq", "map")), None)
+}
+_Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
 
 
 def _wrong(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
@@ -75,19 +119,62 @@ def parse_yaml(text: str, origin: str) -> Any:
     """The value that a YAML text stands for.
 
     Args:
-        text: YAML; 1e-4 is a number, a repeated key is an error.
+        text: YAML; 1e-4 is a number, `no` and `2020-01-01` are texts.
         origin: Where the text is from, for the message.
 
     Raises:
-        BadInput: It is not YAML (the line is named), nested too deeply, has a whole number beyond
-            64 bits, or aliases that make it endless or larger than `LARGEST_TEXT`.
+        BadInput: It is not YAML (the line is named), nested too deeply, has a repeated key or one
+            that is no text, a whole number beyond 64 bits, or aliases that make it endless or
+            larger than `LARGEST_TEXT`.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise BadInput(f"{origin}: brackets or lists are nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        detail = f"it has the character U+{ord(text[error.position]):04X}"
+        raise BadInput(f"{origin}: line {line} is not valid YAML: {detail}; take it out") from None
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
-        detail = getattr(error, "problem", None) or error
+        detail = getattr(error, "problem", None) or str(error)
         raise BadInput(f"{origin}:{place} is not valid YAML: {detail}") from None
+
+
+def read_yaml(path: str | Path, label: str) -> Any:
+    """The value in a file.
+
+    Args:
+        path: The file; what it says is no larger than `LARGEST_FILE`.
+        label: What it is, for the message.
+
+    Raises:
+        BadInput: It cannot be read, is too large, or not what `parse_yaml` takes.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise BadInput(f"{label} {path}: is larger than {LARGEST_FILE:,} bytes; name another")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise BadInput(f"{label} {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{label} {path}: is not UTF-8 text; name another, or convert it") from None
+    except BadInput:
+        raise
+    except ValueError as error:  # no possible name
+        raise BadInput(f"{label} {path}: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+def dump_yaml(value: Any, **style: Any) -> str:
+    """The value as YAML that `parse_yaml` reads back as it was, keys in their order.
+
+    Args:
+        value: Mappings, lists, texts, numbers, booleans and None.
+        style: Further options of `yaml.dump`.
+    """
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    return text

@@ -9,7 +9,7 @@ from drpruning.data.blocks import Blocks, DomainBlocks, DomainCounts, PreparedDa
 from drpruning.data.mixture import Mixture, OnExhausted, Segment
 from drpruning.data.permutation import keyed_permutation
 from drpruning.data.preparing import check_prepared_folder, prepare
-from drpruning.data.sources import DomainSource, check_sources, estimate_tokens
+from drpruning.data.sources import DomainSource, check_sources, estimate_tokens, may_be_hub_name
 from drpruning.data.tokenization import tokenizer_digest
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_sources",
     "estimate_tokens",
     "keyed_permutation",
+    "may_be_hub_name",
     "prepare",
     "tokenizer_digest",
 ]

@@ -16,7 +16,7 @@ from drpruning.whole_file import write_whole
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
-_MANIFEST_FIELDS = {"fingerprint", "identity", "domains", "sequence_length", "dtype"}
+_DTYPES = {"uint16", "uint32"}
 
 
 class Blocks:
@@ -199,9 +199,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = parse_json(file.read_bytes())
         version = manifest["version"]
-        if version == MANIFEST_VERSION and not manifest.keys() >= _MANIFEST_FIELDS:
-            raise KeyError
-    except (ValueError, KeyError, TypeError) as error:
+        if version == MANIFEST_VERSION and not _is_whole(manifest):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file} is damaged; delete {folder} and prepare again") from error
     if version != MANIFEST_VERSION:
         raise BadInput(
@@ -209,6 +209,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             "and prepare again"
         )
     return manifest
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has what is read of it; what is not even looked up raises."""
+    identity, length = manifest["identity"], manifest["sequence_length"]
+    counts = [count for domain in manifest["domains"].values() for count in domain.values()]
+    return (
+        isinstance(manifest["fingerprint"], str)
+        and manifest["dtype"] in _DTYPES
+        and all(isinstance(count, int) and count >= 0 for count in [*counts, length - 1])
+        and all(
+            domain.keys() == DomainCounts.__annotations__.keys()
+            for domain in manifest["domains"].values()
+        )
+        and isinstance(identity["tokenizer"], str)
+        and all(isinstance(identity[part], dict) for part in ("settings", "domains"))
+        and not any("/" in name or name in {"", ".", ".."} for name in identity["domains"])
+    )
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.data.permutation import Indices
-from drpruning.data.reading import Row, Rows, longest_document, lookup, too_long
+from drpruning.data.reading import Row, Rows, field_names, longest_document, lookup, too_long
 from drpruning.data.sources import DomainSource
 from drpruning.data.tokenization import DocumentTokenizer, piece_bytes
-from drpruning.errors import BadInput
+from drpruning.errors import BadInput, shown
 
 _BYTES_PER_TOKEN = 4
 _VALUES_SHOWN = 5
@@ -73,7 +73,7 @@ class Collector:
             allowed = wanted if isinstance(wanted, list | tuple) else [wanted]
             if value not in allowed:
                 if len(self._rejected) < _VALUES_SHOWN:
-                    self._rejected.add(f"{name} = {value!r}")
+                    self._rejected.add(f"{name} = {shown(value)}")
                 return False
         return True
 
@@ -206,13 +206,13 @@ def _text_of(row: Row, domain: DomainSource, place: str, number: int) -> str:
     if not found:
         raise BadInput(
             f"{label}: {place}:{number} has no field {domain.text_field!r}; its fields are "
-            f"{', '.join(row)}"
+            f"{field_names(row)}"
         )
     if text is None:
         return ""
     if not isinstance(text, str):
         raise BadInput(
-            f"{label}: {place}:{number} has a {type(text).__name__} in {domain.text_field!r}, "
-            "not text; name the field that holds the text"
+            f"{label}: {place}:{number} has {shown(text)} in {domain.text_field!r}, which "
+            "is no text; name the field that holds the text"
         )
     return text

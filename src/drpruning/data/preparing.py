@@ -259,8 +259,9 @@ class _Job:
         train_blocks = int(documents.lengths[kept].sum()) // length
         if not train_blocks:
             raise BadInput(
-                f"{label}: {int(documents.lengths[kept].sum())} tokens are left for training, less "
-                f"than one block of {length}; give it more text or lower data.sequence_length"
+                f"{label}: {int(documents.lengths[kept].sum())} tokens are left for training (no "
+                "text that is in validation too), less than one block of "
+                f"{length}; give it more text or lower data.sequence_length"
             )
         target = self.folder / domain.name
         target.mkdir(exist_ok=True)

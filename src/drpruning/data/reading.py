@@ -10,10 +10,11 @@ from typing import IO, Any, cast
 
 from drpruning.data.free_memory import free_memory
 from drpruning.data.sources import HubDataset, LocalFiles
-from drpruning.errors import BadInput
+from drpruning.errors import LONGEST_SHOWN, BadInput
 from drpruning.json_text import parse_json
 
 _ROWS_AT_ONCE = 1000
+_NAMES_SHOWN = 20
 MEMORY_PER_BYTE = 12  # 6 to 9 were measured: as read, decoded, encoded, in Arrow, as ids
 _BOM = b"\xef\xbb\xbf"
 
@@ -92,6 +93,7 @@ class Rows:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        number = 0
         try:
             table = pq.ParquetFile(raw)
             columns = self._columns(table.schema_arrow.names, str(file))
@@ -99,6 +101,11 @@ class Rows:
             rows = (row for batch in batches for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield str(file), number, row
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise BadInput(
+                f"{self._label}: {file}: row {number + 1} or one after it cannot be read: {error}; "
+                "write the file again"
+            ) from error
         except pa.ArrowException as error:
             raise BadInput(
                 f"{self._label}: {file} is not a parquet file: {error}; put a whole one in its "
@@ -120,9 +127,16 @@ class Rows:
         if missing := sorted(wanted - set(names)):
             raise BadInput(
                 f"{self._label}: {place} has no field {missing[0]!r}; its fields are "
-                f"{', '.join(names)}"
+                f"{field_names(names)}"
             )
         return sorted(wanted)
+
+
+def field_names(names: Iterable[str]) -> str:
+    """The first names of fields, as a message lists them."""
+    known = list(names)
+    more = f" and {len(known) - _NAMES_SHOWN} more" if len(known) > _NAMES_SHOWN else ""
+    return ", ".join(name[:LONGEST_SHOWN] for name in known[:_NAMES_SHOWN]) + more
 
 
 def lookup(row: Row, dotted: str) -> tuple[bool, Any]:
@@ -144,17 +158,28 @@ def load_dataset(source: HubDataset, label: str) -> Any:
         BadInput: there is none of that name, configuration and split, or it cannot be reached.
     """
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
 
+    if source.folder is None and source.name in FORMATS:  # `datasets` would read what lies here
+        raise BadInput(
+            f"{label}: {source.name} is no dataset but a format; name the files, a folder or a "
+            "dataset"
+        )
     try:
         if source.folder is None:
             return datasets.load_dataset(source.name, source.config, split=source.split)
         saved = datasets.load_from_disk(str(source.folder))
         return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # the libraries below have dozens of unrelated error types
+        where = (
+            "cannot be loaded as"
+            if source.folder
+            else "is no file or folder here, nor to be had as"
+        )
+        reason = str(error).strip() or type(error).__name__
         raise BadInput(
-            f"{label}: {source.folder or source.name} is no file or folder here, and as a Hugging "
-            f"Face dataset (config {source.config}, split {source.split}) it cannot be loaded: "
-            f"{error}"
+            f"{label}: {source.folder or source.name} {where} a Hugging Face dataset (config "
+            f"{source.config}, split {source.split}): {reason}"
         ) from error
 
 

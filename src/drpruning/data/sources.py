@@ -89,7 +89,7 @@ def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | H
         found = sorted(f for f in map(Path, matches) if f.is_file())
         if not found:
             raise BadInput(f"{label}: no file matches {source}")
-    elif _HUB_NAME.fullmatch(source) and not source.endswith(EXTENSIONS):
+    elif may_be_hub_name(source):
         return HubDataset(source, domain.config, split)
     else:
         raise BadInput(f"{label}: {source} does not exist")
@@ -98,6 +98,11 @@ def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | H
     if not any(f.stat().st_size for f in found):
         raise BadInput(f"{label}: {source} is empty")
     return LocalFiles(tuple(found))
+
+
+def may_be_hub_name(source: str) -> bool:
+    """Whether a source can be the name of a dataset on the Hub."""
+    return bool(_HUB_NAME.fullmatch(source)) and not source.endswith(EXTENSIONS)
 
 
 def check_sources(domains: Sequence[DomainSource]) -> None:

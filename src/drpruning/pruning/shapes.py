@@ -292,7 +292,7 @@ def _has_rope_factors(config: Mapping[str, Any]) -> bool:
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(scaling, Mapping):
         return False
-    return scaling.get("rope_type", scaling.get("type")) in {"longrope", "su", "yarn"}
+    return scaling.get("rope_type", scaling.get("type")) in ("longrope", "su", "yarn")
 
 
 def _config_dict(source: object) -> Mapping[str, Any]:

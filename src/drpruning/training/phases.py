@@ -79,6 +79,29 @@ def load_model(
     return loaded
 
 
+def check_loadable(source: str, field: str) -> None:
+    """Refuse a model of whose config.json Transformers makes nothing; no weights are loaded.
+
+    Args:
+        source: A folder, or a name on the Hub.
+        field: What named it, for the message.
+
+    Raises:
+        BadInput: So.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever a value in it leads to
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadInput(
+            f"{field}: the config.json of {source} does not make a model: {reason}; correct it"
+        ) from None
+
+
 def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
     """Write a Hugging Face folder (weights, tokenizer, model card) that appears whole or not."""
     from transformers import AutoTokenizer
