@@ -3,7 +3,8 @@
 Both train the same model on blocks of the same text with the same batch, micro-batch, arithmetic,
 optimizer and clipping. They take turns step by step in one process, so that a busy machine slows
 both; what counts is all the time from one step's end to the next: reading the batch, the step, the
-log line. Memory is the peak of a process of its own for each. Evaluations, ratio updates and
+log line. On a machine that is too busy, `--clock cpu` takes the processor time of the two threads
+instead. Memory is the peak of a process of its own for each. Evaluations, ratio updates and
 checkpoints of the loop, which the Trainer has nothing like or is not asked for, are timed apart.
 Prints one JSON object.
 
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--validation-blocks", type=int, default=48)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--alone", choices=["loop", "trainer"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -98,7 +100,8 @@ def recipe(args: argparse.Namespace, folder: Path, steps: int) -> Recipe:
 class Turns:
     """Lets two threads go step by step in turn and keeps the time of each step."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.seconds: dict[str, list[float]] = {name: [] for name in names}
         self._gates = {name: threading.Semaphore(0) for name in names}
         self._start = dict.fromkeys(names, 0.0)
@@ -107,10 +110,10 @@ class Turns:
 
     def begin(self, name: str) -> None:
         self._gates[name].acquire()
-        self._start[name] = time.perf_counter()
+        self._start[name] = self._clock()
 
     def stepped(self, name: str) -> None:
-        self.seconds[name].append(time.perf_counter() - self._start[name])
+        self.seconds[name].append(self._clock() - self._start[name])
         self._pass_on(name)
         self.begin(name)
 
@@ -210,7 +213,8 @@ def in_turn(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds a step of both, and of what is around the loop's steps."""
     found: dict[str, Any] = {}
     with Run(recipe(args, folder, args.steps)).session("benchmark") as run:
-        turns = Turns("loop", "trainer")
+        clock = time.thread_time if args.clock == "cpu" else time.perf_counter
+        turns = Turns("loop", "trainer", clock=clock)
         loop = make_loop(args, run)
         loop.on_step = lambda: turns.stepped("loop")  # type: ignore[method-assign]
         trainer = make_trainer(args, run.data, folder, args.steps)
@@ -222,7 +226,7 @@ def in_turn(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             trainer.train()
             turns.finish("trainer")
 
-        other = threading.Thread(target=train)
+        other = threading.Thread(target=train, daemon=True)  # an error in the loop ends both
         other.start()
         turns.begin("loop")
         loop.run()

@@ -88,6 +88,14 @@ def test_what_is_left_over_goes_to_domains_that_the_ratio_wants_nothing_of():
     assert segment.counts == {"a": 10, "b": 20}
 
 
+def test_what_is_left_over_goes_to_a_domain_of_next_to_no_share():
+    mixture = Mixture({"a": 1000, "b": 1}, 1, seed=0, on_exhausted={"b": "redistribute"})
+    mixture.advance(mixture.plan_segment({"a": 0.5, "b": 0.5}, 1))
+    segment = mixture.plan_segment({"a": 5e-324, "b": 1.0}, 2)
+    assert segment.counts == {"a": 2, "b": 0}
+    assert sum(segment.carry.values()) == pytest.approx(0, abs=1e-9)
+
+
 @given(st.data())
 def test_whatever_the_ratios_nothing_is_given_twice_and_resuming_is_exact(data):
     names = [f"d{i}" for i in range(data.draw(st.integers(1, 5)))]

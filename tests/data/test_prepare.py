@@ -14,7 +14,7 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from drpruning.data import DomainSource, PreparedData, prepare, preparing
+from drpruning.data import Blocks, DomainSource, PreparedData, prepare, preparing
 from drpruning.data.reading import Rows
 from drpruning.errors import BadInput
 
@@ -483,3 +483,13 @@ def test_bad_settings_are_named(tokenizer, tmp_path):
     with pytest.raises(BadInput, match="nowhere cannot be loaded"):
         run(tmp_path / "nowhere", out, domain)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("surplus", [-1, 1, 31])
+def test_blocks_that_are_not_whole_are_refused(surplus, tmp_path):
+    file = tmp_path / "train.bin"
+    file.write_bytes(bytes(3 * 16 * 2 + surplus))
+    with pytest.raises(BadInput, match="cut off"):
+        Blocks(file, 16, "uint16")
+    file.write_bytes(bytes(3 * 16 * 2))
+    assert len(Blocks(file, 16, "uint16")) == 3

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drpruning.errors import TrainingFailed
+from drpruning.evaluation import perplexity
+from drpruning.evaluation.perplexity import perplexity_fields
 from drpruning.planning import plan_run
 from drpruning.pruning.hard_concrete import LARGEST_LOG_ALPHA, SMALLEST_LOG_ALPHA
 from drpruning.recipe import parse_recipe
@@ -23,7 +25,7 @@ from drpruning.training import loop as loop_module
 from drpruning.training.loop import Loop
 from drpruning.training.optimization import step_unless
 from drpruning.training.skipping import StepNumbers
-from small_runs import drprune, only_pretraining, run, write
+from small_runs import altered_model, drprune, only_pretraining, run, write
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 
@@ -45,31 +47,44 @@ def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 class Poison:
-    """Makes the loss, or only a gradient, of some steps (counted from 1) not finite."""
+    """Makes some steps (counted from 1) go wrong.
+
+    By kind: the `loss` is NaN, that of the `last micro-batch` is infinite, or a gradient of the
+    `first` or `last` parameter is; in pruning the last one is a multiplier.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
         self.phase, self.steps, self.kind = "pretrain", set[int](), "loss"
         self.states: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self.blocks: dict[int, dict[str, list[int]]] = {}
         plain_step, plain_loss = Loop._train_step, loop_module.language_modelling_loss
         plain_clip = loop_module.clip_gradients
-        on = False
+        on, left = False, 0
 
         def train_step(loop: Loop) -> None:
-            nonlocal on
+            nonlocal on, left
+            left = len(loop.micro_batches)
             on = loop.phase == self.phase and loop.step + 1 in self.steps
             before = state(loop) if on else {}
+            if on:
+                self.blocks[loop.step + 1] = loop.segment.blocks(loop.step - loop.evaluated)
             plain_step(loop)
             if on:
                 self.states[loop.step] = before, state(loop)
 
         def loss(*arguments: Any) -> Tensor:
+            nonlocal left
+            left -= 1
+            if on and self.kind == "last micro-batch" and left == 0:
+                return plain_loss(*arguments) * torch.inf
             return plain_loss(*arguments) * (torch.nan if on and self.kind == "loss" else 1.0)
 
         def clip(parameters: Any, limit: float) -> Tensor:
             parameters = list(parameters)
-            if on and self.kind == "gradient":
-                parameters[0].grad.view(-1)[3] = torch.inf
+            if on and self.kind in {"first", "last"}:
+                parameter = parameters[0 if self.kind == "first" else -1]
+                parameter.grad.view(-1)[-1] = torch.inf
             return plain_clip(parameters, limit)
 
         monkeypatch.setattr(Loop, "_train_step", train_step)
@@ -100,15 +115,26 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     return Poison(monkeypatch)
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
-@pytest.mark.parametrize("phase", ["prune", "pretrain"])
+@pytest.mark.parametrize(
+    ("phase", "kind", "precision"),
+    [
+        ("prune", "loss", "fp32"),
+        ("prune", "last micro-batch", "bf16"),
+        ("prune", "first", "fp32"),
+        ("prune", "last", "fp32"),
+        ("pretrain", "loss", "fp32"),
+        ("pretrain", "last micro-batch", "bf16"),
+        ("pretrain", "last", "fp32"),
+    ],
+)
 def test_a_step_that_goes_wrong_changes_nothing_and_is_counted(
-    recipe_values: dict[str, Any], poison: Poison, phase: str, kind: str
+    recipe_values: dict[str, Any], poison: Poison, phase: str, kind: str, precision: str
 ) -> None:
     values = recipe_values if phase == "prune" else only_pretraining(recipe_values)
+    values["training"]["precision"] = precision
     values[phase]["steps"] = 6
     plain = run(variant(values, "plain"), phase)
-    poison(2, 5, phase=phase, kind=kind)
+    poison(2, 5, phase=phase, kind=kind)  # the last of a segment, the first of another
     folder = run(variant(values, "poisoned"), phase)
 
     assert sorted(poison.states) == [2, 5]
@@ -122,9 +148,10 @@ def test_a_step_that_goes_wrong_changes_nothing_and_is_counted(
     skips = logged(folder, "skip")
     assert [record["step"] for record in skips] == [2, 5]
     for record in skips:
-        assert record["loss" if kind == "loss" else "gradient_norm"] is None
+        assert (record["loss"] is None) == (kind in {"loss", "last micro-batch"})
+        assert record["gradient_norm"] is None
         assert sum(map(len, record["blocks"].values())) == values[phase]["global_batch"]
-        assert set(record["blocks"]) <= set(values["data"]["domains"])
+        assert record["blocks"] == poison.blocks[record["step"]]
     steps, expected = logged(folder, "step"), logged(plain, "step")
     assert [record["skipped"] for record in steps] == [1, 1]
     assert all(record["skipped"] == 0 for record in expected)
@@ -152,7 +179,6 @@ def test_too_many_in_a_row_end_the_run_before_them_and_name_the_blocks(
     values = only_pretraining(recipe_values)
     values["pretrain"].update(steps=14)
     values["training"].update(skip_limit=4, checkpoint={"every_steps": 1})
-    plain = run(variant(values, "plain"), "pretrain")
     failing = variant(values, "failing")
     poison(2, 3, 6, 7, 8, 9)
     recipe = write(failing, tmp_path / "recipe.yaml")
@@ -163,15 +189,29 @@ def test_too_many_in_a_row_end_the_run_before_them_and_name_the_blocks(
     assert "pretrain: loss or gradient norm not finite at steps 6 to 9" in said
     assert "training.skip_limit (4)" in said
     assert "the newest checkpoint is of step 5" in said
+    assert "meets these steps again" in said
     for name, blocks in skips[-1]["blocks"].items():
         assert f"{name} {', '.join(map(str, blocks))}" in said
     assert max(p.name for p in (folder / "checkpoints").iterdir() if p.name[0] != ".").endswith("5")
 
-    poison()
-    run(failing, "pretrain")
+    assert drprune("run", recipe, status=1).endswith(said[said.index("drprune: ") :])
+    drprune("run", recipe, "--set", "training.skip_limit=5")
     skipped = [record["step"] for record in logged(folder, "skip")]
-    assert skipped == [2, 3]
-    assert logged(folder, "end") == logged(plain, "end")
+    assert skipped == [2, 3, 6, 7, 8, 9]
+
+
+def test_a_checkpoint_that_is_due_at_a_skipped_step_follows_the_next_good_one(
+    recipe_values: dict[str, Any], poison: Poison
+) -> None:
+    values = only_pretraining(recipe_values)
+    values["pretrain"].update(steps=9)
+    values["training"]["checkpoint"] = {"every_steps": 4, "keep": 9}
+    poison(4, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drpruning.training.phases._remove_checkpoints", lambda *_: None)
+        folder = run(values, "pretrain")
+    steps = sorted(int(path.name[-8:]) for path in (folder / "checkpoints").iterdir())
+    assert steps == [6, 8, 9]
 
 
 def test_skips_in_a_row_are_counted_across_log_lines_and_restarts(
@@ -343,6 +383,34 @@ def test_a_lost_evaluation_leaves_the_ratio_and_says_so_everywhere(
     assert "Ratio not updated" in page
 
 
+def test_a_domain_that_is_never_measured_leaves_the_ratio_and_the_others_their_numbers(
+    recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = only_pretraining(recipe_values)
+    plain = loop_module.domain_losses
+
+    def losses(*arguments: Any, **settings: Any) -> dict[str, float]:
+        return plain(*arguments, **settings) | {"colours": math.nan}
+
+    for module in (loop_module, perplexity):
+        monkeypatch.setattr(module, "domain_losses", losses)
+    said = drprune("run", write(values, tmp_path / "recipe.yaml"))
+    folder = Path(values["output"])
+    evals = logged(folder, "eval")
+    shares = {name: domain["share"] for name, domain in values["data"]["domains"].items()}
+    assert [record["ratio"] for record in evals] == [pytest.approx(shares)] * 3
+    assert all(record["loss"]["colours"] is None for record in evals)
+    assert all(record["loss"]["animals"] > 0 for record in evals)
+    line = "the validation loss of colours is nan; the ratio stays as it was"
+    assert said.count(line) == 3
+    page = (folder / "report.html").read_text()
+    assert page.count(line) == 1
+    assert f"3 times, step 0 to 4: {line}." in page
+    measured = json.loads((folder / "evaluation" / "model.json").read_text())
+    assert (measured["worst_domain"], measured["average_perplexity"]) == (None, None)
+    assert measured["perplexity"]["animals"] > 1
+
+
 # Domains that run out.
 
 
@@ -468,3 +536,34 @@ def test_sparsities_off_their_target_are_reported_and_the_cut_is_exact(
 def test_no_warning_where_all_goes_well(recipe_values: dict[str, Any]) -> None:
     folder = run(only_pretraining(recipe_values), "pretrain")
     assert logged(folder, "warning", "skip") == []
+
+
+# Models that hold no numbers.
+
+
+def test_a_source_of_numbers_that_are_not_finite_is_refused(
+    recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    broken = altered_model(model_folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    recipe_values["model"]["source"] = str(broken)
+    said = drprune("run", write(recipe_values, tmp_path / "recipe.yaml"), status=2)
+    assert f"model.source: the weights in {broken} hold numbers that are not finite" in said
+    assert "model.layers.1.mlp.up_proj.weight" in said
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_no_domain_is_the_worst_where_a_loss_is_not_known(lost: float) -> None:
+    for losses in ({"a": lost, "b": 2.0}, {"b": 2.0, "a": lost}):
+        fields = perplexity_fields(losses)
+        assert fields["worst_domain"] is None
+        assert not math.isfinite(fields["average_perplexity"])
+        assert fields["perplexity"]["b"] == math.exp(2.0)
+
+
+def test_a_perplexity_may_be_beyond_all_numbers() -> None:
+    fields = perplexity_fields({"a": 800.0, "b": 2.0})
+    assert (fields["worst_domain"], fields["perplexity"]["a"]) == ("a", math.inf)
+    assert fields["average_perplexity"] == pytest.approx(math.exp(401))

@@ -306,7 +306,7 @@ def _within(
             weight = np.where(full, 0.0, 1.0)
         if not weight.any():
             break
-        given += excess * weight / weight.sum()
+        given += excess * (weight / weight.sum())
     return given
 
 

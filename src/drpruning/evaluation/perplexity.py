@@ -1,6 +1,7 @@
 """Perplexity of a model on the validation blocks of every domain."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,31 @@ def evaluate_perplexity(
         "label": label,
         "path": model_path,
         "parameters": {"total": total, "embedding": embedding, "other": total - embedding},
-        "loss": losses,
-        "perplexity": {domain: math.exp(loss) for domain, loss in losses.items()},
-        "average_perplexity": math.exp(math.fsum(losses.values()) / len(losses)),
-        "worst_domain": max(losses, key=lambda domain: losses[domain]),
+        **perplexity_fields(losses),
         "blocks": {domain: len(b) for domain, b in blocks.items()},
         "sequence_length": data.sequence_length,
     }
+
+
+def perplexity_fields(losses: Mapping[str, float]) -> dict[str, Any]:
+    """The fields of evaluation/NAME.json that follow from the loss of each domain, in nats.
+
+    Where a loss is not finite, neither are its perplexity and the average, and no domain is worst.
+    """
+    finite = all(map(math.isfinite, losses.values()))
+    return {
+        "loss": dict(losses),
+        "perplexity": {domain: _exp(loss) for domain, loss in losses.items()},
+        "average_perplexity": _exp(math.fsum(losses.values()) / len(losses)),
+        "worst_domain": max(losses, key=lambda domain: losses[domain]) if finite else None,
+    }
+
+
+def _exp(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def write_evaluation(record: dict[str, Any], folder: Path) -> Path:

@@ -306,8 +306,16 @@ def _facts(phase: PhaseRecord) -> list[str]:
 
 
 def _warnings(phase: PhaseRecord) -> list[str]:
-    """What people should know of, in the order of time; steps that were skipped in one line."""
-    said = [f"Step {warned.step:,}: {warned.message}." for warned in phase.warnings]
+    """What people should know of, in the order of time; what was said again is said once."""
+    alike: dict[str, list[int]] = {}
+    for warned in phase.warnings:
+        alike.setdefault(warned.message, []).append(warned.step)
+    said = [
+        f"Step {steps[0]:,}: {message}."
+        if len(steps) == 1
+        else f"{len(steps)} times, step {steps[0]:,} to {steps[-1]:,}: {message}."
+        for message, steps in alike.items()
+    ]
     if phase.skipped:
         first, last, count = min(phase.skipped), max(phase.skipped), len(phase.skipped)
         where = f"step {first:,}" if count == 1 else f"{count} steps, {first:,} to {last:,}"

@@ -334,8 +334,8 @@ def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
 def _read_evaluation(fields: _Fields) -> Evaluation:
     parameters = fields.inner("parameters")
     perplexity = fields.numbers("perplexity")
-    worst = fields.text("worst_domain")
-    if worst not in perplexity:
+    worst = None if fields.raw.get("worst_domain") is None else fields.text("worst_domain")
+    if worst is not None and worst not in perplexity:
         raise fields.complain("worst_domain", "one of the domains in 'perplexity'")
     return Evaluation(
         name=fields.text("name"),

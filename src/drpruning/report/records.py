@@ -161,14 +161,14 @@ class Evaluation:
     other_parameters: int
     perplexity: dict[str, float]
     average_perplexity: float
-    worst_domain: str
+    worst_domain: str | None
     blocks: dict[str, float]
     sequence_length: int
 
     @property
     def worst_perplexity(self) -> float:
-        """The perplexity on the worst domain."""
-        return self.perplexity[self.worst_domain]
+        """The perplexity on the worst domain, NaN where none is known to be."""
+        return math.nan if self.worst_domain is None else self.perplexity[self.worst_domain]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ class Row:
         other_parameters: In the rest.
         perplexity: Per domain.
         average: exp of the mean loss over domains.
-        worst: The largest perplexity over domains.
+        worst: The largest perplexity over domains, NaN where one is not known.
         worst_domain: Where that is.
     """
 
@@ -38,7 +38,7 @@ class Row:
     perplexity: dict[str, float]
     average: float
     worst: float
-    worst_domain: str
+    worst_domain: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,7 @@ class Loop:
         self.step = 0
         self.evaluated = -1
         self.saved = 0
+        self.save_due = False
         self.resumed_at: float | None = None
         self.ratio = dict(policy.ratio)
         self.segment: Segment | None = None
@@ -372,8 +373,9 @@ class Loop:
     # Checkpoints.
 
     def _is_due(self) -> bool:
-        """Not where the newest step was skipped: the newest checkpoint is to be from before it."""
-        if not self.checkpoints.is_due(self.step):
+        """Not where the newest step was skipped: after the next one that is not, then."""
+        self.save_due = self.checkpoints.is_due(self.step) or self.save_due
+        if not self.save_due:
             return False
         self._settle()
         return self.numbers.in_a_row == 0
@@ -382,6 +384,7 @@ class Loop:
         """Save; where that fails and it is not the last occasion, another one will come."""
         self._pause_clock()
         self._settle()
+        self.save_due = False
         error = self.checkpoints.save(
             self.step,
             lambda: loop_state(self),

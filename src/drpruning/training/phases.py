@@ -47,8 +47,8 @@ def load_model(
         dtype: Of the weights; `auto`: that of the model's files.
 
     Raises:
-        BadInput: It cannot be loaded, its weights are not all there, or it does not take the
-            kernels.
+        BadInput: It cannot be loaded, its weights are not all there or not all finite, or it does
+            not take the kernels.
     """
     from transformers import AutoModelForCausalLM
 
@@ -73,6 +73,11 @@ def load_model(
                 f"{field}: the weights in {source} are not those of its config.json "
                 f"({kind.replace('_', ' ')}: {', '.join(keys[:3])}); fetch it again"
             )
+    if lost := [n for n, p in model.named_parameters() if not p.detach().isfinite().all()]:
+        raise BadInput(
+            f"{field}: the weights in {source} hold numbers that are not finite ({len(lost)} "
+            f"tensors, the first: {lost[0]}); fetch it again, or take another model"
+        )
     if training is not None:
         use_kernels(model, training)
     loaded: PreTrainedModel = model

@@ -98,8 +98,8 @@ def skipped_text(found: Sequence[SkippedStep]) -> str:
     """What to say of steps that were skipped."""
     steps = ", ".join(str(skipped.step) for skipped in found)
     return (
-        f"loss or gradient norm not finite at step {steps}: skipped, nothing was changed; "
-        "metrics.jsonl has the blocks"
+        f"loss or gradient norm not finite at step{'s' if len(found) > 1 else ''} {steps}: "
+        "skipped, nothing was changed; metrics.jsonl has the blocks"
     )
 
 
@@ -123,5 +123,7 @@ def failure_text(
         f"{phase}: loss or gradient norm not finite at {steps}, as often in a row as "
         f"training.skip_limit ({last.in_a_row}) allows; {there}.\n"
         f"At step {last.step}: {numbers}, on the blocks {batch} (those of every skipped step are "
-        f"in metrics.jsonl). Check these blocks and {phase}.learning_rate."
+        "in metrics.jsonl). The same command meets these steps again: check their blocks and "
+        f"{phase}.learning_rate, or go past them with --set training.skip_limit="
+        f"{10 * last.in_a_row}."
     )
