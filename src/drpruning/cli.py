@@ -1,16 +1,15 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
-import os
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from drpruning import __version__
 from drpruning.cli_app import app, command
 from drpruning.errors import BadInput
+from drpruning.process_end import end_with
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -274,29 +273,7 @@ import drpruning.cli_plans  # noqa: E402, F401 - registers its commands after th
 
 def main() -> None:
     """Entry point of the command."""
-    try:
-        app()
-        status: Any = 0
-    except SystemExit as end:
-        status = end.code
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    _leave_ranks(status)
-    sys.exit(status)
-
-
-def _leave_ranks(status: Any) -> None:
-    """End a process that is one of several ranks at once, without tearing the interpreter down.
-
-    A thread of gloo may still let go of a tensor then, and aborts the process if Python is gone.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
+    end_with(app)
 
 
 if __name__ == "__main__":

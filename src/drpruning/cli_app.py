@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from drpruning.errors import BadInput, TrainingFailed
+from drpruning.process_end import let_the_first_speak
 from drpruning.training import Interrupted
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -47,7 +48,8 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
                 )
                 raise typer.Exit(BAD_INPUT) from None
             except Interrupted:
-                typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
+                if let_the_first_speak():
+                    typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
             except OSError as error:
                 if error.errno not in _OF_THE_PLACE or error.filename is None:

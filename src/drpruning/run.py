@@ -4,8 +4,9 @@ A stage whose result is there is not run again; one that was interrupted goes on
 """
 
 import os
+import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +24,7 @@ from drpruning.planning import (
     plan_run,
     repetition_warnings,
 )
-from drpruning.recipe import Recipe, parse_recipe, read_values
+from drpruning.recipe import Prune, Recipe, parse_recipe, read_values
 from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
 from drpruning.run_folder import LOCK_FILE, RECIPE_FILE, undone_if_refused
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
+LOCK_FILE = ".lock"
+RESULTS = {"prune": "pruned", "pretrain": "model"}
+"""Phase -> folder of the model that it makes."""
 
 
 def quiet_libraries() -> None:
@@ -120,6 +124,7 @@ class Run:
         self.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
+            self._check_shared()
             yield self
             return
         with undone_if_refused(self.folder):
@@ -139,6 +144,18 @@ class Run:
         if model.shape is None or (Path(str(model.source)) / "config.json").is_file():
             quiet_libraries()
             check_loadable(str(model.source), SOURCE)
+
+    def _check_shared(self) -> None:
+        """A rank on another host must see what the first one has made."""
+        # Listing a folder makes a network file system ask for news; asking for one name may not.
+        folder = self.folder.resolve()
+        places = ((folder.parent, folder), (folder, folder / LOCK_FILE))
+        if not all(place.is_dir() and path in place.iterdir() for place, path in places):
+            raise BadInput(
+                f"output: rank {self.accelerator.process_index} on {platform.node()} does not see "
+                f"{self.folder}, where the first rank works; name a folder on a file system that "
+                "all hosts share"
+            )
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -170,8 +187,15 @@ class Run:
         with (self.folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
             file.write(dumps(session) + "\n")
 
-    def run(self, stages: Iterable[str]) -> None:
-        """Run these stages in their order."""
+    def run(self, stages: Collection[str]) -> None:
+        """Run these stages in their order.
+
+        Raises:
+            BadInput: The ranks cannot share the batch of a phase that is still to be done.
+        """
+        for phase in stages:
+            if phase in RESULTS and not (self.folder / RESULTS[phase]).is_dir():
+                self._check_shares(phase)
         actions: dict[str, Callable[[], None]] = {
             "prepare": self._report_data,
             "prune": self.prune,
@@ -182,6 +206,17 @@ class Run:
         for stage in STAGES:
             if stage in stages:
                 actions[stage]()
+
+    def _check_shares(self, phase: str) -> None:
+        from drpruning.training.optimization import micro_batches
+
+        if (settings := self.recipe.phases.get(phase)) is not None:
+            parts = settings.mask_samples if isinstance(settings, Prune) else 1
+            ranks = self.accelerator.num_processes
+            try:
+                micro_batches(settings.global_batch, 1, parts, ranks=ranks)
+            except BadInput as error:
+                raise BadInput(f"{phase}.{error}") from None
 
     # Stages.
 
@@ -218,12 +253,13 @@ class Run:
         for warning in repetition_warnings(plan_domains(self.recipe, self.data)):
             self.reporter.warn(warning)
 
-    def _done(self, phase: str, result: str) -> bool:
+    def _done(self, phase: str) -> bool:
         from drpruning.training import remove_checkpoints
 
-        if not (self.folder / result).is_dir():
+        result = self.folder / RESULTS[phase]
+        if not result.is_dir():
             return False
-        self.reporter.line(f"{phase}: done already ({self.folder / result})")
+        self.reporter.line(f"{phase}: done already ({result})")
         if self.accelerator.is_main_process:
             keep_every = self.recipe.training.checkpoint.keep_every
             remove_checkpoints(self.folder / "checkpoints", phase, keep_every)
@@ -233,7 +269,7 @@ class Run:
         """Prune, unless it is done or the recipe has no such phase."""
         from drpruning.training import prune
 
-        if self.recipe.prune is None or self._done("prune", "pruned"):
+        if self.recipe.prune is None or self._done("prune"):
             return
         self.measure_reference_losses()
         prune(self.recipe, self.data, self.accelerator, self.reporter)
@@ -246,7 +282,7 @@ class Run:
         """
         from drpruning.training import pretrain
 
-        if self.recipe.pretrain is None or self._done("pretrain", "model"):
+        if self.recipe.pretrain is None or self._done("pretrain"):
             return
         if self.recipe.prune is not None and not (self.folder / "pruned").is_dir():
             raise BadInput(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.console import Task
+from drpruning.process_end import end_with
 from drpruning.recipe import parse_recipe
 from drpruning.run import Run
 from drpruning.training.loop import Loop
@@ -59,6 +60,10 @@ def do(job: dict[str, Any]) -> None:
     (run.folder / f"ratios-{rank}.json").write_text(json.dumps(ratios))
 
 
-if __name__ == "__main__":
+def do_all() -> None:
     for one in json.loads(Path(sys.argv[1]).read_text()):
         do(one)
+
+
+if __name__ == "__main__":
+    end_with(do_all)

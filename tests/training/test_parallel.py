@@ -15,6 +15,8 @@ from rank_worker import REASON, do
 from safetensors.torch import load_file
 
 LOSS, NORM = 1e-5, 1e-6
+SELDOM = "--monitor-interval=0.5"
+"""As on a busy machine: several ranks may have ended when the launcher looks."""
 RESULTS = ("prune/masks.safetensors", "pruned/model.safetensors", "model/model.safetensors")
 
 
@@ -77,7 +79,7 @@ class Place:
 
 def torchrun(ranks: int, *command: str | Path) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return launch(*launcher, *command)
+    return launch(*launcher, SELDOM, *command)
 
 
 def launch(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -160,9 +162,12 @@ def test_every_rank_holds_the_same_ratio(place: Place, name: str) -> None:
 
 
 def test_dead_rank_takes_the_run_down_with_its_reason(place: Place) -> None:
+    assert "drprune: rank 1 fails:\nTraceback" in place.raised
     assert f"RuntimeError: {REASON}" in place.raised
     assert "Signal 9 (SIGKILL)" in place.killed
     for report in (place.raised, place.killed):
+        assert report.count("rank 0 ends because another rank is gone: ") == 1
+        assert report.count("Traceback") == 1 + (report is place.raised), "torchrun's own, and one"
         assert "rank      : 1 (local_rank: 1)" in report.partition("Root Cause")[2]
 
 
