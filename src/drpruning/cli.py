@@ -11,6 +11,7 @@ import typer
 from drpruning import __version__
 from drpruning.cli_app import app, command
 from drpruning.errors import BadInput
+from drpruning.training.interruption import interrupt_on_signals
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -274,6 +275,7 @@ import drpruning.cli_plans  # noqa: E402, F401 - registers its commands after th
 
 def main() -> None:
     """Entry point of the command."""
+    interrupt_on_signals()
     try:
         app()
         status: Any = 0
