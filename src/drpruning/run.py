@@ -225,6 +225,8 @@ class Run:
 
         if self.recipe.prune is None or self._done("prune", "pruned"):
             return
+        if self.recipe.pretrain is not None and self._done("prune", "model"):
+            return  # what was cut is not needed any more
         self.measure_reference_losses()
         prune(self.recipe, self.data, self.accelerator, self.reporter)
 

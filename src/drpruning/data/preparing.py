@@ -322,7 +322,7 @@ def _write(file: Path, pieces: Iterable[NDArray[Any]], count: int) -> None:
     with temporary.open("wb") as stream:
         for piece in pieces:
             part = piece[:left]
-            part.astype(part.dtype.newbyteorder("<"), copy=False).tofile(stream)
+            stream.write(part.astype(part.dtype.newbyteorder("<"), copy=False).data)
             left -= len(part)
         stream.flush()
         os.fsync(stream.fileno())
