@@ -6,7 +6,7 @@ A stage whose result is there is not run again; one that was interrupted goes on
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -29,7 +29,7 @@ from drpruning.report import load_run, render_table_text, results_table, write_r
 from drpruning.run_folder import RECIPE_FILE, undone_if_refused
 from drpruning.source_model import source_config, source_shape
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
-from drpruning.whole_file import write_whole
+from drpruning.whole_file import locked, write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -130,19 +130,8 @@ class Run:
                 self.accelerator.wait_for_everyone()
                 yield self
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Only one process writes in a run folder; the lock goes when the process ends."""
-        import fcntl
-
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise BadInput(f"output: another process is working in {self.folder}") from None
-            # Worker processes that outlive a killed parent must not go on holding it.
-            os.register_at_fork(after_in_child=file.close)
-            yield
+    def _lock(self) -> AbstractContextManager[None]:
+        return locked(self.folder, f"output: another process is working in {self.folder}")
 
     def _write_recipe(self) -> None:
         write_whole(self.folder / RECIPE_FILE, self.recipe.to_yaml())

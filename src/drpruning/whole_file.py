@@ -2,10 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from drpruning.errors import BadInput
+
+LOCK_FILE = ".lock"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -38,6 +40,25 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Only one process works in a folder; the lock, `.lock` in it, goes when the process ends.
+
+    Raises:
+        BadInput: Another one does; `refusal` is the message.
+    """
+    import fcntl
+
+    with (folder / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(refusal) from None
+        # Worker processes that outlive a killed parent must not go on holding it.
+        os.register_at_fork(after_in_child=file.close)
+        yield
 
 
 def check_folder(folder: Path, option: str) -> None:
