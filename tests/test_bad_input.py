@@ -248,7 +248,8 @@ def test_what_was_refused_can_be_put_right_in_the_recipe_and_keeps_finished_doma
     result = CliRunner().invoke(app, ["prepare", "recipe.yaml"])
     assert result.exit_code == 2
     assert {path.name for path in (place / "out").iterdir()} == {"data"}
-    assert {path.name for path in (place / "out/data").iterdir()} == {"manifest.json", "numbers"}
+    prepared = {path.name for path in (place / "out/data").iterdir()}
+    assert prepared == {".lock", "manifest.json", "numbers"}
     finished = (place / "out/data/numbers/train.bin").stat().st_mtime_ns
     field("data.domains.colours.text_field", "text")(place)
     result = CliRunner().invoke(app, ["prepare", "recipe.yaml"])

@@ -10,6 +10,7 @@ from drpruning import __version__
 from drpruning.cli_app import app, command
 from drpruning.errors import BadInput
 from drpruning.process_end import end_with
+from drpruning.training.interruption import interrupt_on_signals
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -273,6 +274,7 @@ import drpruning.cli_plans  # noqa: E402, F401 - registers its commands after th
 
 def main() -> None:
     """Entry point of the command."""
+    interrupt_on_signals()
     end_with(app)
 
 

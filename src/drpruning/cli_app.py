@@ -16,6 +16,8 @@ _OF_THE_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
 """Errors of the file system that say something of the name or place that was given."""
+_OF_THE_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
+"""Errors of the file system that say something of the storage."""
 
 app = typer.Typer(
     name="drprune",
@@ -52,6 +54,14 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
                     typer.echo("drprune: interrupted; saved. The same command goes on.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
             except OSError as error:
+                if error.errno in _OF_THE_STORAGE:
+                    place = f"{error.filename}: " if error.filename else ""
+                    typer.echo(
+                        f"drprune: {place}{error.strerror}; what was saved stands: put this right, "
+                        "then the same command goes on",
+                        err=True,
+                    )
+                    raise typer.Exit(FAILED) from None
                 if error.errno not in _OF_THE_PLACE or error.filename is None:
                     raise
                 place = f"{error.filename}: {error.strerror}"

@@ -5,7 +5,6 @@ GPUs, without torch, and for local files without a network.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from drpruning.recipe import (
     Target,
 )
 from drpruning.reference_losses import check_reference_models
-from drpruning.run_folder import begun_recipe, check_output
+from drpruning.run_folder import begun_recipe, check_apart, check_output
 from drpruning.scheduling import FORECAST_START, MIN_POINTS
 from drpruning.source_model import (
     SOURCE,
@@ -222,7 +221,7 @@ def plan_run(recipe: Recipe) -> RunPlan:
     checks: list[Callable[[], None]] = [
         lambda: check_sources(domain_sources(recipe)),
         lambda: check_output(recipe),
-        lambda: _check_apart(recipe),
+        lambda: check_apart(recipe, domain_sources(recipe)),
         lambda: check_prepared_folder(recipe.prepared_folder),
     ]
     if plan.source is not None:
@@ -247,32 +246,6 @@ def plan_run(recipe: Recipe) -> RunPlan:
     plan.warnings += repetition_warnings(plan.domains)
     plan.warnings += _floor_warning(recipe) + _update_warnings(recipe)
     return plan
-
-
-def _check_apart(recipe: Recipe) -> None:
-    """Refuse to write into a folder that is read, and blocks among the other files of a run."""
-    read = {SOURCE: recipe.model.source, "model.tokenizer": recipe.model.tokenizer}
-    for domain in domain_sources(recipe):
-        read[f"data.domains.{domain.name}.source"] = domain.source
-        read[f"data.domains.{domain.name}.validation"] = domain.validation
-    output, prepared = recipe.output, recipe.data.prepared
-    for option, place in {"output": output, "data.prepared": prepared}.items():
-        for field_, folder in read.items():
-            if place and folder and Path(folder).is_dir() and _lies_in(place, folder):
-                raise BadInput(
-                    f"{option}: {place} lies in {folder}, which {field_} names; choose a folder "
-                    "outside of it"
-                )
-    own = Path(output) / "data"
-    if prepared and _lies_in(prepared, output) and not _lies_in(prepared, str(own)):
-        raise BadInput(
-            f"data.prepared: {prepared} lies among the files of the run; leave it out (for {own}), "
-            f"or choose a folder outside of {output}"
-        )
-
-
-def _lies_in(place: str, folder: str) -> bool:
-    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]:

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -27,16 +27,15 @@ from drpruning.planning import (
 from drpruning.recipe import Prune, Recipe, parse_recipe, read_values
 from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
-from drpruning.run_folder import LOCK_FILE, RECIPE_FILE, undone_if_refused
+from drpruning.run_folder import RECIPE_FILE, undone_if_refused
 from drpruning.source_model import SOURCE, source_config, source_shape
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
-from drpruning.whole_file import write_whole
+from drpruning.whole_file import LOCK_FILE, locked, write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
-LOCK_FILE = ".lock"
 RESULTS = {"prune": "pruned", "pretrain": "model"}
 """Phase -> folder of the model that it makes."""
 
@@ -157,19 +156,8 @@ class Run:
                 "all hosts share"
             )
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Only one process writes in a run folder; the lock goes when the process ends."""
-        import fcntl
-
-        with (self.folder / LOCK_FILE).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise BadInput(f"output: another process is working in {self.folder}") from None
-            # Worker processes that outlive a killed parent must not go on holding it.
-            os.register_at_fork(after_in_child=file.close)
-            yield
+    def _lock(self) -> AbstractContextManager[None]:
+        return locked(self.folder, f"output: another process is working in {self.folder}")
 
     def _write_recipe(self) -> None:
         write_whole(self.folder / RECIPE_FILE, self.recipe.to_yaml())
@@ -194,7 +182,7 @@ class Run:
             BadInput: The ranks cannot share the batch of a phase that is still to be done.
         """
         for phase in stages:
-            if phase in RESULTS and not (self.folder / RESULTS[phase]).is_dir():
+            if phase in RESULTS and self._result(phase) is None:
                 self._check_shares(phase)
         actions: dict[str, Callable[[], None]] = {
             "prepare": self._report_data,
@@ -253,11 +241,18 @@ class Run:
         for warning in repetition_warnings(plan_domains(self.recipe, self.data)):
             self.reporter.warn(warning)
 
+    def _result(self, phase: str) -> Path | None:
+        """The model that shows a phase to be done; recovered, what was cut need not be there."""
+        names = [RESULTS[phase]]
+        if phase == "prune" and self.recipe.pretrain is not None:
+            names.append(RESULTS["pretrain"])
+        return next((self.folder / name for name in names if (self.folder / name).is_dir()), None)
+
     def _done(self, phase: str) -> bool:
         from drpruning.training import remove_checkpoints
 
-        result = self.folder / RESULTS[phase]
-        if not result.is_dir():
+        result = self._result(phase)
+        if result is None:
             return False
         self.reporter.line(f"{phase}: done already ({result})")
         if self.accelerator.is_main_process:

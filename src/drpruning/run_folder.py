@@ -1,18 +1,18 @@
 """What a run folder holds already, and whether a recipe may go on in it."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from drpruning.data import DomainSource
 from drpruning.errors import BadInput
 from drpruning.recipe import Recipe, parse_recipe, read_values
 from drpruning.recipe_changes import decisive, differences
-from drpruning.whole_file import check_folder, missing_folders, remove_empty
+from drpruning.whole_file import LOCK_FILE, check_folder, missing_folders, remove_empty
 
 RECIPE_FILE = "recipe.yaml"
 """The resolved recipe in a run folder."""
-LOCK_FILE = ".lock"
-"""What a process that works in a run folder holds; it is the first file there."""
 _BEGINNING = {RECIPE_FILE, "sessions.jsonl", LOCK_FILE}
 _APPENDED = ("sessions.jsonl", "metrics.jsonl", LOCK_FILE)
 
@@ -49,6 +49,40 @@ def check_output(recipe: Recipe) -> None:
                 f"name another folder, remove this one, or go on with "
                 f"`drprune run {folder / RECIPE_FILE}`"
             )
+
+
+def check_apart(recipe: Recipe, domains: Iterable[DomainSource]) -> None:
+    """Refuse to write into a folder that is read, and blocks among the other files of a run.
+
+    Args:
+        recipe: Names models, output and prepared data.
+        domains: Its text, relative paths joined to data.root.
+
+    Raises:
+        BadInput: So.
+    """
+    read = {"model.source": recipe.model.source, "model.tokenizer": recipe.model.tokenizer}
+    for domain in domains:
+        read[f"data.domains.{domain.name}.source"] = domain.source
+        read[f"data.domains.{domain.name}.validation"] = domain.validation
+    output, prepared = recipe.output, recipe.data.prepared
+    for option, place in {"output": output, "data.prepared": prepared}.items():
+        for field, folder in read.items():
+            if place and folder and Path(folder).is_dir() and _lies_in(place, folder):
+                raise BadInput(
+                    f"{option}: {place} lies in {folder}, which {field} names; choose a folder "
+                    "outside of it"
+                )
+    own = Path(output) / "data"
+    if prepared and _lies_in(prepared, output) and not _lies_in(prepared, str(own)):
+        raise BadInput(
+            f"data.prepared: {prepared} lies among the files of the run; leave it out (for {own}), "
+            f"or choose a folder outside of {output}"
+        )
+
+
+def _lies_in(place: str, folder: str) -> bool:
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 @contextmanager

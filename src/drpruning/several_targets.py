@@ -19,10 +19,10 @@ from drpruning.recipe_model import DIMENSIONS
 from drpruning.reference_losses import measure_reference_losses
 from drpruning.report import write_report
 from drpruning.run import Run, show_table
-from drpruning.run_folder import LOCK_FILE, RECIPE_FILE, begun_recipe, undone_if_refused
+from drpruning.run_folder import RECIPE_FILE, begun_recipe, undone_if_refused
 from drpruning.source_model import source_config
 from drpruning.training import REFERENCE_LOSS_FILE, ReferenceLosses
-from drpruning.whole_file import write_whole
+from drpruning.whole_file import LOCK_FILE, write_whole
 
 
 @dataclass

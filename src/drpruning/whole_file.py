@@ -2,10 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from drpruning.errors import BadInput
+
+LOCK_FILE = ".lock"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -16,15 +18,47 @@ def write_whole(path: Path, text: str) -> None:
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    except OSError:
+        draft.write_text(text, encoding="utf-8")
+        put_in_place(draft, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
+
+
+def put_in_place(draft: Path, path: Path) -> None:
+    """Give a file that is written its name in one step; once this returns, it is on the disk."""
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file or a folder's list of names to the disk, and wait for it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Only one process works in a folder; the lock, `.lock` in it, goes when the process ends.
+
+    Raises:
+        BadInput: Another one does; `refusal` is the message.
+    """
+    import fcntl
+
+    with (folder / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(refusal) from None
+        # Worker processes that outlive a killed parent must not go on holding it.
+        os.register_at_fork(after_in_child=file.close)
+        yield
 
 
 def check_folder(folder: Path, option: str) -> None:

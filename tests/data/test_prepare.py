@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from drpruning.data import Blocks, DomainSource, PreparedData, prepare, preparing
 from drpruning.data.reading import Rows
 from drpruning.errors import BadInput
+from drpruning.whole_file import locked
 
 WORDS = [f"w{number}" for number in range(200)]
 EOS = 1
@@ -274,7 +275,7 @@ def test_nothing_but_the_result_is_left(tokenizer, tmp_path):
         on_progress=lambda *call: calls.append(call),
     )
     left = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*"))
-    assert left == ["cc", "cc/train.bin", "cc/validation.bin", "manifest.json"]
+    assert left == [".lock", "cc", "cc/train.bin", "cc/validation.bin", "manifest.json"]
     name, done, total = calls[-1]
     assert name == "cc"
     assert done == total == (tmp_path / "a.jsonl").stat().st_size
@@ -467,6 +468,19 @@ def test_too_little_text_is_named(tokenizer, tmp_path):
         run(tokenizer, tmp_path / "1", source(train, validation=enough), sequence_length=64)
     with pytest.raises(BadInput, match=r"cc\.validation: its text does not fill one block of 64"):
         run(tokenizer, tmp_path / "2", source(train, validation=little), sequence_length=64)
+
+
+def test_only_one_process_prepares_in_a_folder(tokenizer, tmp_path):
+    domain, out = source(write(tmp_path / "a.jsonl", texts(100))), tmp_path / "out"
+    out.mkdir()
+    with (
+        locked(out, "mine"),
+        pytest.raises(BadInput, match=r"data\.prepared: another process is preparing data in"),
+    ):
+        run(tokenizer, out, domain)
+    run(tokenizer, out, domain)
+    with locked(out, "mine"):  # what is complete, anyone may use
+        run(tokenizer, out, domain)
 
 
 def test_bad_settings_are_named(tokenizer, tmp_path):

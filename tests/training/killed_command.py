@@ -29,6 +29,8 @@ MOMENTS = {
     "dropping": (CHECKPOINT, "discard", "renamed"),
     "export": (PHASES, "model_card", "before"),
     "exported": (PHASES, "save_model", "after"),
+    "evaluating": ("drpruning.evaluation", "evaluate_perplexity", "before"),
+    "reporting": ("drpruning.report", "write_report", "before"),
 }
 """Name -> module, what is called there, and when in the call the moment is."""
 

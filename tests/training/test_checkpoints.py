@@ -127,6 +127,10 @@ def with_a_folder_for_a_file(folder: Path) -> None:
     (folder / "state.json").mkdir()
 
 
+def with_a_deep_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 100_000)
+
+
 def with_a_list_as_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("[]")
 
@@ -149,7 +153,8 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
     "torn manifest": (lambda f: cut(f / "manifest.json"), "manifest.json is damaged"),
     "a list as manifest": (with_a_list_as_manifest, "manifest.json is damaged"),
-    "altered manifest": (with_another_number, "manifest.json is altered"),
+    "a deep manifest": (with_a_deep_manifest, "manifest.json is damaged"),
+    "altered manifest": (with_another_number, "manifest.json is damaged"),
     "another step's": (of_another_step, "manifest.json has step 2, not 3"),
     "another version": (of_another_version, "manifest.json has version 99, not 1"),
     "empty folder": (emptied, "manifest.json is missing"),

@@ -20,7 +20,7 @@ from drpruning.errors import BadInput, TrainingFailed
 from drpruning.training import checkpoint as checkpoint_module
 from drpruning.training import tensors
 from drpruning.training.checkpoint import list_checkpoints
-from drpruning.training.interruption import InterruptGuard
+from drpruning.training.interruption import Interrupted, InterruptGuard
 from drpruning.training.loop import Loop
 from drpruning.training.metrics import JsonLines
 from small_runs import logged, only_pretraining, run, write
@@ -146,12 +146,36 @@ def test_second_signal_leaves_at_once_and_loses_nothing_saved(
     assert_same_outcome(folder, whole)
 
 
+def test_signal_while_the_last_checkpoint_is_saved_is_not_forgotten(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(variant(values, "whole"), "pretrain")
+    plain_write = tensors.write_tensors
+
+    def late(folder: Path, *arguments: Any) -> None:
+        plain_write(folder, *arguments)
+        if "00000008" in folder.name:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "write_tensors", late)
+        with pytest.raises(Interrupted):
+            run(variant(values, "late"), "pretrain")
+    folder = Path(variant(values, "late")["output"])
+    assert list_checkpoints(folder / "checkpoints", "pretrain")[-1].name == "pretrain-00000008"
+    assert not (folder / "model").exists()
+    run(variant(values, "late"), "pretrain")
+    assert_same_outcome(folder, whole)
+
+
 def test_first_signal_only_asks_and_the_second_acts() -> None:
-    with InterruptGuard() as guard:
+    guard = InterruptGuard().__enter__()
+    signal.raise_signal(signal.SIGINT)
+    assert guard.requested
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-        assert guard.requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        guard.__exit__(None, None, None)
     before = signal.getsignal(signal.SIGTERM)
     with InterruptGuard():
         assert signal.getsignal(signal.SIGTERM) != before

@@ -22,6 +22,8 @@ from small_runs import logged, run, write
 HERE = Path(__file__).parent
 RESULTS = ("prune/plan.json", "prune/plans.jsonl", "prune/schedule.json")
 WEIGHTS = ("prune/masks.safetensors", "pruned/model.safetensors", "model/model.safetensors")
+MOST = {"files": 60, "export": 2, "exported": 2, "reporting": 1}
+"""How often a moment comes in one start at most, where that is not thrice."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -79,6 +81,30 @@ def test_killed_run_ends_as_if_nothing_had_happened(
     assert_equal_to_the_bit(Path(values["output"]), whole)
 
 
+@pytest.mark.parametrize(
+    ("moment", "count"),
+    [
+        ("preparing", 3),
+        pytest.param("export", 1, marks=pytest.mark.slow),
+        pytest.param("export", 2, marks=pytest.mark.slow),
+        pytest.param("evaluating", 1, marks=pytest.mark.slow),
+        pytest.param("reporting", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_asked_to_stop_outside_of_training(
+    recipe_values: dict[str, Any], tmp_path: Path, moment: str, count: int
+) -> None:
+    for phase in ("prune", "pretrain"):
+        recipe_values[phase]["steps"] = 2
+    recipe = write(recipe_values, tmp_path / "recipe.yaml")
+    for number in ("SIGTERM", "SIGINT"):
+        asked = killed(recipe, moment, count, number)
+        assert asked.returncode == 130, asked.stderr
+        assert asked.stderr.strip() == "drprune: interrupted"
+    done = plain(recipe)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_twenty_kills_at_random_moments(recipe_values: dict[str, Any], tmp_path: Path) -> None:
@@ -94,7 +120,7 @@ def test_twenty_kills_at_random_moments(recipe_values: dict[str, Any], tmp_path:
         recipe = write(values, tmp_path / "killed.yaml")
         while True:
             moment = moments[0] if moments else "files"
-            count = rng.randint(1, {"files": 60, "export": 2, "exported": 2}.get(moment, 3))
+            count = rng.randint(1, MOST.get(moment, 3))
             done = killed(recipe, moment, count) if moments else plain(recipe)
             if done.returncode == 0:
                 break

@@ -84,7 +84,7 @@ class Collector:
             lengths, hashes = lengths[:count], hashes[:count]
             tokens = tokens[: int(lengths.sum())]
         with self.file.open("ab") as stream:
-            tokens.tofile(stream)
+            stream.write(tokens.data)
         self.tokens += len(tokens)
         self._lengths.append(lengths)
         self._hashes.append(hashes)

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from drpruning.data.reading import Rows
 from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, check_sources, resolve
 from drpruning.data.tokenization import DocumentTokenizer
 from drpruning.errors import BadInput
-from drpruning.whole_file import check_folder, missing_folders, remove_empty
+from drpruning.whole_file import LOCK_FILE, check_folder, locked, missing_folders, remove_empty
 
 _HELD_OUT_AT_MOST = 0.1
 _COPY_TOKENS = 1 << 24
@@ -74,7 +75,8 @@ def prepare(
         The prepared data.
 
     Raises:
-        BadInput: a source, field, tokenizer, number or folder that cannot work.
+        BadInput: a source, field, tokenizer, number or folder that cannot work, or another process
+            prepares data in the folder.
     """
     check_sources(domains)
     check_prepared_folder(Path(folder))
@@ -92,23 +94,10 @@ def prepare(
         on_progress=on_progress or (lambda _name, _done, _total: None),
     )
     missing = missing_folders(job.folder)
-    manifest = job.manifest(domains)
-    finished = manifest["domains"]
-    unfinished = [domain for domain in domains if domain.name not in finished]
     try:
-        for source, group in _grouped(unfinished):
-            for name, counts in job.run(source, group).items():
-                finished[name] = asdict(counts)
-            write_manifest(job.folder, manifest)
-    except BadInput:
-        for domain in unfinished:
-            if domain.name not in finished:
-                shutil.rmtree(job.folder / domain.name, ignore_errors=True)
-        if not finished:
-            (job.folder / MANIFEST_FILE).unlink()
-        raise
+        with job.alone():
+            job.prepare(domains)
     finally:
-        shutil.rmtree(job.cache, ignore_errors=True)
         remove_empty(missing)
     return PreparedData.open(job.folder)
 
@@ -151,6 +140,42 @@ class _Job:
     def cache(self) -> Path:
         return self.folder / ".cache"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from preparing in the folder, unless all is there already."""
+        found = read_manifest(self.folder)
+        if found and all(name in found["domains"] for name in found["identity"]["domains"]):
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        refusal = f"data.prepared: another process is preparing data in {self.folder}; wait for it"
+        with locked(self.folder, refusal):
+            try:
+                yield
+            finally:
+                if not (self.folder / MANIFEST_FILE).exists():
+                    (self.folder / LOCK_FILE).unlink()
+
+    def prepare(self, domains: Sequence[DomainSource]) -> None:
+        """Prepare the domains that are not there yet."""
+        manifest = self.manifest(domains)
+        finished = manifest["domains"]
+        unfinished = [domain for domain in domains if domain.name not in finished]
+        try:
+            for source, group in _grouped(unfinished):
+                for name, counts in self.run(source, group).items():
+                    finished[name] = asdict(counts)
+                write_manifest(self.folder, manifest)
+        except BadInput:
+            for domain in unfinished:
+                if domain.name not in finished:
+                    shutil.rmtree(self.folder / domain.name, ignore_errors=True)
+            if not finished:
+                (self.folder / MANIFEST_FILE).unlink()
+            raise
+        finally:
+            shutil.rmtree(self.cache, ignore_errors=True)
+
     def manifest(self, domains: Sequence[DomainSource]) -> dict[str, Any]:
         """The manifest of this data in the folder, begun where there is none.
 
@@ -168,11 +193,9 @@ class _Job:
         )
         fingerprint = fingerprint_of(identity)
         found = read_manifest(self.folder)
-        if found is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        elif found["fingerprint"] == fingerprint:
+        if found and found["fingerprint"] == fingerprint:
             return found
-        elif not _goes_on(found, identity):
+        if found and not _goes_on(found, identity):
             raise BadInput(_otherwise(self.folder, found["identity"], identity))
         manifest = {
             "version": MANIFEST_VERSION,
@@ -323,7 +346,7 @@ def _write(file: Path, pieces: Iterable[NDArray[Any]], count: int) -> None:
     with temporary.open("wb") as stream:
         for piece in pieces:
             part = piece[:left]
-            part.astype(part.dtype.newbyteorder("<"), copy=False).tofile(stream)
+            stream.write(part.astype(part.dtype.newbyteorder("<"), copy=False).data)
             left -= len(part)
         stream.flush()
         os.fsync(stream.fileno())

@@ -3,9 +3,7 @@
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drpruning.data.workers import worker_processes
 from drpruning.errors import BadInput
 
 _PACKET_BYTES = 1 << 18
@@ -88,27 +87,18 @@ class DocumentTokenizer:
         Returns:
             All ids one after the other (`dtype`), and the length of each document, EOS included.
         """
-        import pyarrow as pa
-        from datasets import Dataset
-
         packets = _packets(texts)
         processes = min(workers, len(packets), sum(map(len, texts)) // _WORKER_BYTES)
-        column = pa.array(packets, type=pa.large_list(pa.large_string()))
-        with _quiet_datasets(parallel=processes > 1):
-            encoded = (
-                Dataset(pa.table({"texts": column}))
-                .with_format("arrow")
-                .map(
-                    _encode_packet,
-                    batched=True,
-                    batch_size=1,
-                    num_proc=processes if processes > 1 else None,
-                    remove_columns="texts",
-                    fn_kwargs={"name": self.name, "eos_id": self.eos_id, "dtype": self.dtype.name},
-                    new_fingerprint="encoded",
-                )
-            )
-        return _flat(encoded.data.column("tokens")), _flat(encoded.data.column("lengths"))
+        encode = functools.partial(
+            _encode_packet, name=self.name, eos_id=self.eos_id, dtype=self.dtype.name
+        )
+        if processes > 1:
+            with worker_processes(processes) as pool:
+                encoded = list(pool.map(encode, packets))
+        else:
+            encoded = list(map(encode, packets))
+        tokens, lengths = zip(*encoded, strict=True)
+        return np.concatenate(tokens), np.concatenate(lengths)
 
 
 def piece_bytes(workers: int) -> int:
@@ -129,32 +119,20 @@ def _packets(texts: Sequence[bytes]) -> list[list[bytes]]:
     return packets
 
 
-def _flat(column: Any) -> NDArray[Any]:
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
-
-
-def _encode_packet(table: Any, name: str, eos_id: int, dtype: str) -> Any:
-    """One row of texts -> one row of lengths and ids (runs in the worker processes)."""
-    import pyarrow as pa
-
-    texts, tokenizer = table.column("texts")[0].as_py(), _load(name)
+def _encode_packet(
+    packet: Sequence[bytes], name: str, eos_id: int, dtype: str
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Ids and lengths of some documents (runs in the worker processes)."""
+    texts, tokenizer = [text.decode() for text in packet], _load(name)
     if max(map(len, texts)) > _LONGEST_PART:
         documents = [_long_ids(tokenizer, text, eos_id, dtype) for text in texts]
         lengths = np.array([len(document) for document in documents], dtype=np.int64)
-        tokens = np.concatenate(documents)
-    else:
-        ids = _token_ids(tokenizer, texts)
-        for document in ids:
-            document.append(eos_id)
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        tokens = np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
-    columns = {"lengths": lengths, "tokens": tokens}
-    return pa.table(
-        {
-            key: pa.LargeListArray.from_arrays(pa.array([0, len(values)]), pa.array(values))
-            for key, values in columns.items()
-        }
-    )
+        return np.concatenate(documents), lengths
+    ids = _token_ids(tokenizer, texts)
+    for document in ids:
+        document.append(eos_id)
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    return np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum())), lengths
 
 
 def _long_ids(tokenizer: Any, text: str, eos_id: int, dtype: str) -> NDArray[Any]:
@@ -218,24 +196,3 @@ def _digest(tokenizer: Any) -> str:
         content = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
     text = json.dumps([content, tokenizer.eos_token_id], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-@contextmanager
-def _quiet_datasets(*, parallel: bool) -> Iterator[None]:
-    """No progress bars, and the environment as it was (a parallel `map` changes it)."""
-    import datasets
-
-    environment, parallelism = os.environ, os.environ.get("TOKENIZERS_PARALLELISM")
-    bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    if parallel:  # `map` warns where it has to set this itself
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        os.environ = environment  # noqa: B003 - the very object that `map` replaced
-        os.environ.pop("TOKENIZERS_PARALLELISM", None)
-        if parallelism is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = parallelism
-        if bars:
-            datasets.enable_progress_bars()

@@ -11,6 +11,7 @@ from drpruning.errors import BadInput
 from drpruning.json_text import parse_json
 from drpruning.pruning.families import STACKED, Axis
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
+from drpruning.whole_file import write_whole
 
 DIMENSIONS = {
     "layer": "num_layers",
@@ -202,8 +203,8 @@ class PruningPlan:
             raise BadInput(f"the plan has an entry of the wrong type: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as one JSON file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write the plan as one JSON file, which appears whole."""
+        write_whole(Path(path), self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

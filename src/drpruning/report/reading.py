@@ -235,7 +235,7 @@ def _read_lines(path: Path) -> Iterator[_Fields]:
         except ValueError as error:
             if number == len(lines):  # no newline at its end: the writer was stopped in this line
                 return
-            raise BadInput(f"{where}: not a JSON object ({error}).") from error
+            raise BadInput(f"{where}: not a JSON object ({error}); remove this line") from error
         yield _Fields(raw, where)
 
 

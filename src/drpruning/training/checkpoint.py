@@ -5,7 +5,6 @@ its place, synced and renamed; before it is read, every file is compared with th
 """
 
 import json
-import os
 import re
 import shutil
 import time
@@ -22,6 +21,7 @@ from drpruning.console import Reporter
 from drpruning.errors import BadInput
 from drpruning.recipe import Checkpoint
 from drpruning.training.manifest import find_fault, write_manifest
+from drpruning.whole_file import sync
 
 VERSION = 1
 STATE_FILE = "state.json"
@@ -88,7 +88,11 @@ class Checkpoints:
 
         def begin() -> None:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            self.folder.mkdir(
+                exist_ok=True
+            )  # not those above it: a run that has vanished is no run
+            temporary.mkdir()
+            sync(self.folder.parent)
 
         def finish() -> None:
             text = json.dumps({"step": step} | dict(state()))
@@ -246,12 +250,3 @@ def discard(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def sync(path: Path) -> None:
-    """Have the system write a file or a folder's list of names to the disk, and wait for it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the step is finished and saved before the process leaves."""
+"""SIGINT and SIGTERM: the process leaves; in training, the step is finished and saved before."""
 
 import signal
 import threading
@@ -12,8 +12,24 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """Training stopped because a signal asked for it; everything is saved."""
 
 
+def interrupt_on_signals() -> None:
+    """From now on SIGTERM raises `KeyboardInterrupt`, as SIGINT does; another one ends at once."""
+    for name in SIGNALS:
+        signal.signal(name, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 class InterruptGuard:
-    """While it is entered, a first signal only sets `requested`; a second acts as usual."""
+    """While it is entered, a first signal only sets `requested`; a second acts as usual.
+
+    One that came too late to be seen in the block raises `Interrupted` at its end, where all must
+    be saved.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -40,5 +56,11 @@ class InterruptGuard:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Give the signals back.
+
+        Raises:
+            Interrupted: One came, and the block ended as if it had not.
+        """
         self._restore()
+        if self.requested and kind is None:
+            raise Interrupted

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from drpruning.json_text import parse_json
+
 MANIFEST_FILE = "manifest.json"
 PIECE_BYTES = 1 << 26
 _BUFFER_BYTES = 1 << 20
@@ -37,7 +39,7 @@ def write_manifest(folder: Path, header: Mapping[str, Any]) -> None:
         for name, pieces in _checksums(folder, names).items()
     }
     content = {"header": dict(header), "files": files}
-    text = json.dumps(content | {"crc32": _own_checksum(content)})
+    text = json.dumps(with_checksum(content))
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
@@ -69,9 +71,7 @@ class _Fault(Exception):  # noqa: N818 - of a file, not of the program
 
 
 def _check(folder: Path, header: Mapping[str, Any]) -> None:
-    content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    if content.pop("crc32") != _own_checksum(content):
-        raise _Fault(f"{MANIFEST_FILE} is altered")
+    content = without_checksum(parse_json((folder / MANIFEST_FILE).read_bytes()))
     there, files = content["header"], content["files"]
     for key, value in header.items():
         if there.get(key) != value:
@@ -82,6 +82,28 @@ def _check(folder: Path, header: Mapping[str, Any]) -> None:
     for name, pieces in _checksums(folder, files).items():
         if altered := [i for i, p in enumerate(pieces) if p != files[name]["crc32"][i]]:
             raise _Fault(f"{name} is altered (within 64 MiB from byte {altered[0] * PIECE_BYTES})")
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain JSON values and, as `crc32`, their checksum."""
+    return {**content, "crc32": _own_checksum(content)}
+
+
+def without_checksum(content: Any) -> dict[str, Any]:
+    """What was given to `with_checksum`.
+
+    Args:
+        content: What a JSON file of its result holds now.
+
+    Raises:
+        ValueError: That is something else.
+    """
+    if not isinstance(content, dict) or "crc32" not in content:
+        raise ValueError("has no checksum")
+    rest = {key: value for key, value in content.items() if key != "crc32"}
+    if content["crc32"] != _own_checksum(rest):
+        raise ValueError("does not fit its checksum")
+    return rest
 
 
 def _own_checksum(content: Mapping[str, Any]) -> int:

@@ -1,14 +1,14 @@
 """metrics.jsonl: one JSON object a line, cut back to a checkpoint when a run goes on from it."""
 
 import errno
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drpruning.json_text import dumps
+from drpruning.errors import TrainingFailed
+from drpruning.json_text import dumps, parse_json
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -26,13 +26,20 @@ class JsonLines:
         self._waiting = b""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one object, now or once there is room on the disk."""
+        """Append one object, now or once there is room on the disk.
+
+        Raises:
+            TrainingFailed: It cannot be written for another reason.
+        """
         self._waiting += dumps(record).encode() + b"\n"
         try:
             self._write_waiting()
         except OSError as error:
             if error.errno not in _DISK_IS_FULL:
-                raise
+                raise TrainingFailed(
+                    f"{self.path} cannot be written: {error.strerror}; what was saved stands: put "
+                    "this right, then the same command goes on"
+                ) from error
 
     def _write_waiting(self) -> None:
         if not self._waiting:
@@ -61,41 +68,44 @@ class JsonLines:
         return self.path.stat().st_size
 
     def cut(self, size: int) -> bool:
-        """Drop everything after the first `size` bytes, else a torn last line.
+        """Drop everything after the first `size` bytes, and a torn last line.
 
         Returns:
-            Whether there were that many bytes.
+            Whether there were that many bytes, all of them lines that can be read.
         """
         there = self.path.stat().st_size if self.path.exists() else 0
         if there > size:
             os.truncate(self.path, size)
-        elif there < size:
-            self.read()
-        return there >= size
+        return all(record is not None for _, record in self._records()) and there >= size
 
     def read(self) -> list[dict[str, Any]]:
-        """All objects."""
+        """All objects; lines that something has damaged are left out."""
         self._write_waiting()
-        return [record for _, record in self._records()]
+        return [record for _, record in self._records() if record is not None]
 
     def cut_from(self, first: Callable[[dict[str, Any]], bool]) -> None:
         """Drop everything from the first object that `first` is true of, and a torn last line."""
         for start, record in self._records():
-            if first(record):
-                self.cut(start)
+            if record is not None and first(record):
+                os.truncate(self.path, start)
                 return
 
-    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each object with the byte it starts at; a line that a crash tore is cut off."""
-        if not self.path.exists():
-            return
+    def _records(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """Each object, None for a damaged one, and where it starts; a torn end is cut off."""
         start = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                self.cut(start)
-                return
-            yield start, json.loads(line)
-            start += len(line)
+        for line in self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else ():
+            yield start, _object(line)
+            start += len(line) + 1
+        if self.path.exists() and self.path.stat().st_size > start:
+            os.truncate(self.path, start)
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class MetricsLog(JsonLines):
@@ -108,7 +118,7 @@ class MetricsLog(JsonLines):
 
     def forget_phase(self) -> None:
         """Drop what an earlier try at this phase, of which nothing was saved, has written."""
-        self.cut_from(lambda record: record["phase"] == self._phase)
+        self.cut_from(lambda record: record.get("phase") == self._phase)
 
     def record(self, kind: str, step: int, **fields: Any) -> None:
         """Append a record of this phase; its fields are those of docs/run-folder.md."""

@@ -13,6 +13,7 @@ from torch import nn
 from drpruning.console import Reporter
 from drpruning.data import Mixture, PreparedData
 from drpruning.errors import BadInput
+from drpruning.json_text import parse_json
 from drpruning.model_files import check_files
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe, Training
@@ -21,9 +22,11 @@ from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints, 
 from drpruning.training.identity import check_identity, data_identity, run_identity
 from drpruning.training.kernels import use_default_attention, use_kernels
 from drpruning.training.loop import Loop, Setting
+from drpruning.training.manifest import with_checksum, without_checksum
 from drpruning.training.model_card import model_card
 from drpruning.training.policy import phase_policy
 from drpruning.training.pruning_loop import PruningLoop
+from drpruning.training.tensors import storage_errors
 from drpruning.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -111,7 +114,7 @@ def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str)
     """Write a Hugging Face folder (weights, tokenizer, model card) that appears whole or not."""
     from transformers import AutoTokenizer
 
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary, storage_errors():
         model.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False)
         tokenizer.save_pretrained(temporary)
@@ -132,7 +135,27 @@ def _write_schedule(path: Path, loop: Loop) -> None:
         "policy": loop.policy.state_dict(),
         "mixture": loop.mixture.state_dict(),
     }
-    write_whole(path, json.dumps(state))
+    write_whole(path, json.dumps(with_checksum(state)))
+
+
+def _read_schedule(path: Path) -> dict[str, Any]:
+    """What `_write_schedule` wrote.
+
+    Raises:
+        BadInput: It is missing or damaged.
+    """
+    remedy = f"put it back, or remove {path.parents[1] / 'pruned'} to prune again"
+    try:
+        schedule = without_checksum(parse_json(path.read_bytes()))
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; {remedy}") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({error}); {remedy}") from None
+    if schedule["version"] != SCHEDULE_VERSION:
+        raise BadInput(
+            f"{path} has version {schedule['version']}, not {SCHEDULE_VERSION}; {remedy}"
+        )
+    return schedule
 
 
 def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter: Reporter) -> None:
@@ -214,22 +237,18 @@ def _take_over(
 ) -> None:
     """Go on in the data where pruning stopped; in the schedule too where the recipe says so.
 
-    Other data, where that is accepted, are read from their start.
+    Other data, where that is accepted, are read from their start. Where there are checkpoints of
+    this phase, all of it is in them.
     """
-    path = Path(recipe.output) / "prune" / "schedule.json"
-    if not path.is_file():
-        raise BadInput(f"{path} is missing; put it back, or remove {path.parents[1] / 'pruned'}")
-    schedule = json.loads(path.read_text())
-    # Where a checkpoint is gone on from, that one is checked and decides.
-    begun = bool(list_checkpoints(path.parents[1] / "checkpoints", "pretrain"))
-    accept = recipe.training.checkpoint.accept_changes
-    if not begun:
-        there = {"data": schedule["data"]}
-        check_identity(path, there, identity, accept=accept, reporter=reporter)
+    folder, accept = Path(recipe.output), recipe.training.checkpoint.accept_changes
+    if list_checkpoints(folder / "checkpoints", "pretrain"):
+        return
+    path = folder / "prune" / "schedule.json"
+    schedule = _read_schedule(path)
+    there = {"data": schedule["data"]}
+    check_identity(path, there, identity, accept=accept, reporter=reporter)
     try:
-        if schedule["version"] != SCHEDULE_VERSION:
-            raise ValueError(f"version {schedule['version']}, not {SCHEDULE_VERSION}")
-        with suppress(ValueError) if begun or accept else nullcontext():
+        with suppress(ValueError) if accept else nullcontext():
             mixture.continue_from(schedule["mixture"])
         if recipe.scheduling.handover == "continue":
             policy.continue_from(schedule["policy"])

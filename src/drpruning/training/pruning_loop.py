@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drpruning.data import Mixture
+from drpruning.errors import BadInput
 from drpruning.pruning import MaskedModel, PruningPlan, initialise_masks, taylor_importance
 from drpruning.recipe import Prune, Stop
 from drpruning.scheduling import Policy
@@ -17,7 +19,9 @@ from drpruning.training.loop import Loop, Setting
 from drpruning.training.metrics import JsonLines
 from drpruning.training.optimization import step_seed
 from drpruning.training.stopping import deviation_text, is_settled, stop_reason
+from drpruning.training.tensors import storage_errors
 from drpruning.training.validation import autocast
+from drpruning.whole_file import put_in_place, write_whole
 
 
 class PruningLoop(Loop):
@@ -136,9 +140,12 @@ class PruningLoop(Loop):
         return is_settled(plans, self.masked.sparsity_deviation(), stop)
 
     def _plans(self, latest: int | None = None) -> list[tuple[int, PruningPlan]]:
-        """Step and plan of every evaluation so far, or of the latest ones."""
-        records = self.plans.read()[-latest if latest else None :]
-        return [(r["step"], PruningPlan.from_json(json.dumps(r["plan"]))) for r in records]
+        """Step and plan of every evaluation so far, or of the latest ones; not of damaged lines."""
+        found = []
+        for record in self.plans.read()[-latest if latest else None :]:
+            with suppress(BadInput, KeyError):
+                found.append((record["step"], PruningPlan.from_json(json.dumps(record["plan"]))))
+        return found
 
     def extra_state(self) -> dict[str, Any]:
         """How much of plans.jsonl belongs to the checkpoint."""
@@ -147,8 +154,8 @@ class PruningLoop(Loop):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Cut plans.jsonl back, and know which sparsity was scheduled."""
         self.prepare_step()
-        if self.accelerator.is_main_process:
-            self.plans.cut(state["plans_bytes"])
+        if self.accelerator.is_main_process and not self.plans.cut(state["plans_bytes"]):
+            self.reporter.warn(f"{self.plans.path} has lost plans from before step {self.step}")
 
     def write_outcome(self) -> PruningPlan:
         """Write plan.json, masks.safetensors and similarity.json; returns the final plan."""
@@ -156,12 +163,14 @@ class PruningLoop(Loop):
         plan = self.masked.plan()
         plan.save(folder / "plan.json")
         masks = {n: t.detach().cpu() for n, t in self.masked.masks.state_dict().items()}
-        save_file(masks, folder / "masks.safetensors")
+        draft = folder / ".masks.safetensors.partial"
+        with storage_errors():
+            save_file(masks, draft)
+        put_in_place(draft, folder / "masks.safetensors")
         rows: list[dict[str, Any]] = [
             {"step": step, "similarity": earlier.similarity(plan)}
             for step, earlier in self._plans()
         ]
-        names = list(rows[-1]["similarity"])
-        outcome = {"granularities": names, "rows": rows}
-        (folder / "similarity.json").write_text(json.dumps(outcome))
+        names = list(plan.similarity(plan))
+        write_whole(folder / "similarity.json", json.dumps({"granularities": names, "rows": rows}))
         return plan

@@ -1,5 +1,7 @@
 """Parameters and optimizer state of a checkpoint where every rank holds them whole."""
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -78,7 +80,8 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        _, found, reason = str(error).partition("I/O error: ")
+        found = re.search(r"os error (\d+)", str(error))
         if not found:
             raise
-        raise OSError(reason) from error
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from error
