@@ -104,8 +104,7 @@ def measure_reference_losses(
             data,
             accelerator,
             reporter,
-            batch_size=recipe.training.micro_batch,
-            precision=recipe.training.precision,
+            recipe.training,
             field=FIELD,
         )
         for domain, loss in record["loss"].items():

@@ -341,8 +341,7 @@ class Run:
             self.data,
             self.accelerator,
             self.reporter,
-            batch_size=self.recipe.training.micro_batch,
-            precision=self.recipe.training.precision,
+            self.recipe.training,
         )
         if self.accelerator.is_main_process:
             write_evaluation(record, self.folder / "evaluation")

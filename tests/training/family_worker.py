@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pruning"))
 from tiny_models import TOKENS, VARIANTS, masked, targets_of, tiny
 
 from drpruning.pruning import MaskedModel
-from drpruning.training.parallel import DistributedModel, clip_gradients
-from drpruning.training.validation import language_modelling_loss
+from drpruning.training.parallel import DistributedModel, clip_gradients, place_for_evaluation
+from drpruning.training.validation import autocast, language_modelling_loss
 
 LIMIT = 0.5
 
@@ -63,6 +63,20 @@ def check(variant: str, accelerator: Accelerator) -> None:
         step(half, accelerator, parallelism="fsdp2", precision="bf16").parameters.values(), 1.0
     )
     torch.testing.assert_close(norm, norms[0], rtol=0.1, atol=0)
+    check_evaluation(variant, accelerator)
+
+
+@torch.no_grad()
+def check_evaluation(variant: str, accelerator: Accelerator) -> None:
+    """Only called, a model in shards gives the very logits, in bf16 too."""
+    whole = tiny(**VARIANTS[variant]).eval()
+    shards = copy.deepcopy(whole)
+    place_for_evaluation(shards, SimpleNamespace(parallelism="fsdp2"), accelerator)
+    assert all(isinstance(parameter, DTensor) for parameter in shards.parameters())
+    for precision in ("fp32", "bf16"):
+        with autocast(accelerator.device, precision):
+            one, two = (model(TOKENS).logits for model in (whole, shards))
+        assert torch.equal(one, two), precision
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.console import Console
 from drpruning.console import Reporter, seconds_text
 from drpruning.errors import BadInput
 from drpruning.recipe import Pretrain
-from drpruning.training.interruption import InterruptGuard
+from drpruning.training.interruption import Interrupted, InterruptGuard
 from drpruning.training.metrics import MetricsLog
 from drpruning.training.optimization import learning_rate_factor, micro_batches
 
@@ -76,13 +76,17 @@ def test_metrics_are_json_without_nan_and_can_be_cut_back(tmp_path: Path) -> Non
 
 
 def test_first_signal_is_noted_and_the_second_acts() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with InterruptGuard() as guard:
-        assert not guard.requested
-        signal.raise_signal(signal.SIGINT)
-        assert guard.requested
-        with pytest.raises(KeyboardInterrupt):
+    def work() -> None:
+        with InterruptGuard() as guard:
+            assert not guard.requested
             signal.raise_signal(signal.SIGINT)
+            assert guard.requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        work()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

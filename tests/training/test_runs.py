@@ -253,7 +253,7 @@ def test_compiled_run_gives_the_same_losses(recipe_values: dict[str, Any]) -> No
 
 
 def test_two_ranks_equal_one(recipe_values: dict[str, Any], tmp_path: Path) -> None:
-    one = run(variant(recipe_values, "one"), "prune", "pretrain")
+    one = run(variant(recipe_values, "one"), "prune", "pretrain", "evaluate")
     values = variant(recipe_values, "two")
     recipe = tmp_path / "two.yaml"
     recipe.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -264,6 +264,13 @@ def test_two_ranks_equal_one(recipe_values: dict[str, Any], tmp_path: Path) -> N
             assert first["loss"] == pytest.approx(second["loss"], abs=1e-4)
             assert first["ratio"] == pytest.approx(second["ratio"], abs=1e-3)
     assert (one / "prune" / "plan.json").read_text() == (two / "prune" / "plan.json").read_text()
+    for name, difference in {"source": 1e-6, "model": 1e-4}.items():
+        first, second = (
+            json.loads((folder / "evaluation" / f"{name}.json").read_text())
+            for folder in (one, two)
+        )
+        assert first["parameters"] == second["parameters"]
+        assert first["loss"] == pytest.approx(second["loss"], abs=difference)
 
 
 @pytest.mark.parametrize(

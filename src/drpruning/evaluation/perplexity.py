@@ -11,7 +11,8 @@ from drpruning.console import Reporter
 from drpruning.data import PreparedData
 from drpruning.json_text import dumps
 from drpruning.pruning import ModelShape
-from drpruning.training import domain_losses, load_model
+from drpruning.recipe import Training
+from drpruning.training import domain_losses, load_model, place_for_evaluation
 from drpruning.whole_file import write_whole
 
 
@@ -22,9 +23,7 @@ def evaluate_perplexity(
     data: PreparedData,
     accelerator: Accelerator,
     reporter: Reporter,
-    *,
-    batch_size: int,
-    precision: str,
+    training: Training,
     field: str = "model.source",
 ) -> dict[str, Any]:
     """Load a model, measure its loss on every domain.
@@ -36,28 +35,27 @@ def evaluate_perplexity(
         data: Validation blocks.
         accelerator: Devices and ranks.
         reporter: Shows progress.
-        batch_size: Blocks a forward pass.
-        precision: `fp32` or `bf16`.
+        training: Gives blocks a forward pass, precision and parallelism.
         field: What named the model, for the message where it cannot be loaded.
 
     Returns:
         The record of docs/run-folder.md, evaluation/NAME.json.
     """
     model = load_model(model_path, field)
-    model.to(accelerator.device).eval()
+    shape = ModelShape.of(model)
+    total = sum(p.numel() for p in model.parameters())
+    embedding = shape.num_embedding_parameters()
+    place_for_evaluation(model, training, accelerator)
     blocks = {domain: d.validation for domain, d in data.domains.items()}
     with reporter.task(f"evaluate {name}", sum(map(len, blocks.values()))) as task:
         losses = domain_losses(
             model,
             blocks,
             accelerator,
-            batch_size=batch_size,
-            precision=precision,
+            batch_size=training.micro_batch,
+            precision=training.precision,
             on_progress=lambda done, _total: task.update(done),
         )
-    shape = ModelShape.of(model)
-    total = sum(p.numel() for p in model.parameters())
-    embedding = shape.num_embedding_parameters()
     return {
         "name": name,
         "label": label,

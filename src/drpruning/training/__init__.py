@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from drpruning.training.checkpoint import remove_checkpoints
     from drpruning.training.interruption import Interrupted
+    from drpruning.training.parallel import place_for_evaluation
     from drpruning.training.phases import load_model, pretrain, prune
     from drpruning.training.policy import phase_policy
     from drpruning.training.provenance import commit, versions
@@ -31,6 +32,7 @@ _HOMES = {
     "domain_losses": "validation",
     "load_model": "phases",
     "phase_policy": "policy",
+    "place_for_evaluation": "parallel",
     "pretrain": "phases",
     "prune": "phases",
     "remove_checkpoints": "checkpoint",
@@ -48,6 +50,7 @@ __all__ = [
     "domain_losses",
     "load_model",
     "phase_policy",
+    "place_for_evaluation",
     "pretrain",
     "prune",
     "remove_checkpoints",

@@ -57,7 +57,8 @@ class DistributedModel:
             newer = getattr(self._inner, "activation_checkpointing_enable", None)
             (newer or self._inner.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
         if self.sharded:
-            _shard(self._inner, training, accelerator)
+            half = torch.bfloat16 if training.precision == "bf16" else None
+            _shard(self._inner, accelerator, half, compiled=training.compile)
         elif training.compile:
             self._inner.compile()
         model.to(accelerator.device)
@@ -135,13 +136,33 @@ class DistributedModel:
         return self._blank
 
 
-def _shard(model: nn.Module, training: Training, accelerator: Accelerator) -> None:
+def place_for_evaluation(model: nn.Module, training: Training, accelerator: Accelerator) -> None:
+    """Put a model that is only called on this rank's device, in place; in shards as in training.
+
+    Weights travel in float32, so that autocast computes what it does on one rank.
+
+    Args:
+        model: A float32 Transformers model, the same on every rank.
+        training: Gives the parallelism.
+        accelerator: Gives device and ranks.
+    """
+    if accelerator.num_processes > 1 and training.parallelism == "fsdp2":
+        _shard(model, accelerator)
+    model.to(accelerator.device).eval()
+
+
+def _shard(
+    model: nn.Module,
+    accelerator: Accelerator,
+    dtype: torch.dtype | None = None,
+    *,
+    compiled: bool = False,
+) -> None:
     """Shard layer after layer: a device never holds more than one whole, or what is outside."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    half = torch.bfloat16 if training.precision == "bf16" else None
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in model.get_submodule(ModelShape.of(model).family.layers).children():
-        if training.compile:
+        if compiled:
             layer.compile()
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
