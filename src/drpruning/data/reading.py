@@ -5,6 +5,7 @@ import io
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -158,12 +159,12 @@ def load_dataset(source: HubDataset, label: str) -> Any:
         BadInput: there is none of that name, configuration and split, or it cannot be reached.
     """
     import datasets
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
 
-    if source.folder is None and source.name in FORMATS:  # `datasets` would read what lies here
+    name = source.name if source.folder is None else ""
+    # A format's name is that of a loader: `datasets` would read what lies in the current folder.
+    if name.isidentifier() and find_spec(f"datasets.packaged_modules.{name}"):
         raise BadInput(
-            f"{label}: {source.name} is no dataset but a format; name the files, a folder or a "
-            "dataset"
+            f"{label}: {name} is no dataset but a format; name the files, a folder or a dataset"
         )
     try:
         if source.folder is None:
