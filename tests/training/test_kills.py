@@ -82,22 +82,22 @@ def test_killed_run_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize(
-    ("moment", "count"),
+    ("moment", "counts"),
     [
-        ("preparing", 3),
-        pytest.param("export", 1, marks=pytest.mark.slow),
-        pytest.param("export", 2, marks=pytest.mark.slow),
-        pytest.param("evaluating", 1, marks=pytest.mark.slow),
-        pytest.param("reporting", 1, marks=pytest.mark.slow),
+        ("preparing", (3, 3)),
+        pytest.param("export", (1, 1), marks=pytest.mark.slow, id="pruned"),
+        pytest.param("export", (2, 1), marks=pytest.mark.slow, id="recovered"),
+        pytest.param("evaluating", (1, 1), marks=pytest.mark.slow),
+        pytest.param("reporting", (1, 1), marks=pytest.mark.slow),
     ],
 )
 def test_asked_to_stop_outside_of_training(
-    recipe_values: dict[str, Any], tmp_path: Path, moment: str, count: int
+    recipe_values: dict[str, Any], tmp_path: Path, moment: str, counts: tuple[int, int]
 ) -> None:
     for phase in ("prune", "pretrain"):
         recipe_values[phase]["steps"] = 2
     recipe = write(recipe_values, tmp_path / "recipe.yaml")
-    for number in ("SIGTERM", "SIGINT"):
+    for number, count in zip(("SIGTERM", "SIGINT"), counts, strict=True):
         asked = killed(recipe, moment, count, number)
         assert asked.returncode == 130, asked.stderr
         assert asked.stderr.strip() == "drprune: interrupted"
