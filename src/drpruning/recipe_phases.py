@@ -63,7 +63,7 @@ class Prune(Phase):
     """Peak learning rate of the Lagrange multipliers."""
     mask_samples: Count = 4
     """Parts of the global batch with mask noise of their own."""
-    initial_penalty: NonNegativeFloat = 1000.0
+    initial_penalty: NonNegativeFloat = 100.0
     """Quadratic multipliers at the start; the paper's 0 lets short runs miss their sparsities."""
     sparsity_warmup: Fraction = 0.2
     """Share of the steps over which the target sparsity rises from 0 to its final value."""

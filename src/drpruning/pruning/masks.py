@@ -24,7 +24,7 @@ Mode = Literal["sampled", "current", "target", "ones"]
 """Random masks; deterministic ones with as many zeros as expected now; deterministic ones with
 exactly the target's zeros; no masks."""
 
-INITIAL_PENALTY = 1000.0
+INITIAL_PENALTY = 100.0
 """Of the quadratic multipliers. The paper starts them at 0; they can only grow, by about their
 learning rate a step, so that in hundreds of steps they never reach what damps the masks."""
 
