@@ -142,6 +142,18 @@ def test_a_small_share_gets_its_block_in_time():
     assert mixture.realised_share == {"big": 0.99, "small": 0.01}
 
 
+def test_rounding_of_the_ratio_does_not_decide_between_equal_shares():
+    sizes = {"a": 100, "b": 100, "c": 100}
+    ratios = [
+        {"a": 0.8, "b": 0.1, "c": 0.1},
+        {"a": 0.8 + 3e-16, "b": 0.1 + 3e-17, "c": 0.1 - 3e-17},
+        {"a": 0.8 - 3e-16, "b": 0.1 - 3e-17, "c": 0.1 + 3e-17},
+    ]
+    for steps in (1, 2, 3, 7):
+        counts = [Mixture(sizes, 8, seed=0).plan_segment(r, steps).counts for r in ratios]
+        assert counts[0] == counts[1] == counts[2]
+
+
 def test_domains_are_spread_evenly_inside_a_segment():
     segment = Mixture(SIZES, global_batch=20, seed=2).plan_segment(RATIO, 30)
     counts = np.array([np.bincount(domain, minlength=3) for domain, _ in batches(segment)])

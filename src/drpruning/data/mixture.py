@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from drpruning.data.permutation import Indices, KeyedPermutations, key_of, keyed_hash
 
 _STATE_VERSION = 1
+_EQUAL_DIGITS = 9
 
 OnExhausted = Literal["repeat", "redistribute", "stop"]
 """What follows where a domain is used up: it starts again, reshuffled; its share goes to the others
@@ -311,10 +312,14 @@ def _within(
 
 
 def _apportion(wanted: NDArray[np.float64], total: int, most: NDArray[np.float64]) -> Indices:
-    """Whole numbers that sum to `total`, by largest remainder; never negative or above `most`."""
+    """Whole numbers that sum to `total`, by largest remainder; never negative or above `most`.
+
+    Equal remainders are common (domains at the floor), and must not be told apart by how the ratio
+    was rounded, which depends on the number of ranks.
+    """
     quota = np.maximum(np.floor(wanted), 0).astype(np.int64)
     while missing := total - int(quota.sum()):
-        order = np.argsort(wanted - quota, kind="stable")
+        order = np.argsort(np.round(wanted - quota, _EQUAL_DIGITS), kind="stable")
         if missing > 0:
             quota[order[quota[order] < most[order]][::-1][:missing]] += 1
         else:
