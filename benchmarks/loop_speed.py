@@ -15,6 +15,7 @@ TEXT_FOLDER has one folder a domain, with train.jsonl and validation.jsonl.
 
 import argparse
 import json
+import queue
 import resource
 import statistics
 import subprocess
@@ -221,22 +222,33 @@ def in_turn(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         trainer.add_callback(OnStep(lambda: turns.stepped("trainer")))
         trainer.log = lambda *_, **__: None  # type: ignore[method-assign] # no lines in between
 
-        def train() -> None:
-            turns.begin("trainer")
-            trainer.train()
-            turns.finish("trainer")
-
-        other = threading.Thread(target=train, daemon=True)  # an error in the loop ends both
-        other.start()
-        turns.begin("loop")
-        loop.run()
-        turns.finish("loop")
-        other.join()
+        side_by_side(turns, {"loop": loop.run, "trainer": trainer.train})
         found["saving"] = [timed(lambda: save(loop)) for _ in range(5)]
         found["batches"] = [timed(lambda: fetch(loop)) for _ in range(5)]
         records = map(json.loads, (run.folder / "metrics.jsonl").open())
         found["evaluations"] = [r for r in records if r["kind"] == "eval"]
     return found | turns.seconds
+
+
+def side_by_side(turns: Turns, actions: dict[str, Callable[[], Any]]) -> None:
+    """Both in threads of their own: memory is handed out otherwise to the main thread."""
+    ends: queue.Queue[BaseException | None] = queue.Queue()
+
+    def act(name: str) -> None:
+        turns.begin(name)
+        try:
+            actions[name]()
+        except BaseException as error:
+            ends.put(error)
+        else:
+            ends.put(None)
+            turns.finish(name)
+
+    for name in actions:
+        threading.Thread(target=act, args=(name,), daemon=True).start()
+    for _ in actions:
+        if (error := ends.get()) is not None:
+            raise error
 
 
 def timed(function: Callable[[], None]) -> float:
