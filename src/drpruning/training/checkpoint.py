@@ -88,9 +88,8 @@ class Checkpoints:
 
         def begin() -> None:
             shutil.rmtree(temporary, ignore_errors=True)
-            self.folder.mkdir(
-                exist_ok=True
-            )  # not those above it: a run that has vanished is no run
+            # Not the folders above it: a run that has vanished is no run.
+            self.folder.mkdir(exist_ok=True)
             temporary.mkdir()
             sync(self.folder.parent)
 
