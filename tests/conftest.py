@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from spoiled import Place
+
 # Tests run side by side, a process a core: threads of torch would only wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -96,3 +98,13 @@ def recipe_values(model_folder: Path, text_folder: Path, tmp_path: Path) -> dict
         },
         "output": str(tmp_path / "run"),
     }
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, text_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    """A folder with all that a recipe names, and the current one."""
+    made = Place(tmp_path / "place", text_folder, model_folder)
+    monkeypatch.chdir(made.folder)
+    return made

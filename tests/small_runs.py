@@ -1,5 +1,6 @@
 """Recipes on disk, the command line in process, and what a run has logged."""
 
+import copy
 import json
 import os
 import subprocess
@@ -53,6 +54,21 @@ def run(values: dict[str, Any], *stages: str) -> Path:
     return this.folder
 
 
+def renamed(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same recipe with another output folder."""
+    other = copy.deepcopy(values)
+    other["output"] = str(Path(values["output"]).with_name(name))
+    return other
+
+
+def variant(values: dict[str, Any], name: str, **training: Any) -> dict[str, Any]:
+    """The same recipe with another output folder and training settings; the data are shared."""
+    other = renamed(values, name)
+    other["data"]["prepared"] = str(Path(values["output"]).with_name("data"))
+    other["training"].update(training)
+    return other
+
+
 def only_pretraining(values: dict[str, Any]) -> dict[str, Any]:
     """A recipe of the fixture `recipe_values` made to only continue pretraining."""
     del values["prune"], values["model"]["target"]
@@ -60,16 +76,23 @@ def only_pretraining(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def on_two_ranks(command: str, recipe: Path) -> None:
-    """Run a command on a recipe in two processes, one thread each."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "drpruning.cli", command, str(recipe)],
+def torchrun(
+    ranks: int, *command: str | Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in several processes, one thread each; conftest.py sees to the threads."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.run(
+        [sys.executable, *launch, *command],
         check=False,
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | environment,
     )
+
+
+def on_two_ranks(command: str, recipe: Path) -> None:
+    """Run a command on a recipe in two processes."""
+    done = torchrun(2, "-m", "drpruning.cli", command, recipe)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

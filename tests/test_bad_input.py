@@ -152,15 +152,6 @@ def test_refused_and_undone(
     assert place.tree() == before
 
 
-@pytest.fixture
-def place(
-    tmp_path: Path, text_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> Place:
-    made = Place(tmp_path / "place", text_folder, model_folder)
-    monkeypatch.chdir(made.folder)
-    return made
-
-
 def refused(place: Place, *words: str, command: str = "prepare") -> None:
     """The command says these words of the place, and leaves it as it was."""
     before = place.tree()
@@ -225,6 +216,7 @@ def test_a_place_that_cannot_be_written_to(
     (place / "locked").mkdir()
     monkeypatch.setattr(os, "access", lambda path, *_: Path(path).name != "locked")
     refused(place, f"{option}: locked cannot be written to", "name another folder")
+    assert not list((place / "locked").iterdir())
 
 
 def test_a_file_system_that_turns_out_to_be_read_only(
@@ -239,6 +231,7 @@ def test_a_file_system_that_turns_out_to_be_read_only(
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     refused(place, "out: Read-only file system", "name another place")
+    assert not (place / "out").exists()
 
 
 def test_what_was_refused_can_be_put_right_in_the_recipe_and_keeps_finished_domains(
@@ -274,6 +267,7 @@ def test_several_targets_are_undone_as_well(place: Place) -> None:
     place.save()
     place.write("numbers.jsonl", "[1]")
     refused(place, "numbers.jsonl:1", "JSON object", command="run")
+    assert not (place / "out").exists()
 
 
 def test_the_table_is_long_and_every_row_is_another() -> None:

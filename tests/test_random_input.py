@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,14 +24,9 @@ ODD = [
 TIMES = 200
 
 
-@pytest.fixture
-def place(
-    tmp_path: Path, text_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> Place:
-    made = Place(tmp_path / "place", text_folder, model_folder)
-    monkeypatch.chdir(made.folder)
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return made
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:

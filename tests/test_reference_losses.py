@@ -1,10 +1,7 @@
 """Reference losses from models: measured once, kept, compared, refused; and their command."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,16 @@ import torch
 import yaml
 
 from drpruning.recipe import load_recipe
-from small_runs import DOMAINS, FOUND, drprune, evaluations, only_pretraining, run, write
+from small_runs import (
+    DOMAINS,
+    FOUND,
+    drprune,
+    evaluations,
+    on_two_ranks,
+    only_pretraining,
+    run,
+    write,
+)
 
 
 def sized_model(folder: Path, model_folder: Path, hidden: int, spread: float) -> str:
@@ -339,11 +345,7 @@ def test_two_ranks_measure_what_one_does(
     one = run(pretraining, "pretrain")
     pretraining["output"] = str(tmp_path / "two")
     recipe = write(pretraining, tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node=2", "-m", "drpruning.cli", "pretrain", str(recipe)]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks("pretrain", recipe)
     there = [json.loads((f / "reference_loss.json").read_text()) for f in (one, tmp_path / "two")]
     for here, other in zip(there[0]["models"], there[1]["models"], strict=True):
         assert here["loss"] == pytest.approx(other["loss"], abs=1e-5)

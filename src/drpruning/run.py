@@ -18,12 +18,7 @@ from drpruning.console import Reporter
 from drpruning.data import PreparedData, prepare, tokenizer_digest
 from drpruning.errors import BadInput
 from drpruning.json_text import dumps
-from drpruning.planning import (
-    domain_sources,
-    plan_domains,
-    plan_run,
-    repetition_warnings,
-)
+from drpruning.planning import domain_sources, plan_domains, plan_run, repetition_warnings
 from drpruning.recipe import Prune, Recipe, parse_recipe, read_values
 from drpruning.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.report import load_run, render_table_text, results_table, write_report
@@ -256,8 +251,8 @@ class Run:
             return False
         self.reporter.line(f"{phase}: done already ({result})")
         if self.accelerator.is_main_process:
-            keep_every = self.recipe.training.checkpoint.keep_every
-            remove_checkpoints(self.folder / "checkpoints", phase, keep_every)
+            settings = self.recipe.training.checkpoint
+            remove_checkpoints(self.folder / "checkpoints", phase, settings)
         return True
 
     def prune(self) -> None:

@@ -234,9 +234,9 @@ def test_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
     shelf.save(*range(2, 15, 2))
     left = [4, 8, 12, 14]
     assert [int(p.name[-8:]) for p in list_checkpoints(tmp_path, "prune")] == left
-    remove_checkpoints(tmp_path, "prune", keep_every=4)
+    remove_checkpoints(tmp_path, "prune", Checkpoint(keep_every=4))
     assert [int(p.name[-8:]) for p in list_checkpoints(tmp_path, "prune")] == left[:3]
-    remove_checkpoints(tmp_path, "prune")
+    remove_checkpoints(tmp_path, "prune", Checkpoint())
     assert not shelf.names()
 
 
@@ -282,7 +282,7 @@ def test_full_disk_harms_nothing_and_the_next_save_is_made(
 class SecondRankFails:
     """Two ranks, as the first sees them; the other one's disk fails at the given agreement."""
 
-    is_main_process, device = True, torch.device("cpu")
+    is_main_process, num_processes, device = True, 2, torch.device("cpu")
 
     def __init__(self, at: int) -> None:
         self.left = at

@@ -4,9 +4,6 @@ import copy
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from drpruning.training import loop as loop_module
 from drpruning.training.loop import Loop
 from drpruning.training.optimization import step_unless
 from drpruning.training.skipping import StepNumbers
-from small_runs import altered_model, drprune, only_pretraining, run, write
+from small_runs import altered_model, drprune, only_pretraining, run, torchrun, variant, write
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 
@@ -37,13 +34,6 @@ def logged(folder: Path, *kinds: str) -> list[dict[str, Any]]:
         for record in records
         if not kinds or record["kind"] in kinds
     ]
-
-
-def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
-    other = copy.deepcopy(values)
-    other["output"] = str(Path(values["output"]).with_name(name))
-    other["data"]["prepared"] = str(Path(values["output"]).with_name("data"))
-    return other
 
 
 class Poison:
@@ -208,10 +198,25 @@ def test_a_checkpoint_that_is_due_at_a_skipped_step_follows_the_next_good_one(
     values["training"]["checkpoint"] = {"every_steps": 4, "keep": 9}
     poison(4, 5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drpruning.training.phases._remove_checkpoints", lambda *_: None)
+        patch.setattr("drpruning.training.phases.remove_checkpoints", lambda *_: None)
         folder = run(values, "pretrain")
     steps = sorted(int(path.name[-8:]) for path in (folder / "checkpoints").iterdir())
     assert steps == [6, 8, 9]
+
+
+def run_up_to(step: int, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continued pretraining that dies before a step."""
+    whole_step = Loop._train_step
+
+    def dying(loop: Loop) -> None:
+        if loop.step == step:
+            raise KeyboardInterrupt
+        whole_step(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_train_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(values, "pretrain")
 
 
 def test_skips_in_a_row_are_counted_across_log_lines_and_restarts(
@@ -223,17 +228,7 @@ def test_skips_in_a_row_are_counted_across_log_lines_and_restarts(
     poison(3, 5, 6, 7, 8, 10)
     whole = run(variant(values, "whole"), "pretrain")
     cut = variant(values, "cut")
-    poisoned_step = Loop._train_step
-
-    def dying(loop: Loop) -> None:
-        if loop.step == 7:
-            raise KeyboardInterrupt
-        poisoned_step(loop)
-
-    monkeypatch.setattr(Loop, "_train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(cut, "pretrain")
-    monkeypatch.setattr(Loop, "_train_step", poisoned_step)
+    run_up_to(7, cut, monkeypatch)
     assert logged(run(cut, "pretrain")) == logged(whole)
     one, two = (
         load_file(Path(v["output"]) / "model/model.safetensors")
@@ -327,10 +322,7 @@ def test_ranks_skip_together(
     recipe = write(two, tmp_path / "two.yaml")
     script = tmp_path / "poisoned.py"
     script.write_text(RANK_SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node=2", str(script), str(recipe)]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WRONG_RANK": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    done = torchrun(2, script, recipe, WRONG_RANK="1")
     assert done.returncode == 0, done.stderr[-3000:]
     folder = Path(two["output"])
     (mine,), (theirs,) = logged(one, "skip"), logged(folder, "skip")
@@ -456,17 +448,7 @@ def test_a_domain_that_runs_out_follows_its_rule(
 
     # Interrupted in the segment in which it runs out: the same in the end.
     cut = variant(values, "cut")
-    plain_step, moment = Loop._train_step, out["step"] - 2
-
-    def dying(loop: Loop) -> None:
-        if loop.step == moment:
-            raise KeyboardInterrupt
-        plain_step(loop)
-
-    monkeypatch.setattr(Loop, "_train_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(cut, "pretrain")
-    monkeypatch.setattr(Loop, "_train_step", plain_step)
+    run_up_to(out["step"] - 2, cut, monkeypatch)
     assert logged(run(cut, "pretrain")) == logged(folder)
 
 

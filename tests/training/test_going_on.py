@@ -1,11 +1,11 @@
 """Runs that go on: after damage and full disks, with another recipe, on other data."""
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from drpruning.training.checkpoint import list_checkpoints
 from drpruning.training.interruption import Interrupted, InterruptGuard
 from drpruning.training.loop import Loop
 from drpruning.training.metrics import JsonLines
-from small_runs import logged, only_pretraining, run, write
+from small_runs import logged, only_pretraining, renamed, run, write
 
 
 @pytest.fixture
@@ -33,12 +33,6 @@ def values(recipe_values: dict[str, Any]) -> dict[str, Any]:
     values["pretrain"].update(steps=8)
     values["training"]["checkpoint"] = {"every_steps": 2, "keep": 3}
     return values
-
-
-def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
-    other = json.loads(json.dumps(values))
-    other["output"] = str(Path(values["output"]).with_name(name))
-    return dict(other)
 
 
 class Killed(Exception):  # noqa: N818
@@ -69,11 +63,11 @@ def assert_same_outcome(folder: Path, whole: Path) -> None:
 def test_torn_checkpoint_costs_the_steps_since_the_one_before(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run(variant(values, "whole"), "pretrain")
-    folder = run_until(variant(values, "torn"), 7, monkeypatch)
+    whole = run(renamed(values, "whole"), "pretrain")
+    folder = run_until(renamed(values, "torn"), 7, monkeypatch)
     cut(folder / "checkpoints" / "pretrain-00000006" / "optimizer.safetensors")
     capsys.readouterr()
-    run(variant(values, "torn"), "pretrain")
+    run(renamed(values, "torn"), "pretrain")
     said = capsys.readouterr().out
     assert "pretrain-00000006 is passed over: optimizer.safetensors has" in said
     assert "going on from step 4" in said
@@ -83,7 +77,7 @@ def test_torn_checkpoint_costs_the_steps_since_the_one_before(
 def test_full_disk_in_a_run_is_one_line(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run(variant(values, "whole"), "pretrain")
+    whole = run(renamed(values, "whole"), "pretrain")
     plain_manifest, calls = checkpoint_module.write_manifest, []
 
     def full_at_first(*arguments: Any) -> None:
@@ -94,7 +88,7 @@ def test_full_disk_in_a_run_is_one_line(
 
     monkeypatch.setattr(checkpoint_module, "write_manifest", full_at_first)
     capsys.readouterr()
-    folder = run(variant(values, "full"), "pretrain")
+    folder = run(renamed(values, "full"), "pretrain")
     said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert len(said) == 1
     assert "pretrain 4: no checkpoint could be saved" in said[0]
@@ -106,7 +100,7 @@ def test_full_disk_in_a_run_is_one_line(
 def test_full_disk_at_the_very_end_is_an_error_and_then_goes_on(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(variant(values, "whole"), "pretrain")
+    whole = run(renamed(values, "whole"), "pretrain")
     plain_manifest = checkpoint_module.write_manifest
 
     def full_later(folder: Path, header: Mapping[str, Any]) -> None:
@@ -117,54 +111,54 @@ def test_full_disk_at_the_very_end_is_an_error_and_then_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_manifest", full_later)
         with pytest.raises(TrainingFailed, match=r"pretrain 8: .*No space.* is of step 4"):
-            run(variant(values, "full"), "pretrain")
-    folder = run(variant(values, "full"), "pretrain")
+            run(renamed(values, "full"), "pretrain")
+    folder = run(renamed(values, "full"), "pretrain")
     assert_same_outcome(folder, whole)
+
+
+@contextmanager
+def signals_while_saving(
+    monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Signals
+) -> Iterator[None]:
+    """In the block, the checkpoint of a step is interrupted by signals."""
+    plain_write = tensors.write_tensors
+
+    def write_interrupted(folder: Path, *arguments: Any) -> None:
+        plain_write(folder, *arguments)
+        if f"{step:08d}" in folder.name:
+            for number in numbers:
+                signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "write_tensors", write_interrupted)
+        yield
 
 
 def test_second_signal_leaves_at_once_and_loses_nothing_saved(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(variant(values, "whole"), "pretrain")
-    plain_write = tensors.write_tensors
-
-    def impatient(folder: Path, *arguments: Any) -> None:
-        plain_write(folder, *arguments)
-        if "00000004" in folder.name:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tensors, "write_tensors", impatient)
-        with pytest.raises(KeyboardInterrupt):
-            run(variant(values, "twice"), "pretrain")
-    folder = Path(variant(values, "twice")["output"])
+    whole = run(renamed(values, "whole"), "pretrain")
+    signals = signals_while_saving(monkeypatch, 4, signal.SIGTERM, signal.SIGINT)
+    with signals, pytest.raises(KeyboardInterrupt):
+        run(renamed(values, "twice"), "pretrain")
+    folder = Path(renamed(values, "twice")["output"])
     assert [p.name for p in list_checkpoints(folder / "checkpoints", "pretrain")] == [
         "pretrain-00000002"
     ]
-    run(variant(values, "twice"), "pretrain")
+    run(renamed(values, "twice"), "pretrain")
     assert_same_outcome(folder, whole)
 
 
 def test_signal_while_the_last_checkpoint_is_saved_is_not_forgotten(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(variant(values, "whole"), "pretrain")
-    plain_write = tensors.write_tensors
-
-    def late(folder: Path, *arguments: Any) -> None:
-        plain_write(folder, *arguments)
-        if "00000008" in folder.name:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tensors, "write_tensors", late)
-        with pytest.raises(Interrupted):
-            run(variant(values, "late"), "pretrain")
-    folder = Path(variant(values, "late")["output"])
+    whole = run(renamed(values, "whole"), "pretrain")
+    with signals_while_saving(monkeypatch, 8, signal.SIGTERM), pytest.raises(Interrupted):
+        run(renamed(values, "late"), "pretrain")
+    folder = Path(renamed(values, "late")["output"])
     assert list_checkpoints(folder / "checkpoints", "pretrain")[-1].name == "pretrain-00000008"
     assert not (folder / "model").exists()
-    run(variant(values, "late"), "pretrain")
+    run(renamed(values, "late"), "pretrain")
     assert_same_outcome(folder, whole)
 
 
@@ -297,7 +291,7 @@ def test_disk_that_is_really_full(values: dict[str, Any], tmp_path: Path) -> Non
     outside = ["unshare", "-rm", "sh", "-c", IN_A_SMALL_DISK, "sh", str(small)]
     if subprocess.run([*outside, "true"], check=False, capture_output=True).returncode:
         pytest.skip("this machine does not let a user mount a small disk")
-    whole = run(variant(values, "whole"), "pretrain")
+    whole = run(renamed(values, "whole"), "pretrain")
     folder = run(values, "prepare")
     (folder / "checkpoints").symlink_to(small)
     recipe = write(values, tmp_path / "recipe.yaml")

@@ -1,6 +1,5 @@
 """Attention and fused kernels that a recipe names: the same losses, or a clear refusal."""
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -15,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from drpruning.errors import BadInput
 from drpruning.pruning import ModelShape, attach_masks
 from drpruning.recipe import Training, parse_recipe
-from drpruning.run import Run
 from drpruning.training import load_model
 from drpruning.training.kernels import use_default_attention, use_kernels
+from small_runs import run, variant
 
 TOKENS = torch.arange(22).view(2, 11)
 
@@ -48,15 +47,9 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return patch
 
 
-def variant(values: dict[str, Any], name: str, **training: Any) -> Path:
+def both_phases(values: dict[str, Any], name: str, **training: Any) -> Path:
     """Both phases of the recipe under other settings; returns the run folder."""
-    other = copy.deepcopy(values)
-    other["output"] = str(Path(values["output"]).with_name(name))
-    other["data"]["prepared"] = str(Path(values["output"]).with_name("data"))
-    other["training"].update(training)
-    with Run(parse_recipe(other)).session("test") as this:
-        this.run(("prune", "pretrain"))
-    return this.folder
+    return run(variant(values, name, **training), "prune", "pretrain")
 
 
 def losses(folder: Path) -> list[float]:
@@ -73,7 +66,7 @@ def small(family: str) -> Any:
 
 @pytest.mark.slow
 def test_eager_attention_gives_the_losses_of_sdpa(recipe_values: dict[str, Any]) -> None:
-    folders = [variant(recipe_values, name, attention=name) for name in ("eager", "sdpa")]
+    folders = [both_phases(recipe_values, name, attention=name) for name in ("eager", "sdpa")]
     eager, sdpa = map(losses, folders)
     assert eager == pytest.approx(sdpa, abs=1e-4)
     for stage in ("pruned", "model"):
@@ -151,7 +144,7 @@ def test_masks_act_through_fused_norms(model_folder: Path) -> None:
 def test_run_with_fused_kernels_has_the_losses_of_the_plain_one(
     recipe_values: dict[str, Any],
 ) -> None:
-    folders = [variant(recipe_values, f"run-{fused}", liger=fused) for fused in (False, True)]
+    folders = [both_phases(recipe_values, f"run-{fused}", liger=fused) for fused in (False, True)]
     plain, fused = map(losses, folders)
     assert fused == pytest.approx(plain, abs=1e-4)
 

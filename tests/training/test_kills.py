@@ -1,6 +1,5 @@
 """The real command, killed at any moment and started again, ends as if nothing had happened."""
 
-import copy
 import os
 import random
 import signal
@@ -15,9 +14,10 @@ import torch
 from killed_command import MOMENTS
 from safetensors.torch import load_file
 
+from drpruning.errors import BadInput
 from drpruning.recipe import parse_recipe
 from drpruning.run import Run
-from small_runs import logged, run, write
+from small_runs import logged, renamed, run, torchrun, write
 
 HERE = Path(__file__).parent
 RESULTS = ("prune/plan.json", "prune/plans.jsonl", "prune/schedule.json")
@@ -25,12 +25,6 @@ WEIGHTS = ("prune/masks.safetensors", "pruned/model.safetensors", "model/model.s
 MOST = {"files": 60, "export": 2, "exported": 2, "reporting": 1}
 """How often a moment comes in one start at most, where that is not thrice."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
-    other = copy.deepcopy(values)
-    other["output"] = str(Path(values["output"]).with_name(name))
-    return other
 
 
 def start(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
@@ -65,8 +59,8 @@ def assert_equal_to_the_bit(folder: Path, whole: Path) -> None:
 def test_killed_run_ends_as_if_nothing_had_happened(
     recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = run(variant(recipe_values, "whole"), "prune", "pretrain")
-    values = variant(recipe_values, "killed")
+    whole = run(renamed(recipe_values, "whole"), "prune", "pretrain")
+    values = renamed(recipe_values, "killed")
     recipe = write(values, tmp_path / "killed.yaml")
     assert killed(recipe, "preparing", 3).returncode == -9
     assert killed(recipe, "manifest", 3).returncode == -9  # the checkpoint at step 15 of pruning
@@ -108,7 +102,7 @@ def test_asked_to_stop_outside_of_training(
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_twenty_kills_at_random_moments(recipe_values: dict[str, Any], tmp_path: Path) -> None:
-    whole = run(variant(recipe_values, "whole"), "prune", "pretrain")
+    whole = run(renamed(recipe_values, "whole"), "prune", "pretrain")
     rng = random.Random(5)
     moments = [*MOMENTS, *["files"] * (20 - len(MOMENTS))]
     rng.shuffle(moments)
@@ -116,7 +110,7 @@ def test_twenty_kills_at_random_moments(recipe_values: dict[str, Any], tmp_path:
     kills = runs = 0
     while moments:
         runs += 1
-        values = variant(recipe_values, f"killed{runs}")
+        values = renamed(recipe_values, f"killed{runs}")
         recipe = write(values, tmp_path / "killed.yaml")
         while True:
             moment = moments[0] if moments else "files"
@@ -135,14 +129,11 @@ def test_twenty_kills_at_random_moments(recipe_values: dict[str, Any], tmp_path:
 def test_other_numbers_of_ranks_go_on_with_the_same_data(
     recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = run(variant(recipe_values, "whole"), "prune", "pretrain")
-    values = variant(recipe_values, "ranks")
+    whole = run(renamed(recipe_values, "whole"), "prune", "pretrain")
+    values = renamed(recipe_values, "ranks")
     recipe = write(values, tmp_path / "ranks.yaml")
     assert killed(recipe, "step", 13).returncode == -9
-    both = start(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         HERE / "killed_command.py", "step", "17", "SIGKILL", "run", recipe]
-    )  # fmt: skip
+    both = torchrun(2, HERE / "killed_command.py", "step", "17", "SIGKILL", "run", recipe)
     assert both.returncode != 0
     assert "going on from step 10" in both.stdout, both.stderr
     folder = Path(values["output"])
@@ -172,7 +163,8 @@ def test_worker_that_outlives_a_killed_process_does_not_hold_its_folder(
                 os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(first, 0)
-    with this._lock():
+    refused = pytest.raises(BadInput, match="another process is working")
+    with this._lock(), refused, this._lock():
         pass
     os.close(write_end)
     os.close(read)

@@ -1,6 +1,5 @@
 """Whole runs of a tiny model: what comes out, accumulation, resuming, ranks."""
 
-import copy
 import itertools
 import json
 import signal
@@ -18,7 +17,7 @@ from drpruning.recipe import parse_recipe
 from drpruning.run import RESULTS, STAGES, Run
 from drpruning.training import Interrupted
 from drpruning.training.loop import Loop
-from small_runs import on_two_ranks
+from small_runs import on_two_ranks, variant
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 
@@ -32,14 +31,6 @@ def run(values: dict[str, Any], *stages: str) -> Path:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def variant(values: dict[str, Any], name: str, **training: Any) -> dict[str, Any]:
-    other = copy.deepcopy(values)
-    other["output"] = str(Path(values["output"]).with_name(name))
-    other["data"]["prepared"] = str(Path(values["output"]).with_name("data"))
-    other["training"].update(training)
-    return other
 
 
 def test_whole_run_leaves_what_the_documents_promise(recipe_values: dict[str, Any]) -> None:

@@ -120,8 +120,12 @@ def check_prepared_folder(folder: Path) -> None:
                 f"{label}: {folder} is not empty and holds no prepared data; give {label} another "
                 "folder, or empty it"
             )
-    elif any(name not in manifest["domains"] for name in manifest["identity"]["domains"]):
+    elif not _is_finished(manifest):
         check_folder(folder, label)
+
+
+def _is_finished(manifest: dict[str, Any]) -> bool:
+    return all(name in manifest["domains"] for name in manifest["identity"]["domains"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +148,7 @@ class _Job:
     def alone(self) -> Iterator[None]:
         """Keep other processes from preparing in the folder, unless all is there already."""
         found = read_manifest(self.folder)
-        if found and all(name in found["domains"] for name in found["identity"]["domains"]):
+        if found and _is_finished(found):
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)

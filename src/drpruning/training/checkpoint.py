@@ -21,6 +21,7 @@ from drpruning.console import Reporter
 from drpruning.errors import BadInput
 from drpruning.recipe import Checkpoint
 from drpruning.training.manifest import find_fault, write_manifest
+from drpruning.training.ranks import on_any_rank
 from drpruning.whole_file import sync
 
 VERSION = 1
@@ -63,9 +64,8 @@ class Checkpoints:
         if settings.every_minutes is None:
             return False
         minutes = (time.monotonic() - self._last) / 60
-        return self._on_any_rank(
-            self._accelerator.is_main_process and minutes >= settings.every_minutes
-        )
+        due = self._accelerator.is_main_process and minutes >= settings.every_minutes
+        return on_any_rank(self._accelerator, due)
 
     def save(
         self, step: int, state: Callable[[], Mapping[str, Any]], write: Callable[[Path], None]
@@ -171,13 +171,9 @@ class Checkpoints:
             action()
         except OSError as error:
             own = error
-        if self._on_any_rank(own is not None):
+        if on_any_rank(self._accelerator, own is not None):
             return own or OSError("another rank could not write its part")
         return None
-
-    def _on_any_rank(self, here: bool) -> bool:  # noqa: FBT001 - an answer, not an option
-        flag = torch.tensor(float(here), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(flag).item())
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -199,11 +195,11 @@ def step_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def remove_checkpoints(folder: Path, phase: str, keep_every: int | None = None) -> None:
+def remove_checkpoints(folder: Path, phase: str, settings: Checkpoint) -> None:
     """Drop a phase's checkpoints, once its result is safe, but those that stay for good."""
     _remove_unfinished(folder, phase)
     for path in list_checkpoints(folder, phase):
-        if not _stays(path, keep_every):
+        if not _stays(path, settings.keep_every):
             discard(path)
 
 

@@ -36,7 +36,7 @@ from drpruning.training.optimization import (
     step_unless,
 )
 from drpruning.training.parallel import DistributedModel, clip_gradients
-from drpruning.training.ranks import agreed_ratio
+from drpruning.training.ranks import agreed_ratio, on_any_rank
 from drpruning.training.skipping import StepNumbers, failure_text, skipped_text
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
@@ -161,7 +161,7 @@ class Loop:
                 if self.evaluated < self.step and self.step == self._segment_end():
                     self._evaluate(task)
                 self.seconds["total"] = time.monotonic() - start
-                stop = self.on_any_rank(guard.requested)
+                stop = on_any_rank(self.accelerator, guard.requested)
                 done = self.step == total or self.stopped is not None
                 last = done or stop
                 if self.step > self.saved and (last or self._is_due()):
@@ -208,13 +208,6 @@ class Loop:
             versions=provenance.versions(),
             commit=provenance.commit(),
         )
-
-    def on_any_rank(self, here: bool) -> bool:  # noqa: FBT001 - an answer, not an option
-        """Whether it is so on any rank; every rank gets the same answer."""
-        if self.accelerator.num_processes == 1:
-            return here
-        flag = torch.tensor(float(here), device=self.device)
-        return bool(self.accelerator.reduce(flag).item())
 
     def _segment_end(self) -> int:
         return 0 if self.segment is None else self.evaluated + self.segment.steps

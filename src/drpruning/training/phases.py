@@ -188,7 +188,7 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
         _write_schedule(folder / "prune" / "schedule.json", loop)
         card = model_card(recipe, ModelShape.of(exported), stage="pruned")
         save_model(exported, recipe.model.tokenizer_source, folder / "pruned", card)
-        _remove_checkpoints(recipe, "prune")
+        remove_checkpoints(folder / "checkpoints", "prune", recipe.training.checkpoint)
         reporter.line(str(plan))
         reporter.line(f"pruned model: {folder / 'pruned'}")
     accelerator.wait_for_everyone()
@@ -222,14 +222,9 @@ def pretrain(
         card = model_card(recipe, ModelShape.of(trained), stage="model")
         tokenizer = source if recipe.prune is not None else recipe.model.tokenizer_source
         save_model(trained, tokenizer, folder / "model", card)
-        _remove_checkpoints(recipe, "pretrain")
+        remove_checkpoints(folder / "checkpoints", "pretrain", recipe.training.checkpoint)
         reporter.line(f"trained model: {folder / 'model'}")
     accelerator.wait_for_everyone()
-
-
-def _remove_checkpoints(recipe: Recipe, phase: str) -> None:
-    keep_every = recipe.training.checkpoint.keep_every
-    remove_checkpoints(Path(recipe.output) / "checkpoints", phase, keep_every)
 
 
 def _take_over(

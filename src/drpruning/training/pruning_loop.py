@@ -18,6 +18,7 @@ from drpruning.scheduling import Policy
 from drpruning.training.loop import Loop, Setting
 from drpruning.training.metrics import JsonLines
 from drpruning.training.optimization import step_seed
+from drpruning.training.ranks import on_any_rank
 from drpruning.training.stopping import deviation_text, is_settled, stop_reason
 from drpruning.training.tensors import storage_errors
 from drpruning.training.validation import autocast
@@ -117,7 +118,8 @@ class PruningLoop(Loop):
             plan = json.loads(self.masked.plan().to_json())
             self.plans.write({"step": self.step, "plan": plan})
         stop = self.masking.stop
-        if stop and self.step < self.masking.steps and self.on_any_rank(self._is_settled(stop)):
+        going_on = self.step < self.masking.steps
+        if stop and going_on and on_any_rank(self.accelerator, self._is_settled(stop)):
             self.stopped = stop_reason(stop)
         self._report_deviation()
 
