@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from drpruning.data import Blocks, DomainBlocks, DomainCounts, Mixture, PreparedData
+from drpruning.data import DomainBlocks, DomainCounts, Mixture, PreparedData, TokenBlocks
 
 SHARES = {
     "cc": 0.67,
@@ -59,7 +59,7 @@ def write(args: argparse.Namespace, folder: Path) -> PreparedData:
         tokens = rng.integers(0, 4096, (round(share * args.blocks), length), dtype=np.uint16)
         file = folder / f"{name}.bin"
         file.write_bytes(tokens.tobytes())
-        blocks = Blocks(file, length, "uint16")
+        blocks = TokenBlocks(file, length, "uint16")
         counts = DomainCounts(**dict.fromkeys(DomainCounts.__dataclass_fields__, 0))
         found[name] = DomainBlocks(name=name, train=blocks, validation=blocks, counts=counts)
         table = datasets.Dataset.from_dict({"input_ids": tokens}, features=row)

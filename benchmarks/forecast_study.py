@@ -25,9 +25,10 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from drpruning.scheduling import DRPruning, LossForecast, fit_loss_curves, robust
+from drpruning.scheduling import DRPruning, LossForecast, fit_loss_curves
+from drpruning.scheduling import dro_policies as robust
 from drpruning.scheduling.curve_fit import Curves, fit_curves
-from drpruning.scheduling.robust import ReferenceRule
+from drpruning.scheduling.dro_policies import ReferenceRule
 
 Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]

@@ -33,11 +33,13 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from drpruning.data import Mixture, PreparedData
+from drpruning.models.loading import load_model
+from drpruning.pipeline.run import Run
 from drpruning.recipe import Recipe, parse_recipe
-from drpruning.run import Run
-from drpruning.training import load_model, phase_policy
+from drpruning.runs.policy import phase_policy
+from drpruning.training.context import TrainerContext
 from drpruning.training.identity import run_identity
-from drpruning.training.loop import Loop, Setting
+from drpruning.training.trainer import Trainer as PhaseTrainer
 
 LOG_EVERY = 10
 PRUNING_EVALUATES_EVERY = 50
@@ -127,7 +129,7 @@ class Turns:
         self._gates[name if other in self._over else other].release()
 
 
-class TimedLoop(Loop):
+class TimedLoop(PhaseTrainer):
     """The loop; its turn goes from the start of a step to that of the next one."""
 
     on_step: Callable[[], None] = staticmethod(lambda: None)
@@ -147,18 +149,18 @@ def make_loop(args: argparse.Namespace, run: Run) -> TimedLoop:
     phase = run.recipe.pretrain
     assert phase is not None
     model = load_model(str(args.model))
-    setting = Setting(
-        phase,
-        run.recipe.training,
-        run.data,
-        run.folder,
-        run.accelerator,
-        run.reporter,
-        run_identity(run.recipe, run.data, "pretrain"),
+    context = TrainerContext(
+        settings=phase,
+        training=run.recipe.training,
+        data=run.data,
+        folder=run.files,
+        accelerator=run.accelerator,
+        reporter=run.reporter,
+        identity=run_identity(run.recipe, run.data, "pretrain"),
     )
     sizes = {name: len(domain.train) for name, domain in run.data.domains.items()}
     policy = phase_policy(run.recipe, phase, sum(p.numel() for p in model.parameters()))
-    return TimedLoop(setting, model, policy, Mixture(sizes, phase.global_batch, 0))
+    return TimedLoop(context, model, policy, Mixture(sizes, phase.global_batch, 0))
 
 
 class TrainBlocks(Dataset):  # type: ignore[type-arg]
@@ -257,12 +259,12 @@ def timed(function: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def save(loop: Loop) -> None:
+def save(loop: PhaseTrainer) -> None:
     loop.step += 1
     loop._save(last=True)
 
 
-def fetch(loop: Loop) -> None:
+def fetch(loop: PhaseTrainer) -> None:
     """Plan a segment of pruning's default length and read all its batches."""
     segment = loop.mixture.plan_segment(loop.ratio, PRUNING_EVALUATES_EVERY)
     for index in range(segment.steps):

@@ -3,12 +3,14 @@
 import json
 import os
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spoiled import Place
+from helpers.fake_run import DOMAINS, FakeRun
+from helpers.spoiled import Place
 
 # Tests run side by side, a process a core: threads of torch would only wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -108,3 +110,21 @@ def place(
     made = Place(tmp_path / "place", text_folder, model_folder)
     monkeypatch.chdir(made.folder)
     return made
+
+
+@pytest.fixture
+def fake_run(tmp_path: Path) -> Callable[..., FakeRun]:
+    """Make an empty run folder under the test's own directory."""
+
+    def make(
+        name: str = "demo", domains: Sequence[str] = DOMAINS, *, policy: str = "drpruning"
+    ) -> FakeRun:
+        return FakeRun(tmp_path / name, domains, policy=policy)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def complete_run(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
+    """A finished run of both phases; tests read it and leave it as it is."""
+    return FakeRun(tmp_path_factory.mktemp("runs") / "demo").everything()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning import recipe
+from drpruning.recipe import schema as recipe
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [

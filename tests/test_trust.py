@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drpruning.errors import BadInput
-from drpruning.planning import plan_run
+from drpruning.common.errors import BadInput
+from drpruning.pipeline.preflight import plan_run
 from drpruning.recipe import parse_recipe
-from spoiled import Place
+from helpers.spoiled import Place
 
 PICKLES = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "state.pkl", "rng.npy")
 CODE = (
@@ -40,14 +40,14 @@ def watch(event, details):
 os.chdir(folder)
 sys.path.append(folder)  # what lies there could be imported, were it ever asked for
 sys.addaudithook(watch)
-from drpruning.cli import app
-from drpruning.training.loop import Loop
+from drpruning.cli.commands import app
+from drpruning.training.trainer import Trainer
 if stop := os.environ.get("STOP_AFTER"):
-    step = Loop._train_step
+    step = Trainer._train_step
     def train_step(self, *given, **named):
         os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *given, **named)
-    Loop._train_step = train_step
+    Trainer._train_step = train_step
 status = []
 for words in arguments:
     try:
@@ -164,7 +164,7 @@ def test_a_plan_warns_of_code_that_a_model_names(
 def test_an_index_cannot_lead_to_pickles(
     tmp_path: Path, text_folder: Path, model_folder: Path, field: str
 ) -> None:
-    from drpruning.training import load_model
+    from drpruning.models.loading import load_model
 
     marker = tmp_path / "ran"
     place = Place(tmp_path / "place", text_folder, model_folder)

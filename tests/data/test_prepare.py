@@ -14,10 +14,11 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from drpruning.data import Blocks, DomainSource, PreparedData, prepare, preparing
-from drpruning.data.reading import Rows
-from drpruning.errors import BadInput
-from drpruning.whole_file import locked
+from drpruning.common.errors import BadInput
+from drpruning.common.files import folder_lock
+from drpruning.data import DomainSource, PreparedData, TokenBlocks, prepare
+from drpruning.data import preparation as preparing
+from drpruning.data.readers import RowReader
 
 WORDS = [f"w{number}" for number in range(200)]
 EOS = 1
@@ -223,9 +224,11 @@ def test_domains_of_one_source_are_told_apart_and_read_once(tokenizer, tmp_path,
     path = tmp_path / "all.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
     opened = []
-    parquet_rows = Rows._parquet_rows
+    parquet_rows = RowReader._parquet_rows
     monkeypatch.setattr(
-        Rows, "_parquet_rows", lambda self, f, raw: opened.append(f) or parquet_rows(self, f, raw)
+        RowReader,
+        "_parquet_rows",
+        lambda self, f, raw: opened.append(f) or parquet_rows(self, f, raw),
     )
     data = run(
         tokenizer,
@@ -288,7 +291,7 @@ def test_prepared_data_is_not_read_again(tokenizer, tmp_path, monkeypatch):
     shutil.move(tmp_path / "a.jsonl", tmp_path / "elsewhere.jsonl")
     (tmp_path / "moved").mkdir()
     shutil.copy(tmp_path / "elsewhere.jsonl", tmp_path / "moved/a.jsonl")
-    monkeypatch.setattr(preparing, "Rows", None)
+    monkeypatch.setattr(preparing, "RowReader", None)
     again = run(tokenizer, tmp_path / "out", source(tmp_path / "moved/a.jsonl"))
     assert again.fingerprint == first.fingerprint == PreparedData.open(tmp_path / "out").fingerprint
     assert again.summary() == first.summary()
@@ -302,7 +305,7 @@ def test_interrupted_preparation_goes_on_with_the_rest(tokenizer, tmp_path, monk
     ]
     reference = run(tokenizer, tmp_path / "reference", *domains)
     read = []
-    file_rows = Rows._file_rows
+    file_rows = RowReader._file_rows
 
     def interrupted_in_b(self, file):
         read.append(file.stem)
@@ -311,7 +314,7 @@ def test_interrupted_preparation_goes_on_with_the_rest(tokenizer, tmp_path, monk
                 raise KeyboardInterrupt
             yield row
 
-    monkeypatch.setattr(Rows, "_file_rows", interrupted_in_b)
+    monkeypatch.setattr(RowReader, "_file_rows", interrupted_in_b)
     with pytest.raises(KeyboardInterrupt):
         run(tokenizer, tmp_path / "out", *domains)
     with pytest.raises(BadInput, match=r"not complete \(b, c missing\)"):
@@ -474,12 +477,12 @@ def test_only_one_process_prepares_in_a_folder(tokenizer, tmp_path):
     domain, out = source(write(tmp_path / "a.jsonl", texts(100))), tmp_path / "out"
     out.mkdir()
     with (
-        locked(out, "mine"),
+        folder_lock(out, "mine"),
         pytest.raises(BadInput, match=r"data\.prepared: another process is preparing data in"),
     ):
         run(tokenizer, out, domain)
     run(tokenizer, out, domain)
-    with locked(out, "mine"):  # what is complete, anyone may use
+    with folder_lock(out, "mine"):  # what is complete, anyone may use
         run(tokenizer, out, domain)
 
 
@@ -504,6 +507,6 @@ def test_blocks_that_are_not_whole_are_refused(surplus, tmp_path):
     file = tmp_path / "train.bin"
     file.write_bytes(bytes(3 * 16 * 2 + surplus))
     with pytest.raises(BadInput, match="cut off"):
-        Blocks(file, 16, "uint16")
+        TokenBlocks(file, 16, "uint16")
     file.write_bytes(bytes(3 * 16 * 2))
-    assert len(Blocks(file, 16, "uint16")) == 3
+    assert len(TokenBlocks(file, 16, "uint16")) == 3

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from drpruning.common.errors import BadInput
 from drpruning.data import DomainSource, check_sources, estimate_tokens
-from drpruning.errors import BadInput
 
 
 @pytest.fixture

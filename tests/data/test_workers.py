@@ -8,13 +8,13 @@ import time
 
 import pytest
 
+from drpruning.common.errors import BadInput
 from drpruning.data.workers import worker_processes
-from drpruning.errors import BadInput
 
 PARENT = """
 import multiprocessing, time
 from drpruning.data.workers import worker_processes
-from drpruning.training.interruption import interrupt_on_signals
+from drpruning.cli.app import interrupt_on_signals
 interrupt_on_signals()
 try:
     with worker_processes(3) as pool:

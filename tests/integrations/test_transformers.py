@@ -26,7 +26,7 @@ from tiny_trainer import (
 )
 from transformers import TrainerCallback
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.integrations.transformers import DomainSchedulingCallback
 from drpruning.scheduling import Constant
 

@@ -23,8 +23,8 @@ from tiny_trainer import (
 )
 from trl import SFTTrainer
 
+from drpruning.common.errors import BadInput
 from drpruning.data import Segment
-from drpruning.errors import BadInput
 
 NAMES = list(SHARES)
 

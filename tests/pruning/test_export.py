@@ -6,7 +6,7 @@ import torch
 from tiny_models import CASES, TARGETS, TOKENS, VARIANTS, masked, targets_of, tiny
 from transformers import AutoModelForCausalLM
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.pruning import ExportError, ModelShape, PruningPlan, apply_plan
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

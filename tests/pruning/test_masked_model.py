@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import CASES, TARGETS, TOKENS, VARIANTS, masked, targets_of, tiny
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.pruning import ModelShape, attach_masks, hard_concrete
-from drpruning.pruning.gating import GatedWeight
+from drpruning.pruning.gates import GatedWeight
 from drpruning.pruning.masks import INITIAL_PENALTY
 
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from drpruning.memory import estimate_memory
+from drpruning.models.memory import estimate_memory
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.pruning.surgery import slice_parameters
 from drpruning.recipe import Training

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import VARIANTS, tiny
 from transformers import LlamaConfig
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.pruning import FAMILIES, ModelShape
 
 LLAMA_7B = {

@@ -13,11 +13,12 @@ from xml.etree import ElementTree as ET
 import pytest
 from parsed_page import Page, line_of, points_of, report
 
-from drpruning.errors import BadInput
-from drpruning.report import load_run, results_table, write_report
+from drpruning.common.errors import BadInput
+from drpruning.report import results_table, write_report
 from drpruning.report.formats import ranges
 from drpruning.report.page import run_labels
 from drpruning.report.table import format_perplexity
+from drpruning.runs.records import load_run
 
 MakeRun = Callable[..., Any]
 PHASE_FIGURES = (
@@ -320,7 +321,7 @@ def test_a_page_that_fails_at_last_leaves_the_one_before(
     def full(path: Path, _: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("drpruning.report.page.write_whole", full)
+    monkeypatch.setattr("drpruning.report.page.atomic_write", full)
     with pytest.raises(BadInput, match="No space left on device"):
         write_report([complete_run.folder], output)
     assert output.read_text() == "the one before"

@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 from parsed_page import Page, line_of, report
 
-from drpruning.json_text import dumps
-from drpruning.report import load_run
-from drpruning.report.decision import LastDecision, last_decision
-from drpruning.report.held_back import held_back, steps_text, what_follows
+from drpruning.common.files import dumps
+from drpruning.report.decision import (
+    LastDecision,
+    last_decision,
+    skipped_updates,
+    skipped_updates_note,
+    steps_text,
+)
+from drpruning.runs.records import load_run
 from drpruning.scheduling import make_policy
 
 MakeRun = Callable[..., Any]
@@ -156,7 +161,7 @@ def test_every_policy_says_what_it_knows(
 
 def test_held_back_covers_the_log(steered: PolicyRun) -> None:
     run = load_run(steered.folder)
-    lines = held_back(run.phases["pretrain"], run.domains)
+    lines = skipped_updates(run.phases["pretrain"], run.domains)
     logged = {
         (what, name, record["step"])
         for record in steered.evals
@@ -192,7 +197,7 @@ def test_a_refused_forecast_leaves_what_the_log_says_it_left(
             for name in record["explanation"].get("refused", {})
         ]
         assert any(known) == makes_do
-        text = what_follows(load_run(run.folder).phases["pretrain"])
+        text = skipped_updates_note(load_run(run.folder).phases["pretrain"])
         assert ("goes by the smallest loss seen" in text) == makes_do
         assert ("leaves a domain without a reference loss" in text) == (not all(known))
         assert text in " ".join(report(run).text.split())
@@ -222,7 +227,7 @@ def test_many_domains_and_evaluations_stay_small(fake_run: MakeRun) -> None:
         explanation = point["explanation"] | {"refused": refused}
         run.append(point | {"step": step, "explanation": explanation})
     record = load_run(run.folder)
-    lines = held_back(record.phases["prune"], record.domains)
+    lines = skipped_updates(record.phases["prune"], record.domains)
     assert [line.what for line in lines] == ["Forecast not used"] * 2
     assert sum(len(line.why) + len(line.where) for line in lines) < 3000
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from drpruning.report import Table, load_run, render_table_text, results_table
-from drpruning.report.table import format_perplexity
+from drpruning.report import render_table_text, results_table
+from drpruning.report.table import Table, format_perplexity
+from drpruning.runs.records import load_run
 
 MakeRun = Callable[..., Any]
 

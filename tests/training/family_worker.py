@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pruning"))
 from tiny_models import TOKENS, VARIANTS, masked, targets_of, tiny
 
 from drpruning.pruning import MaskedModel
-from drpruning.training.parallel import DistributedModel, clip_gradients, place_for_evaluation
+from drpruning.training.distributed import DistributedModel, clip_gradients, place_for_evaluation
 from drpruning.training.validation import autocast, language_modelling_loss
 
 LIMIT = 0.5
@@ -54,7 +54,7 @@ def check(variant: str, accelerator: Accelerator) -> None:
     torch.testing.assert_close(*norms, rtol=1e-6, atol=0)
     again = clip_gradients(two.parameters.values(), LIMIT)
     torch.testing.assert_close(again, torch.tensor(LIMIT), rtol=1e-5, atol=0)
-    whole = [distributed.whole() for distributed in (one, two)]
+    whole = [distributed.gather() for distributed in (one, two)]
     if accelerator.is_main_process:
         states = [w.export().state_dict() for w in whole]
         assert states[0].keys() == states[1].keys()

@@ -10,18 +10,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-LOOP = "drpruning.training.loop"
+LOOP = "drpruning.training.trainer"
 CHECKPOINT = "drpruning.training.checkpoint"
 PHASES = "drpruning.training.phases"
 
 MOMENTS = {
-    "preparing": ("drpruning.data.preparing", "_write", "before"),
-    "prepared": ("drpruning.data.preparing", "write_manifest", "after"),
-    "step": (LOOP, "Loop._train_step", "after"),
-    "micro-batch": (LOOP, "Loop._backward", "after"),
+    "preparing": ("drpruning.data.preparation", "_write", "before"),
+    "prepared": ("drpruning.data.preparation", "write_manifest", "after"),
+    "step": (LOOP, "Trainer._train_step", "after"),
+    "micro-batch": (LOOP, "Trainer._backward", "after"),
     "evaluation": (LOOP, "domain_losses", "after"),
-    "decision": (LOOP, "Loop.after_evaluation", "after"),
-    "line": ("drpruning.training.metrics", "JsonLines.write", "torn"),
+    "decision": (LOOP, "Trainer.after_evaluation", "after"),
+    "line": ("drpruning.runs.log", "JsonLines.write", "torn"),
     "tensors": ("drpruning.training.tensors", "write_tensors", "after"),
     "manifest": (CHECKPOINT, "write_manifest", "after"),
     "publishing": (CHECKPOINT, "publish", "before"),
@@ -29,8 +29,8 @@ MOMENTS = {
     "dropping": (CHECKPOINT, "discard", "renamed"),
     "export": (PHASES, "model_card", "before"),
     "exported": (PHASES, "save_model", "after"),
-    "evaluating": ("drpruning.evaluation", "evaluate_perplexity", "before"),
-    "reporting": ("drpruning.report", "write_report", "before"),
+    "evaluating": ("drpruning.training.perplexity", "evaluate_perplexity", "before"),
+    "reporting": ("drpruning.pipeline.run", "write_report", "before"),
 }
 """Name -> module, what is called there, and when in the call the moment is."""
 

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from drpruning.console import Task
-from drpruning.process_end import end_with
+from drpruning.cli.app import run_and_exit
+from drpruning.common.console import Task
+from drpruning.pipeline.run import Run
 from drpruning.recipe import parse_recipe
-from drpruning.run import Run
-from drpruning.training.loop import Loop
+from drpruning.training.trainer import Trainer
 
 REASON = "the disk of this rank is on fire"
-plain_step, plain_evaluation = Loop._train_step, Loop._evaluate
+plain_step, plain_evaluation = Trainer._train_step, Trainer._evaluate
 
 
 class Left(Exception):  # noqa: N818
@@ -30,11 +30,11 @@ def do(job: dict[str, Any]) -> None:
     """One job; every rank writes the ratios that it held to ratios-RANK.json in the run folder."""
     ratios: list[dict[str, float]] = []
 
-    def evaluate(loop: Loop, task: Task) -> None:
+    def evaluate(loop: Trainer, task: Task) -> None:
         plain_evaluation(loop, task)
         ratios.append(loop.ratio)
 
-    def step(loop: Loop) -> None:
+    def step(loop: Trainer) -> None:
         phase, at, rank, how = job.get("ends", (None,) * 4)
         if (loop.phase, loop.step) == (phase, at):
             if how == "leave":
@@ -48,14 +48,14 @@ def do(job: dict[str, Any]) -> None:
         plain_step(loop)
 
     run = Run(parse_recipe(job["values"]))
-    Loop._train_step, Loop._evaluate = step, evaluate
+    Trainer._train_step, Trainer._evaluate = step, evaluate
     try:
         with run.session("test") as this:
             this.run(["prepare", *this.recipe.phases])
     except Left:
         pass
     finally:
-        Loop._train_step, Loop._evaluate = plain_step, plain_evaluation
+        Trainer._train_step, Trainer._evaluate = plain_step, plain_evaluation
     rank = run.accelerator.process_index
     (run.folder / f"ratios-{rank}.json").write_text(json.dumps(ratios))
 
@@ -66,4 +66,4 @@ def do_all() -> None:
 
 
 if __name__ == "__main__":
-    end_with(do_all)
+    run_and_exit(do_all)

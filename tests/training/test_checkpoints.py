@@ -12,22 +12,23 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from file_faults import FULL, content, cut, failing, flip
 from rich.console import Console
 from torch import nn
 
-from drpruning.console import Reporter
-from drpruning.errors import BadInput
+from drpruning.common.console import Reporter
+from drpruning.common.errors import BadInput
 from drpruning.recipe import Checkpoint
 from drpruning.training import checkpoint as checkpoint_module
-from drpruning.training import manifest, tensors
+from drpruning.training import checkpoint as manifest
+from drpruning.training import tensors
 from drpruning.training.checkpoint import (
-    Checkpoints,
+    CheckpointManager,
     list_checkpoints,
     read_state,
     remove_checkpoints,
 )
 from drpruning.training.tensors import read_tensors, write_tensors
+from helpers.file_faults import FULL, content, cut, failing, flip
 
 Spoil = Callable[[Path], None]
 
@@ -39,7 +40,7 @@ class Shelf:
         self.text = io.StringIO()
         reporter = Reporter(console=Console(file=self.text, width=500))
         self.folder = folder
-        self.kept = Checkpoints(
+        self.kept = CheckpointManager(
             folder, "prune", Checkpoint(**settings), Accelerator(cpu=True), reporter
         )
         self.layer = nn.Linear(40, 30)
@@ -74,7 +75,7 @@ class Shelf:
 def test_what_is_read_is_what_was_written_to_the_bit(tmp_path: Path) -> None:
     one, two = Shelf(tmp_path), Shelf(tmp_path)
     assert one.save(1, 2, 3, state={"ratio": {"a": 1 / 3}}) is None
-    path = two.kept.newest()
+    path = two.kept.latest()
     assert path is not None
     assert read_state(path) == {"step": 3, "ratio": {"a": 1 / 3}}
     read_tensors(path, two.parameters, two.optimizer)
@@ -171,7 +172,7 @@ def test_the_last_good_one_is_used_and_one_line_says_why(
     spoil(bad)
     before = content(tmp_path)
     shelf = Shelf(tmp_path)
-    assert shelf.kept.newest() == good
+    assert shelf.kept.latest() == good
     (line,) = shelf.lines()
     assert line.startswith("warning: checkpoint prune-00000003 is passed over: ")
     assert re.search(words, line)
@@ -183,17 +184,17 @@ def test_every_newer_one_that_is_bad_gets_a_line(tmp_path: Path) -> None:
     cut(tmp_path / "prune-00000002" / "state.json")
     (tmp_path / "prune-00000003" / "weights.safetensors").unlink()
     shelf = Shelf(tmp_path)
-    assert shelf.kept.newest() == tmp_path / "prune-00000001"
+    assert shelf.kept.latest() == tmp_path / "prune-00000001"
     assert len(shelf.lines()) == 2
 
 
 def test_vanished_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
     Shelf(tmp_path).save(1, 2)
     shutil.rmtree(tmp_path / "prune-00000002")
-    assert Shelf(tmp_path).kept.newest() == tmp_path / "prune-00000001"
+    assert Shelf(tmp_path).kept.latest() == tmp_path / "prune-00000001"
     shutil.rmtree(tmp_path)
     shelf = Shelf(tmp_path)
-    assert shelf.kept.newest() is None
+    assert shelf.kept.latest() is None
     assert shelf.save(7) is None
 
 
@@ -204,7 +205,7 @@ def test_no_good_one_left_is_an_error_and_not_a_start_from_scratch(tmp_path: Pat
     before = content(tmp_path)
     for _ in range(2):
         with pytest.raises(BadInput, match=r"no checkpoint .* whole .*weights.*remove .*prune-\*"):
-            Shelf(tmp_path).kept.newest()
+            Shelf(tmp_path).kept.latest()
     assert content(tmp_path) == before
 
 
@@ -212,7 +213,7 @@ def test_what_a_crash_left_unfinished_is_removed(tmp_path: Path) -> None:
     Shelf(tmp_path).save(1)
     for name in (".prune-00000002.partial", ".prune-00000000.old", ".pretrain-00000002.partial"):
         (tmp_path / name).mkdir()
-    assert Shelf(tmp_path).kept.newest() == tmp_path / "prune-00000001"
+    assert Shelf(tmp_path).kept.latest() == tmp_path / "prune-00000001"
     assert Shelf(tmp_path).names() == [".pretrain-00000002.partial", "prune-00000001"]
 
 
@@ -221,10 +222,10 @@ def test_bad_ones_do_not_count_among_those_that_are_kept(tmp_path: Path) -> None
     for step in (3, 4):
         cut(tmp_path / f"prune-0000000{step}" / "weights.safetensors")
     shelf = Shelf(tmp_path, keep=2)
-    assert shelf.kept.newest() == tmp_path / "prune-00000002"
+    assert shelf.kept.latest() == tmp_path / "prune-00000002"
     shelf.save(3)  # replaces the bad one
     assert shelf.names() == ["prune-00000002", "prune-00000003", "prune-00000004"]
-    assert Shelf(tmp_path).kept.newest() == tmp_path / "prune-00000003"
+    assert Shelf(tmp_path).kept.latest() == tmp_path / "prune-00000003"
     shelf.save(5)
     assert shelf.names() == ["prune-00000003", "prune-00000004", "prune-00000005"]
 
@@ -330,6 +331,6 @@ def test_pieces_of_large_files_are_checked_each(
     manifest.write_manifest(tmp_path, {})
     listed = json.loads((tmp_path / "manifest.json").read_text())["files"]
     assert (len(listed["a.bin"]["crc32"]), listed["empty.bin"]["crc32"]) == (4, [])
-    assert manifest.find_fault(tmp_path, {}) is None
+    assert manifest.verify(tmp_path, {}) is None
     flip(tmp_path / "a.bin", 2500)
-    assert "from byte 2000" in (manifest.find_fault(tmp_path, {}) or "")
+    assert "from byte 2000" in (manifest.verify(tmp_path, {}) or "")

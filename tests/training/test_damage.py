@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from file_faults import content, cut, flip
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from drpruning.cli_app import FAILED
-from drpruning.errors import BadInput
-from drpruning.training.loop import Loop
-from small_runs import drprune, logged, run, write
+from drpruning.cli.app import FAILED
+from drpruning.common.errors import BadInput
+from drpruning.training.trainer import Trainer
+from helpers.file_faults import content, cut, flip
+from helpers.small_runs import drprune, logged, run, write
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ def dies(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any], str, int]
     """Runs a recipe up to a step of a phase."""
 
     def until(values: dict[str, Any], phase: str, step: int) -> Path:
-        plain_step = Loop._train_step
+        plain_step = Trainer._train_step
 
-        def dying(self: Loop) -> None:
+        def dying(self: Trainer) -> None:
             if (self.phase, self.step) == (phase, step):
                 raise Killed
             plain_step(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Loop, "_train_step", dying)
+            patch.setattr(Trainer, "_train_step", dying)
             with pytest.raises(Killed):
                 run(values, "prune", "pretrain")
         return Path(values["output"])
@@ -132,14 +132,14 @@ def test_cut_model_may_be_removed_once_it_is_recovered(
 def test_folder_that_vanishes(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
 ) -> None:
-    folder, plain_step = Path(values["output"]), Loop._train_step
+    folder, plain_step = Path(values["output"]), Trainer._train_step
 
-    def vanishing(self: Loop) -> None:
+    def vanishing(self: Trainer) -> None:
         if (self.phase, self.step) == ("pretrain", 2):
             shutil.rmtree(folder if what == "run" else folder / "checkpoints")
         plain_step(self)
 
-    monkeypatch.setattr(Loop, "_train_step", vanishing)
+    monkeypatch.setattr(Trainer, "_train_step", vanishing)
     recipe = write(values, tmp_path / "recipe.yaml")
     if what == "checkpoints":
         drprune("run", recipe)

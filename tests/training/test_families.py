@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from drpruning.pruning import FAMILIES, ModelShape
-from small_runs import drprune, write
+from helpers.small_runs import drprune, write
 
 MORE: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 8, "num_key_value_heads": 2},

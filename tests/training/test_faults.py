@@ -12,17 +12,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drpruning.errors import TrainingFailed
-from drpruning.evaluation import perplexity
-from drpruning.evaluation.perplexity import perplexity_fields
-from drpruning.planning import plan_run
+from drpruning.common.errors import TrainingError
+from drpruning.pipeline.preflight import plan_run
 from drpruning.pruning.hard_concrete import LARGEST_LOG_ALPHA, SMALLEST_LOG_ALPHA
 from drpruning.recipe import parse_recipe
-from drpruning.training import loop as loop_module
-from drpruning.training.loop import Loop
-from drpruning.training.optimization import step_unless
-from drpruning.training.skipping import StepNumbers
-from small_runs import altered_model, drprune, only_pretraining, run, torchrun, variant, write
+from drpruning.training import perplexity
+from drpruning.training import trainer as loop_module
+from drpruning.training.optimizer import step_unless
+from drpruning.training.perplexity import perplexity_fields
+from drpruning.training.skipped_steps import StepMetrics
+from drpruning.training.trainer import Trainer
+from helpers.small_runs import (
+    altered_model,
+    drprune,
+    only_pretraining,
+    run,
+    torchrun,
+    variant,
+    write,
+)
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 
@@ -48,11 +56,11 @@ class Poison:
         self.phase, self.steps, self.kind = "pretrain", set[int](), "loss"
         self.states: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self.blocks: dict[int, dict[str, list[int]]] = {}
-        plain_step, plain_loss = Loop._train_step, loop_module.language_modelling_loss
+        plain_step, plain_loss = Trainer._train_step, loop_module.language_modelling_loss
         plain_clip = loop_module.clip_gradients
         on, left = False, 0
 
-        def train_step(loop: Loop) -> None:
+        def train_step(loop: Trainer) -> None:
             nonlocal on, left
             left = len(loop.micro_batches)
             on = loop.phase == self.phase and loop.step + 1 in self.steps
@@ -77,7 +85,7 @@ class Poison:
                 parameter.grad.view(-1)[-1] = torch.inf
             return plain_clip(parameters, limit)
 
-        monkeypatch.setattr(Loop, "_train_step", train_step)
+        monkeypatch.setattr(Trainer, "_train_step", train_step)
         monkeypatch.setattr(loop_module, "language_modelling_loss", loss)
         monkeypatch.setattr(loop_module, "clip_gradients", clip)
 
@@ -85,7 +93,7 @@ class Poison:
         self.phase, self.steps, self.kind = phase, set(steps), kind
 
 
-def state(loop: Loop) -> dict[str, Tensor]:
+def state(loop: Trainer) -> dict[str, Tensor]:
     """Everything that a step changes: weights, masks, multipliers, moments.
 
     Masks as every forward pass clamps them.
@@ -206,15 +214,15 @@ def test_a_checkpoint_that_is_due_at_a_skipped_step_follows_the_next_good_one(
 
 def run_up_to(step: int, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Continued pretraining that dies before a step."""
-    whole_step = Loop._train_step
+    whole_step = Trainer._train_step
 
-    def dying(loop: Loop) -> None:
+    def dying(loop: Trainer) -> None:
         if loop.step == step:
             raise KeyboardInterrupt
         whole_step(loop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_train_step", dying)
+        patch.setattr(Trainer, "_train_step", dying)
         with pytest.raises(KeyboardInterrupt):
             run(values, "pretrain")
 
@@ -236,27 +244,27 @@ def test_skips_in_a_row_are_counted_across_log_lines_and_restarts(
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
     poison(5, 6, 7, 8, 9)
-    with pytest.raises(TrainingFailed, match="steps 5 to 9"):
+    with pytest.raises(TrainingError, match="steps 5 to 9"):
         run(variant(values, "failing"), "pretrain")
 
 
 def test_numbers_are_summed_once_whenever_they_are_read() -> None:
     rows = [[1.0, 2.0], [torch.nan, 1.0], [3.0, torch.inf], [5.0, 4.0], [-torch.inf, 0.0]]
     for cuts in ([], [1, 2, 3, 4], [2]):
-        numbers, found = StepNumbers(), []
+        numbers, found = StepMetrics(), []
         for index, row in enumerate(rows):
             if index in cuts:
-                found += numbers.settle()
+                found += numbers.synchronize()
                 kept = json.loads(json.dumps(numbers.state_dict()))
-                numbers = StepNumbers()
+                numbers = StepMetrics()
                 numbers.load_state_dict(kept)
             bad = numbers.add(index + 1, ["loss", "norm"], torch.tensor(row, dtype=torch.float64))
             assert bad.item() == (index in {1, 2, 4})
-        found += numbers.settle()
+        found += numbers.synchronize()
         assert [(s.step, s.in_a_row) for s in found] == [(2, 1), (3, 2), (5, 1)]
         assert numbers.means() == {"loss": 3.0, "norm": 3.0}
         assert (numbers.counted, numbers.skipped, numbers.in_a_row) == (2, 3, 1)
-        numbers.start_line()
+        numbers.reset()
         assert numbers.in_a_row == 1
         assert all(map(math.isnan, numbers.means().values()))
 
@@ -288,10 +296,10 @@ def test_the_fused_optimizer_can_be_told_to_leave_everything_as_it_is(maximize: 
 RANK_SCRIPT = """
 import os, sys
 import torch
-from drpruning.training import loop
+from drpruning.training import trainer
 from drpruning.cli import main
 
-plain_loss, plain_step = loop.language_modelling_loss, loop.Loop._train_step
+plain_loss, plain_step = trainer.language_modelling_loss, trainer.Trainer._train_step
 now = 0
 
 def step(self):
@@ -303,7 +311,7 @@ def loss(*arguments):
     wrong = now == 2 and os.environ["RANK"] == os.environ["WRONG_RANK"]
     return plain_loss(*arguments) * (torch.nan if wrong else 1.0)
 
-loop.language_modelling_loss, loop.Loop._train_step = loss, step
+trainer.language_modelling_loss, trainer.Trainer._train_step = loss, step
 sys.argv[1:] = ["run", sys.argv[1]]
 main()
 """

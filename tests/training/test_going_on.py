@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from file_faults import FULL, content, cut, failing
 from safetensors.torch import load_file
 
-from drpruning.errors import BadInput, TrainingFailed
+from drpruning.common.errors import BadInput, Interrupted, TrainingError
+from drpruning.runs.log import JsonLines
 from drpruning.training import checkpoint as checkpoint_module
 from drpruning.training import tensors
 from drpruning.training.checkpoint import list_checkpoints
-from drpruning.training.interruption import Interrupted, InterruptGuard
-from drpruning.training.loop import Loop
-from drpruning.training.metrics import JsonLines
-from small_runs import logged, only_pretraining, renamed, run, write
+from drpruning.training.signals import InterruptGuard
+from drpruning.training.trainer import Trainer
+from helpers.file_faults import FULL, content, cut, failing
+from helpers.small_runs import logged, only_pretraining, renamed, run, write
 
 
 @pytest.fixture
@@ -40,15 +40,15 @@ class Killed(Exception):  # noqa: N818
 
 
 def run_until(values: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    plain_step = Loop._train_step
+    plain_step = Trainer._train_step
 
-    def dying(self: Loop) -> None:
+    def dying(self: Trainer) -> None:
         if self.step == step:
             raise Killed
         plain_step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_train_step", dying)
+        patch.setattr(Trainer, "_train_step", dying)
         with pytest.raises(Killed):
             run(values, "pretrain")
     return Path(values["output"])
@@ -110,7 +110,7 @@ def test_full_disk_at_the_very_end_is_an_error_and_then_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_manifest", full_later)
-        with pytest.raises(TrainingFailed, match=r"pretrain 8: .*No space.* is of step 4"):
+        with pytest.raises(TrainingError, match=r"pretrain 8: .*No space.* is of step 4"):
             run(renamed(values, "full"), "pretrain")
     folder = run(renamed(values, "full"), "pretrain")
     assert_same_outcome(folder, whole)

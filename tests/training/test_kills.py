@@ -14,10 +14,10 @@ import torch
 from killed_command import MOMENTS
 from safetensors.torch import load_file
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
+from drpruning.pipeline.run import Run
 from drpruning.recipe import parse_recipe
-from drpruning.run import Run
-from small_runs import logged, renamed, run, torchrun, write
+from helpers.small_runs import logged, renamed, run, torchrun, write
 
 HERE = Path(__file__).parent
 RESULTS = ("prune/plan.json", "prune/plans.jsonl", "prune/schedule.json")

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from drpruning.console import Reporter, seconds_text
-from drpruning.errors import BadInput
+from drpruning.common.console import Reporter, seconds_text
+from drpruning.common.errors import BadInput, Interrupted
 from drpruning.recipe import Pretrain
-from drpruning.training.interruption import Interrupted, InterruptGuard
-from drpruning.training.metrics import MetricsLog
-from drpruning.training.optimization import learning_rate_factor, micro_batches
+from drpruning.runs.log import MetricsLog
+from drpruning.training.optimizer import learning_rate_factor, micro_batches
+from drpruning.training.signals import InterruptGuard
 
 
 def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
@@ -62,12 +62,12 @@ def test_batch_that_ranks_cannot_share_is_refused() -> None:
 
 
 def test_metrics_are_json_without_nan_and_can_be_cut_back(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, "prune")
+    log = MetricsLog(tmp_path / "metrics.jsonl", "prune")
     log.record("step", 1, loss=math.nan, ratio={"a": 0.5, "b": math.inf})
     size = log.size()
     log.record("step", 2, loss=1.0)
     assert [r["step"] for r in log.read()] == [1, 2]
-    log.cut(size)
+    log.truncate(size)
     (record,) = log.read()
     assert record["loss"] is None
     assert record["ratio"] == {"a": 0.5, "b": None}
@@ -111,8 +111,10 @@ def test_durations_for_people(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
 
-def test_a_phase_that_starts_afresh_drops_only_its_own_records(tmp_path: Path) -> None:
-    prune, pretrain = MetricsLog(tmp_path, "prune"), MetricsLog(tmp_path, "pretrain")
+def test_a_phase_that_starts_from_scratch_drops_only_its_own_records(tmp_path: Path) -> None:
+    prune, pretrain = (
+        MetricsLog(tmp_path / "metrics.jsonl", phase) for phase in ("prune", "pretrain")
+    )
     prune.record("end", 9)
     kept = (tmp_path / "metrics.jsonl").read_bytes()
     pretrain.record("start", 0)
@@ -120,5 +122,5 @@ def test_a_phase_that_starts_afresh_drops_only_its_own_records(tmp_path: Path) -
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "ste')
     assert len(pretrain.read()) == 3
-    pretrain.forget_phase()
+    pretrain.drop_phase()
     assert (tmp_path / "metrics.jsonl").read_bytes() == kept

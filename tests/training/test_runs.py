@@ -12,12 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput, Interrupted
+from drpruning.pipeline.run import STAGES, Run
 from drpruning.recipe import parse_recipe
-from drpruning.run import RESULTS, STAGES, Run
-from drpruning.training import Interrupted
-from drpruning.training.loop import Loop
-from small_runs import on_two_ranks, variant
+from drpruning.training.trainer import Trainer
+from helpers.small_runs import on_two_ranks, variant
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 
@@ -110,17 +109,17 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
 ) -> None:
     whole = run(variant(recipe_values, "whole"), "prune", "pretrain")
     cut = variant(recipe_values, "cut")
-    plain_step = Loop._train_step
+    plain_step = Trainer._train_step
 
-    def dying(self: Loop) -> None:
+    def dying(self: Trainer) -> None:
         if self.phase == phase and self.step == step:
             raise Killed
         plain_step(self)
 
-    monkeypatch.setattr(Loop, "_train_step", dying)
+    monkeypatch.setattr(Trainer, "_train_step", dying)
     with pytest.raises(Killed):
         run(cut, "prune", "pretrain")
-    monkeypatch.setattr(Loop, "_train_step", plain_step)
+    monkeypatch.setattr(Trainer, "_train_step", plain_step)
     resumed = run(cut, "prune", "pretrain")
 
     assert metrics(resumed) == metrics(whole)
@@ -135,19 +134,19 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
 def test_signal_saves_and_the_run_goes_on(
     recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain_step = Loop._train_step
+    plain_step = Trainer._train_step
 
-    def signalled(self: Loop) -> None:
+    def signalled(self: Trainer) -> None:
         plain_step(self)
         if self.step == 7:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Loop, "_train_step", signalled)
+    monkeypatch.setattr(Trainer, "_train_step", signalled)
     with pytest.raises(Interrupted):
         run(recipe_values, "prune")
     folder = Path(recipe_values["output"])
     assert (folder / "checkpoints" / "prune-00000007").is_dir()
-    monkeypatch.setattr(Loop, "_train_step", plain_step)
+    monkeypatch.setattr(Trainer, "_train_step", plain_step)
     run(recipe_values, "prune")
     assert (folder / "pruned" / "model.safetensors").is_file()
 
@@ -155,20 +154,20 @@ def test_signal_saves_and_the_run_goes_on(
 def test_signal_at_the_last_evaluation_is_not_lost(
     recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain_evaluation = Loop._evaluate
+    plain_evaluation = Trainer._evaluate
 
-    def signalled(self: Loop, task: Any) -> None:
+    def signalled(self: Trainer, task: Any) -> None:
         plain_evaluation(self, task)
         if self.step == self.settings.steps:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Loop, "_evaluate", signalled)
+    monkeypatch.setattr(Trainer, "_evaluate", signalled)
     with pytest.raises(Interrupted):
         run(recipe_values, "prune", "pretrain")
     folder = Path(recipe_values["output"])
     assert (folder / "checkpoints" / "prune-00000020").is_dir()
     assert not (folder / "pruned").exists()
-    monkeypatch.setattr(Loop, "_evaluate", plain_evaluation)
+    monkeypatch.setattr(Trainer, "_evaluate", plain_evaluation)
     run(recipe_values, "prune")
     assert (folder / "pruned").is_dir()
 
@@ -288,7 +287,7 @@ def test_batch_that_ranks_cannot_share_is_refused_before_anything_is_done(
     with pytest.raises(BadInput, match=message):
         this.run(["prepare", "prune", "pretrain"])
     assert "data" not in vars(this)
-    (this.folder / RESULTS[phase]).mkdir(parents=True)
+    this.files.result(phase).mkdir(parents=True)
     this.run([phase])  # is done already
 
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Stop, parse_recipe
-from drpruning.report import load_run
-from drpruning.training import stopping as stopping_module
-from drpruning.training.loop import Loop
-from drpruning.training.pruning_loop import PruningLoop
-from drpruning.training.stopping import is_settled
-from small_runs import run
+from drpruning.runs.records import load_run
+from drpruning.training import pruning_trainer as stopping_module
+from drpruning.training.pruning_trainer import PruningTrainer, is_settled
+from drpruning.training.trainer import Trainer
+from helpers.small_runs import run
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
 SOURCE = ModelShape.of(
@@ -137,13 +136,13 @@ def test_a_run_killed_around_the_stop_ends_like_an_uninterrupted_one(
     assert end["stopped"] is not None
     cut = stopping | {"output": str(tmp_path / "cut")}
     owner, name, early = {
-        "in the step before": (Loop, "_train_step", 1),
-        "as it is saved": (Loop, "_save", 0),
-        "after the cut": (PruningLoop, "write_outcome", 0),
+        "in the step before": (Trainer, "_train_step", 1),
+        "as it is saved": (Trainer, "_save", 0),
+        "after the cut": (PruningTrainer, "write_outcome", 0),
     }[moment]
     plain = getattr(owner, name)
 
-    def dying(self: Loop, **settings: Any) -> Any:
+    def dying(self: Trainer, **settings: Any) -> Any:
         if self.step >= end["step"] - early:
             raise Killed
         return plain(self, **settings)
@@ -209,22 +208,22 @@ def test_importance_is_measured_once(
     ordered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ordered["training"]["checkpoint"]["every_steps"] = 2
-    plain_step, started = Loop._train_step, []
-    plain_start = PruningLoop.start_afresh
+    plain_step, started = Trainer._train_step, []
+    plain_start = PruningTrainer.start_from_scratch
 
-    def dying(self: Loop) -> None:
+    def dying(self: Trainer) -> None:
         if self.step == 3:
             raise Killed
         plain_step(self)
 
-    def noted(self: PruningLoop) -> None:
+    def noted(self: PruningTrainer) -> None:
         started.append(self.step)
         plain_start(self)
 
-    monkeypatch.setattr(PruningLoop, "start_afresh", noted)
-    monkeypatch.setattr(Loop, "_train_step", dying)
+    monkeypatch.setattr(PruningTrainer, "start_from_scratch", noted)
+    monkeypatch.setattr(Trainer, "_train_step", dying)
     with pytest.raises(Killed):
         run(ordered, "prune")
-    monkeypatch.setattr(Loop, "_train_step", plain_step)
+    monkeypatch.setattr(Trainer, "_train_step", plain_step)
     run(ordered, "prune")
     assert started == [0]

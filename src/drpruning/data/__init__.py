@@ -5,12 +5,15 @@ finds them again. `Mixture` says which blocks come next under the current data r
 training between two evaluations) at a time. Nothing here imports torch.
 """
 
-from drpruning.data.blocks import Blocks, DomainBlocks, DomainCounts, PreparedData
+from drpruning.data.blocks import DomainBlocks, DomainCounts, PreparedData, TokenBlocks
 from drpruning.data.mixture import Mixture, OnExhausted, Segment
 from drpruning.data.permutation import keyed_permutation
-from drpruning.data.preparing import check_prepared_folder, prepare
+from drpruning.data.preparation import check_prepared_folder, prepare
 from drpruning.data.sources import DomainSource, check_sources, estimate_tokens, may_be_hub_name
 from drpruning.data.tokenization import tokenizer_digest
+
+Blocks = TokenBlocks
+"""The name that `TokenBlocks` had before."""
 
 __all__ = [
     "Blocks",
@@ -21,6 +24,7 @@ __all__ = [
     "OnExhausted",
     "PreparedData",
     "Segment",
+    "TokenBlocks",
     "check_prepared_folder",
     "check_sources",
     "estimate_tokens",

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.errors import BadInput
-from drpruning.json_text import parse_json
-from drpruning.whole_file import write_whole
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_write, parse_json
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 _DTYPES = {"uint16", "uint32"}
 
 
-class Blocks:
+class TokenBlocks:
     """Token blocks of one length in a raw file, read through a memory map.
 
     Args:
@@ -40,8 +39,8 @@ class Blocks:
         if size < 0 or rest:
             raise BadInput(f"{file} is missing or cut off; delete its folder and prepare again")
 
-    def __reduce__(self) -> tuple[Callable[..., "Blocks"], tuple[Path, int, str]]:
-        return Blocks, (self.file, self.sequence_length, self.dtype.name)
+    def __reduce__(self) -> tuple[Callable[..., "TokenBlocks"], tuple[Path, int, str]]:
+        return TokenBlocks, (self.file, self.sequence_length, self.dtype.name)
 
     def __len__(self) -> int:
         return self._count
@@ -89,8 +88,8 @@ class DomainBlocks:
     """The prepared data of one domain: train and validation share no document."""
 
     name: str
-    train: Blocks
-    validation: Blocks
+    train: TokenBlocks
+    validation: TokenBlocks
     counts: DomainCounts
 
     @property
@@ -160,7 +159,7 @@ class PreparedData:
         for name in wanted:
             counts = DomainCounts(**manifest["domains"][name])
             train, validation = (
-                Blocks(folder / name / f"{part}.bin", length, dtype)
+                TokenBlocks(folder / name / f"{part}.bin", length, dtype)
                 for part in ("train", "validation")
             )
             if (len(train), len(validation)) != (counts.train_blocks, counts.validation_blocks):
@@ -231,4 +230,4 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest at once: a reader finds the old one or the new one."""
-    write_whole(folder / MANIFEST_FILE, json.dumps(manifest, indent=1))
+    atomic_write(folder / MANIFEST_FILE, json.dumps(manifest, indent=1))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drpruning.common.errors import BadInput, shown
 from drpruning.data.permutation import Indices
-from drpruning.data.reading import Row, Rows, field_names, longest_document, lookup, too_long
+from drpruning.data.readers import Row, RowReader, field_names, longest_document, lookup, too_long
 from drpruning.data.sources import DomainSource
 from drpruning.data.tokenization import DocumentTokenizer, piece_bytes
-from drpruning.errors import BadInput, shown
 
 _BYTES_PER_TOKEN = 4
 _VALUES_SHOWN = 5
@@ -43,7 +43,7 @@ class Documents:
 
 
 @dataclass
-class Collector:
+class DomainWriter:
     """Takes the documents of one domain as they are tokenized.
 
     Attributes:
@@ -116,8 +116,8 @@ class Collector:
 
 
 def collect(
-    rows: Rows,
-    collectors: Sequence[Collector],
+    rows: RowReader,
+    collectors: Sequence[DomainWriter],
     tokenizer: DocumentTokenizer,
     *,
     seed: int,
@@ -142,7 +142,7 @@ def collect(
         wanted = sum(collector.limit or 0 for collector in collectors)
         piece_size = min(piece_size, _BYTES_PER_TOKEN * wanted)
     key = seed.to_bytes(8, "little", signed=True)
-    piece = _Piece()
+    piece = _TokenizationBatch()
     for place, number, row in rows:
         takers = [i for i, taker in enumerate(collectors) if not taker.full and taker.accepts(row)]
         if not takers:
@@ -157,7 +157,7 @@ def collect(
         piece.add(text, takers, key)
         if piece.size >= piece_size:
             piece.distribute(collectors, tokenizer, workers)
-            piece = _Piece()
+            piece = _TokenizationBatch()
             report()
             if all(collector.full for collector in collectors):
                 return
@@ -166,7 +166,7 @@ def collect(
 
 
 @dataclass
-class _Piece:
+class _TokenizationBatch:
     """Documents to be tokenized at once, and whose they are (an index of the collectors)."""
 
     size: int = 0
@@ -185,7 +185,7 @@ class _Piece:
             self.owners.append(index)
 
     def distribute(
-        self, collectors: Sequence[Collector], tokenizer: DocumentTokenizer, workers: int
+        self, collectors: Sequence[DomainWriter], tokenizer: DocumentTokenizer, workers: int
     ) -> None:
         if not self.texts:
             return

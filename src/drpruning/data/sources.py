@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _SAVED_DATASET = ("dataset_dict.json", "state.json")  # what datasets' save_to_disk leaves

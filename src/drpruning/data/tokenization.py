@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drpruning.common.errors import BadInput
 from drpruning.data.workers import worker_processes
-from drpruning.errors import BadInput
 
 _PACKET_BYTES = 1 << 18
 _LONGEST_PART = 1 << 20  # characters; a tokenizer takes some hundred bytes for each

@@ -10,7 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, Sampler
 
+from drpruning.common.errors import BadInput
 from drpruning.data import Mixture, Segment
-from drpruning.errors import BadInput
 
 
 class DomainDataset(ConcatDataset[Any]):

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from drpruning.common.errors import BadInput
 from drpruning.data import Mixture
-from drpruning.errors import BadInput
 from drpruning.integrations.sampling import DomainDataset, SegmentSampler
 from drpruning.scheduling import Decision, Policy
-from drpruning.training import agreed_ratio
+from drpruning.training.distributed import broadcast_ratio
 
 _STATE = "drpruning.domain_scheduling"  # the key in the Trainer's own state
 _ENTRY = "domain_scheduling"  # and in an entry of its log
@@ -190,7 +190,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         losses, self._losses = self._losses or {}, None
         realised = self._sampler.end() if self._at_end(state) else None
         self.decision = self.policy.update(step=state.global_step, losses=losses)
-        self.ratio = agreed_ratio(self.decision.ratio)
+        self.ratio = broadcast_ratio(self.decision.ratio)
         known = {name: losses.get(name, math.nan) for name in self.policy.domains}
         known = {name: loss for name, loss in known.items() if math.isfinite(loss)}
         if state.is_world_process_zero and len(known) < len(self.policy.domains):

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.integrations.transformers import DomainSchedulingCallback
 from drpruning.scheduling import Policy
 

@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from drpruning.pruning.budget import Proposal, propose_shapes
     from drpruning.pruning.families import FAMILIES, Family
     from drpruning.pruning.importance import initialise_masks, taylor_importance
     from drpruning.pruning.masked_model import ExportError, MaskedModel, attach_masks
     from drpruning.pruning.plan import PruningPlan
+    from drpruning.pruning.shape_search import Proposal, propose_shapes
     from drpruning.pruning.shapes import ModelShape
     from drpruning.pruning.surgery import apply_plan
 
@@ -20,8 +20,8 @@ _MODULES = {
     "FAMILIES": "families",
     "Family": "families",
     "ModelShape": "shapes",
-    "Proposal": "budget",
-    "propose_shapes": "budget",
+    "Proposal": "shape_search",
+    "propose_shapes": "shape_search",
     "PruningPlan": "plan",
     "apply_plan": "surgery",
     "attach_masks": "masked_model",

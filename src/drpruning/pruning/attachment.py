@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from drpruning.pruning.families import Axis
-from drpruning.pruning.gating import ActivationGate, Gate
+from drpruning.pruning.gates import ActivationGate, Gate
 from drpruning.pruning.masks import heads_by_axis
 from drpruning.pruning.shapes import ModelShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 Role = Literal["read", "read bias", "write", "before", "after"]
 """What a parameter's rows do: belong to a norm that reads the residual stream (its weight, its

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 
 Axis = Literal[
     "vocab", "hidden", "query", "key", "head_dim", "intermediate",

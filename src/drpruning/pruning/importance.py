@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.pruning.hard_concrete import LARGEST_LOG_ALPHA, rank
 from drpruning.pruning.masked_model import MaskedModel
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 from drpruning.pruning.attachment import Attachment, attach, plain_name
 from drpruning.pruning.masks import INITIAL_PENALTY, Masks, Mode
 from drpruning.pruning.plan import PruningPlan
@@ -16,6 +16,7 @@ from drpruning.pruning.surgery import build_model, check_model, slice_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 EXPORT_TOLERANCE = 1e-4
 """Root mean square of the differences between the logits of the masked and of the exported model,

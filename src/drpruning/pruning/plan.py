@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from drpruning.errors import BadInput
-from drpruning.json_text import parse_json
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_write, parse_json
 from drpruning.pruning.families import STACKED, Axis
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
-from drpruning.whole_file import write_whole
 
 DIMENSIONS = {
     "layer": "num_layers",
@@ -121,7 +120,7 @@ class PruningPlan:
         """
         if differences := self.source.differences(other.source):
             raise BadInput(f"the plans have different sources: {_pairs(differences)}")
-        mine, theirs, sizes = self._survivors(), other._survivors(), self._part_counts()
+        mine, theirs, sizes = self._kept_parts(), other._kept_parts(), self._part_counts()
         cut = self._cut() | other._cut()
         return {
             name: 1 - _disagreements(mine[name], theirs[name]) / sizes[name]
@@ -129,7 +128,7 @@ class PruningPlan:
             if name in cut
         }
 
-    def _survivors(self) -> dict[str, dict[int, set[int]]]:
+    def _kept_parts(self) -> dict[str, dict[int, set[int]]]:
         """Granularity -> kept layer -> the indices that stay; layer 0 for the whole model."""
 
         def within(rows: Sequence[Indices]) -> dict[int, set[int]]:
@@ -204,7 +203,7 @@ class PruningPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as one JSON file, which appears whole."""
-        write_whole(Path(path), self.to_json() + "\n")
+        atomic_write(Path(path), self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

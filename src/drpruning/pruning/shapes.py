@@ -6,8 +6,8 @@ from math import log
 from pathlib import Path
 from typing import Any, Self
 
-from drpruning.errors import BadInput
-from drpruning.json_text import parse_json
+from drpruning.common.errors import BadInput
+from drpruning.common.files import parse_json
 from drpruning.pruning.families import (
     FAMILIES,
     Axis,

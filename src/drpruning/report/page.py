@@ -1,22 +1,34 @@
 """One self-contained HTML page from one or several run folders."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from drpruning.errors import BadInput
-from drpruning.report.curves import Figure
-from drpruning.report.decision import LastDecision, last_decision
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_write, check_writable
+from drpruning.report.decision import (
+    HeldBack,
+    LastDecision,
+    last_decision,
+    skipped_updates,
+    skipped_updates_note,
+)
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figures import comparison, mask_convergence, phase_figures
+from drpruning.report.figures import Figure, comparison, mask_convergence, phase_figures
 from drpruning.report.formats import PHASE_TITLES, duration, factor, loss_text, percentage, ranges
-from drpruning.report.held_back import HeldBack, held_back, what_follows
-from drpruning.report.reading import FILES, load_run
-from drpruning.report.records import DIMENSIONS, PhaseRecord, Plan, RunRecord, section
 from drpruning.report.table import format_perplexity, results_table
-from drpruning.report.templates import render
-from drpruning.whole_file import check_writable, write_whole
+from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
+from drpruning.runs.records import (
+    DIMENSIONS,
+    FILES,
+    PhaseRecord,
+    Plan,
+    RunRecord,
+    load_run,
+    section,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +65,8 @@ class PhaseSection:
     warnings: list[str]
     ratio_rows: list[RatioRow]
     decision: LastDecision | None
-    held_back: list[HeldBack]
-    what_follows: str
+    skipped_updates: list[HeldBack]
+    skipped_updates_note: str
     figures: list[Figure]
 
 
@@ -95,11 +107,11 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
                 f"{run.folder} has nothing to show: looked for {', '.join(FILES)} and found no "
                 "logged step, evaluation or plan. Name the `output` folder of a recipe."
             )
-    output = runs[0].folder / "report.html" if output is None else Path(output)
+    output = RunFolder(runs[0].folder).report if output is None else Path(output)
     check_writable(output, "--output")
     page = render_page(runs)
     try:
-        write_whole(output, page)
+        atomic_write(output, page)
     except OSError as error:
         raise BadInput(f"--output {output}: {error.strerror}") from None
     return output
@@ -201,8 +213,8 @@ def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str])
                 warnings=_warnings(phase),
                 ratio_rows=ratio_rows(run, phase),
                 decision=last_decision(phase, domains),
-                held_back=held_back(phase, domains),
-                what_follows=what_follows(phase),
+                skipped_updates=skipped_updates(phase, domains),
+                skipped_updates_note=skipped_updates_note(phase),
                 figures=phase_figures(phase, domains, ident),
             )
             for phase in run.phases.values()
@@ -239,8 +251,8 @@ def _summary(run: RunRecord) -> list[str]:
     """What was reached, in sentences; only what the evaluations say."""
     found = run.evaluations
     said = []
-    if "source" in found and (small := found.get("model") or found.get("pruned")):
-        source = found["source"]
+    if SOURCE in found and (small := found.get(MODEL) or found.get(PRUNED)):
+        source = found[SOURCE]
         if small.parameters != source.parameters:
             said.append(
                 f"{source.parameters:,} parameters became {small.parameters:,} "
@@ -336,3 +348,18 @@ def _provenance(run: RunRecord) -> list[str]:
             commit = f"commit {start.commit}" if start.commit else "commit not known"
             said[f"{versions or 'versions not known'}; {commit}"] = None
     return list(said)
+
+
+def render(template: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:
+    """The page that a template makes of these values; a value that it lacks is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(template).render(**values)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from drpruning.report.records import Evaluation, RunRecord
+from drpruning.runs.folder import MODEL
+from drpruning.runs.records import Evaluation, RunRecord
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -98,7 +99,7 @@ def _row(run: str, name: str, evaluation: Evaluation) -> Row:
     return Row(
         model=evaluation.label,
         run=run,
-        recovered=name == "model",
+        recovered=name == MODEL,
         parameters=evaluation.parameters,
         embedding_parameters=evaluation.embedding_parameters,
         other_parameters=evaluation.other_parameters,

@@ -1,13 +1,13 @@
 """Which data next: worst-case ratios, loss forecasts and policies; numpy and scipy only."""
 
 from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
-from drpruning.scheduling.domains import change_domains
-from drpruning.scheduling.dro import divergence, project_to_bounds, worst_case_ratio
-from drpruning.scheduling.factory import POLICY_NAMES, make_policy, policy_settings
+from drpruning.scheduling.domain_changes import change_domains
+from drpruning.scheduling.dro_policies import FORECAST_START, DRPruning, NaiveDRO
 from drpruning.scheduling.forecast import MIN_POINTS, LossForecast, fit_loss_curves
 from drpruning.scheduling.policy import Decision, Policy
-from drpruning.scheduling.robust import FORECAST_START, DRPruning, NaiveDRO
-from drpruning.scheduling.scaling import SizeLaw, fit_size_law
+from drpruning.scheduling.registry import POLICY_NAMES, make_policy, policy_settings
+from drpruning.scheduling.size_law import SizeLaw, fit_size_law
+from drpruning.scheduling.worst_case import divergence, project_to_bounds, worst_case_ratio
 
 __all__ = [
     "FORECAST_START",

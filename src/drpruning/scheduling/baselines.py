@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from drpruning.errors import BadInput
-from drpruning.scheduling.dro import FloatArray
+from drpruning.common.errors import BadInput
 from drpruning.scheduling.policy import PolicyBase, ReferencedPolicy
+from drpruning.scheduling.worst_case import FloatArray
 
 
 class Constant(PolicyBase):

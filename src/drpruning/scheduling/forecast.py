@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from drpruning.scheduling.changes import first_points
+from drpruning.scheduling.change_points import first_points
 from drpruning.scheduling.curve_fit import (
     BoolArray,
     Curves,
@@ -16,7 +16,7 @@ from drpruning.scheduling.curve_fit import (
     fit_curves,
     varies,
 )
-from drpruning.scheduling.uncertainty import end_intervals
+from drpruning.scheduling.intervals import end_intervals
 
 MIN_POINTS = 4
 AT_SIZE = 1.05  # a model of at most this many times the final parameters counts as of final size
@@ -97,12 +97,7 @@ def fit_loss_curves(
     y = np.asarray(losses, dtype=np.float64)
     if y.ndim != 2:
         raise ValueError(f"losses must be [domains, evaluations], not of shape {y.shape}")
-    log_t = _log_ratio(steps, final_step, y.shape, "step")
-    log_p = np.zeros_like(y)
-    if params is not None:
-        log_p = _log_ratio(params, 1.0 if final_params is None else final_params, y.shape, "params")
-    order = np.argsort(log_t, axis=1, kind="stable")
-    y, log_t, log_p = (np.take_along_axis(a, order, axis=1) for a in (y, log_t, log_p))
+    y, log_t, log_p = _in_order(y, steps, final_step, params, final_params)
     used = np.isfinite(y) & np.isfinite(log_t) & np.isfinite(log_p)
     curves = Curves.of(y, used, log_t, log_p)
     if curves.with_p.any() and final_params is None:
@@ -131,6 +126,23 @@ def fit_loss_curves(
         beta=beta,
         E=np.exp(e),
     )
+
+
+def _in_order(
+    y: FloatArray,
+    steps: npt.ArrayLike,
+    final_step: float,
+    params: npt.ArrayLike | None,
+    final_params: float | None,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Losses, log(T / final T) and log(P / final P) [n, m], every row in the order of its steps."""
+    log_t = _log_ratio(steps, final_step, y.shape, "step")
+    log_p = np.zeros_like(y)
+    if params is not None:
+        log_p = _log_ratio(params, 1.0 if final_params is None else final_params, y.shape, "params")
+    order = np.argsort(log_t, axis=1, kind="stable")
+    y, log_t, log_p = (np.take_along_axis(a, order, axis=1) for a in (y, log_t, log_p))
+    return y, log_t, log_p
 
 
 def _log_ratio(

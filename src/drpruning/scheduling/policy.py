@@ -8,8 +8,8 @@ from typing import Any, Protocol, SupportsFloat, TypeVar
 
 import numpy as np
 
-from drpruning.errors import BadInput
-from drpruning.scheduling.dro import FloatArray
+from drpruning.common.errors import BadInput
+from drpruning.scheduling.worst_case import FloatArray
 
 Ratio = dict[str, float]
 _Value = TypeVar("_Value")

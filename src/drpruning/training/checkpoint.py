@@ -5,11 +5,14 @@ its place, synced and renamed; before it is read, every file is compared with th
 """
 
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +20,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from drpruning.console import Reporter
-from drpruning.errors import BadInput
+from drpruning.common.console import Reporter
+from drpruning.common.errors import BadInput
+from drpruning.common.files import discard, fsync_path, parse_json, publish
 from drpruning.recipe import Checkpoint
-from drpruning.training.manifest import find_fault, write_manifest
-from drpruning.training.ranks import on_any_rank
-from drpruning.whole_file import sync
+from drpruning.training.distributed import any_rank
 
 VERSION = 1
 STATE_FILE = "state.json"
 _NONE_THERE, _NONE_GOOD = -1, -2
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one phase. Every rank calls every method, in the same order."""
 
     def __init__(
@@ -65,7 +67,7 @@ class Checkpoints:
             return False
         minutes = (time.monotonic() - self._last) / 60
         due = self._accelerator.is_main_process and minutes >= settings.every_minutes
-        return on_any_rank(self._accelerator, due)
+        return any_rank(self._accelerator, due)
 
     def save(
         self, step: int, state: Callable[[], Mapping[str, Any]], write: Callable[[Path], None]
@@ -91,7 +93,7 @@ class Checkpoints:
             # Not the folders above it: a run that has vanished is no run.
             self.folder.mkdir(exist_ok=True)
             temporary.mkdir()
-            sync(self.folder.parent)
+            fsync_path(self.folder.parent)
 
         def finish() -> None:
             text = json.dumps({"step": step} | dict(state()))
@@ -113,7 +115,7 @@ class Checkpoints:
                 self._drop_old(step)
         return error
 
-    def newest(self) -> Path | None:
+    def latest(self) -> Path | None:
         """The newest checkpoint that is whole, None where there is none at all.
 
         Those that are torn, altered or incomplete are passed over with a line each and stay where
@@ -128,7 +130,7 @@ class Checkpoints:
             for path in reversed(list_checkpoints(self.folder, self.phase)):
                 step = step_of(path)
                 header = {"version": VERSION, "phase": self.phase, "step": step}
-                if (fault := find_fault(path, header)) is None:
+                if (fault := verify(path, header)) is None:
                     found = step
                     break
                 found, reason = _NONE_GOOD, reason or f"{path.name}: {fault}"
@@ -171,13 +173,13 @@ class Checkpoints:
             action()
         except OSError as error:
             own = error
-        if on_any_rank(self._accelerator, own is not None):
+        if any_rank(self._accelerator, own is not None):
             return own or OSError("another rank could not write its part")
         return None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What is no tensor in a checkpoint that `Checkpoints.newest` has found whole."""
+    """What is no tensor in a checkpoint that `CheckpointManager.newest` has found whole."""
     state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     return state
 
@@ -212,36 +214,120 @@ def _remove_unfinished(folder: Path, phase: str) -> None:
         shutil.rmtree(path)
 
 
-# Folders that appear and disappear at once.
+MANIFEST_FILE = "manifest.json"
+PIECE_BYTES = 1 << 26
+_BUFFER_BYTES = 1 << 20
+_MOST_THREADS = 16
 
 
-@contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A new folder that is filled in the block and put in its place at its end, or is gone."""
-    temporary = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+def write_manifest(folder: Path, header: Mapping[str, Any]) -> None:
+    """List what is in a folder; to be called when everything else in it is written.
+
+    Args:
+        folder: Its files, not those in folders below or with a leading dot, are listed.
+        header: What the folder is, plain JSON values.
+
+    Raises:
+        OSError: A file cannot be read or the manifest not be written.
+    """
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "crc32": pieces}
+        for name, pieces in _checksums(folder, names).items()
+    }
+    content = {"header": dict(header), "files": files}
+    text = json.dumps(with_checksum(content))
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def verify(folder: Path, header: Mapping[str, Any]) -> str | None:
+    """What is wrong with a folder that has a manifest, None where nothing is.
+
+    Args:
+        folder: The folder; files that the manifest does not list are not looked at.
+        header: What the manifest must say that it is.
+
+    Returns:
+        The first file that is missing, torn or altered and how, in words.
+    """
     try:
-        yield temporary
-        publish(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _check(folder, header)
+    except _Fault as fault:
+        return str(fault)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST_FILE} is damaged"
+    return None
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Put a folder that is complete in its place, so that a crash leaves it whole or absent."""
-    for path in [*temporary.rglob("*"), temporary]:
-        sync(path)
-    if final.exists():
-        discard(final)
-    temporary.rename(final)
-    sync(final.parent)
+class _Fault(Exception):  # noqa: N818 - of a file, not of the program
+    pass
 
 
-def discard(path: Path) -> None:
-    """Remove a folder so that no part of it is ever seen in its place."""
-    hidden = path.with_name(f".{path.name}.old")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+def _check(folder: Path, header: Mapping[str, Any]) -> None:
+    content = without_checksum(parse_json((folder / MANIFEST_FILE).read_bytes()))
+    there, files = content["header"], content["files"]
+    for key, value in header.items():
+        if there.get(key) != value:
+            raise _Fault(f"{MANIFEST_FILE} has {key} {there.get(key)}, not {value}")
+    for name, listed in files.items():
+        if (size := (folder / name).stat().st_size) != listed["bytes"]:
+            raise _Fault(f"{name} has {size} bytes, not {listed['bytes']}")
+    for name, pieces in _checksums(folder, files).items():
+        if altered := [i for i, p in enumerate(pieces) if p != files[name]["crc32"][i]]:
+            raise _Fault(f"{name} is altered (within 64 MiB from byte {altered[0] * PIECE_BYTES})")
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain JSON values and, as `crc32`, their checksum."""
+    return {**content, "crc32": _own_checksum(content)}
+
+
+def without_checksum(content: Any) -> dict[str, Any]:
+    """What was given to `with_checksum`.
+
+    Args:
+        content: What a JSON file of its result holds now.
+
+    Raises:
+        ValueError: That is something else.
+    """
+    if not isinstance(content, dict) or "crc32" not in content:
+        raise ValueError("has no checksum")
+    rest = {key: value for key, value in content.items() if key != "crc32"}
+    if content["crc32"] != _own_checksum(rest):
+        raise ValueError("does not fit its checksum")
+    return rest
+
+
+def _own_checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """CRC-32 of every piece of every file, in threads: reading and summing let go of Python."""
+    pieces = [
+        (name, start)
+        for name in names
+        for start in range(0, (folder / name).stat().st_size, PIECE_BYTES)
+    ]
+    found: dict[str, list[int]] = {name: [] for name in names}
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        sums = pool.map(partial(_checksum, folder), pieces)
+        for (name, _), value in zip(pieces, sums, strict=True):
+            found[name].append(value)
+    return found
+
+
+def _checksum(folder: Path, piece: tuple[str, int]) -> int:
+    name, start = piece
+    buffer, value, left = memoryview(bytearray(_BUFFER_BYTES)), 0, PIECE_BYTES
+    with (folder / name).open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (count := file.readinto(buffer[: min(left, _BUFFER_BYTES)])):
+            value = zlib.crc32(buffer[:count], value)
+            left -= count
+    return value

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from drpruning.console import Reporter
-from drpruning.data import Blocks, Mixture, PreparedData
-from drpruning.errors import BadInput
+from drpruning.common.console import Reporter
+from drpruning.common.errors import BadInput
+from drpruning.data import Mixture, PreparedData, TokenBlocks
 from drpruning.recipe import Recipe
-from drpruning.recipe_changes import decisive, differences
+from drpruning.recipe.changes import differences, fixed_settings
 
 _SAMPLED_BLOCKS = 16
 
@@ -36,7 +36,7 @@ def run_identity(recipe: Recipe, data: PreparedData, phase: str) -> dict[str, An
 
     The weights in a checkpoint speak for the model, and its source may have moved.
     """
-    settings = decisive(recipe)
+    settings = fixed_settings(recipe)
     parts = ("scheduling", phase, "training")
     return {"data": data_identity(data), "recipe": {part: settings[part] for part in parts}}
 
@@ -77,7 +77,7 @@ def check_identity(
     reporter.warn(f"going on from {place} although there are changes: {'; '.join(found)}")
 
 
-def find_place(mixture: Mixture, saved: Mapping[str, Any], *, accept: bool) -> None:
+def restore_mixture(mixture: Mixture, saved: Mapping[str, Any], *, accept: bool) -> None:
     """Put a mixture where a saved one of the same data and settings stood.
 
     Args:
@@ -96,7 +96,7 @@ def find_place(mixture: Mixture, saved: Mapping[str, Any], *, accept: bool) -> N
         mixture.load_state_dict({**mixture.state_dict(), "step": saved["step"]})
 
 
-def _blocks(blocks: Blocks) -> dict[str, Any]:
+def _blocks(blocks: TokenBlocks) -> dict[str, Any]:
     last = len(blocks) - 1
     ids = np.unique(np.linspace(0, max(last, 0), _SAMPLED_BLOCKS).astype(np.int64)[: last + 1])
     sample = hashlib.blake2b(blocks[ids].tobytes(), digest_size=16).hexdigest()

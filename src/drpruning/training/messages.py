@@ -36,7 +36,7 @@ def evaluation_text(losses: Mapping[str, float], ratio: Mapping[str, float]) -> 
     return f"validation loss {mean:.3f}, worst {worst} {known[worst]:.3f} | next {_shares(ratio)}"
 
 
-def lost_losses(losses: Mapping[str, float]) -> list[str]:
+def nonfinite_loss_text(losses: Mapping[str, float]) -> list[str]:
     """What to say where a validation loss is not finite: no line or one."""
     lost = [f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
     if not lost:
@@ -57,3 +57,19 @@ def used_up_text(used_up: Mapping[str, str]) -> list[str]:
         f"{name} is used up: {_USED_UP[rule]} (data.domains.{name}.on_exhausted: {rule})"
         for name, rule in used_up.items()
     ]
+
+
+def unsaved_text(phase: str, step: int, error: OSError, saved: int, *, last: bool) -> str:
+    """What to say where a checkpoint could not be saved.
+
+    Args:
+        phase: `prune` or `pretrain`.
+        step: Steps done.
+        error: What kept it from being saved.
+        saved: Step of the latest checkpoint, 0 without one.
+        last: Whether the phase ends here, so that there is no other occasion.
+    """
+    text = f"{phase} {step}: no checkpoint could be saved ({error}); "
+    if last:
+        return f"{text}the latest one is of step {saved}: make room, then the same command resumes"
+    return f"{text}the run continues and tries again at the next occasion"

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
 
 FILE_BYTES = 2**30
 """A rank's part of a file, about; it is in memory once more while it is written."""

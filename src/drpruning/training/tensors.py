@@ -1,18 +1,17 @@
 """Parameters and optimizer state of a checkpoint where every rank holds them whole."""
 
-import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from drpruning.errors import BadInput
+from drpruning.common.errors import BadInput
+from drpruning.models.loading import storage_errors
 
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -72,16 +71,3 @@ def read_tensors(
             name, _, slot = key.rpartition(":")
             value: Tensor = moments.get_tensor(key)
             optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """A full or failing disk is an `OSError` also where safetensors found it."""
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if not found:
-            raise
-        number = int(found[1])
-        raise OSError(number, os.strerror(number)) from error

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from drpruning.data import Blocks
+from drpruning.data import TokenBlocks
 
 
 def language_modelling_loss(model: nn.Module, blocks_BT: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 @torch.no_grad()
 def domain_losses(
     model: nn.Module,
-    validation: Mapping[str, Blocks],
+    validation: Mapping[str, TokenBlocks],
     accelerator: Accelerator,
     *,
     batch_size: int,

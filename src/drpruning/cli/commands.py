@@ -1,0 +1,362 @@
+"""drprune: one thin function a command. Heavy imports happen inside."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drpruning import __version__
+from drpruning.cli.app import app, command
+from drpruning.common.errors import BadInput
+
+__all__ = ["app"]
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change a field of the recipe; may be given several times. The value is YAML.",
+    ),
+]
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
+    if value:
+        typer.echo(f"drprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Prune a language model to an exact shape and steer its data while it recovers.
+
+    Exit status: 0 done, 2 bad input, 130 interrupted after saving, 1 anything else.
+    """
+
+
+def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
+    from drpruning.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides or [])
+    from drpruning.pipeline.targets import run_recipe
+
+    run_recipe(parsed, " ".join(sys.argv), stages)
+
+
+@command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")
+def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Do everything: prepare, prune, pretrain, evaluate, report. Goes on where it stopped."""
+    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report")
+
+
+@command("drprune plan recipe.yaml\ndrprune plan recipe.yaml --set prune.steps=1600")
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Say what a recipe will do and what in it cannot work, without loading weights."""
+    from drpruning.cli.run_plan_tables import print_plan
+    from drpruning.pipeline.targets import plan_recipe
+    from drpruning.recipe import load_recipe
+
+    outcome = plan_recipe(load_recipe(recipe, overrides or []))
+    for title, part in outcome.plans.items():
+        print_plan(part.recipe, part, title)
+    if outcome.problems:
+        raise BadInput("\n".join(outcome.problems))
+
+
+@command("drprune prepare recipe.yaml\ndrprune prepare recipe.yaml --set data.workers=8")
+def prepare(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Tokenize the domains into blocks."""
+    _run(recipe, overrides, "prepare")
+
+
+@command("drprune prune recipe.yaml\ndrprune prune recipe.yaml --set prune.mask_samples=8")
+def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Train the masks and cut the model to its target shape (prepares the data if needed)."""
+    _run(recipe, overrides, "prepare", "prune")
+
+
+@command("drprune pretrain recipe.yaml")
+def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Continue pretraining of the pruned model, or of the source where nothing is pruned."""
+    _run(recipe, overrides, "prepare", "pretrain")
+
+
+@command(
+    "drprune evaluate runs/a runs/b\n"
+    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
+)
+def evaluate(
+    targets: Annotated[list[Path], typer.Argument(metavar="RUN_OR_MODEL...")],
+    data: Annotated[
+        Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
+    ] = None,
+) -> None:
+    """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
+    from drpruning.pipeline.run import evaluate_targets
+    from drpruning.pipeline.targets import run_folders
+
+    evaluate_targets(run_folders(targets), data)
+
+
+@command(
+    "drprune report runs/a\n"
+    "drprune report runs/a runs/b --output compare.html     several runs on one page"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The page; default: report.html in the first run folder.")
+    ] = None,
+) -> None:
+    """Write one HTML page about one or several runs; works while they go on."""
+    from drpruning.pipeline.targets import run_folders
+    from drpruning.report import write_report
+    from drpruning.runs.folder import RunFolder
+
+    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report)
+    typer.echo(f"report: {page}")
+
+
+@command(
+    "drprune replay runs/a     the run's own policy: gives its ratio again\n"
+    "drprune replay runs/a --policy group_dro\n"
+    "drprune replay runs/a --set rho=0.2 --set bound=3 --output replay.html"
+)
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder; it stays as it is.")],
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another policy; default: the run's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting, named as in the recipe's section scheduling; may be given several "
+            "times. The value is YAML.",
+        ),
+    ] = None,
+    phases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--phase",
+            metavar="PHASE",
+            help="prune or pretrain; may be given several times. Default: all there are.",
+        ),
+    ] = None,
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Also write a page with figures (.html) or every number (.json); may be given "
+            "several times.",
+        ),
+    ] = None,
+) -> None:
+    """Show which data ratio another policy or setting would have given for a run's losses.
+
+    The losses stay those of the run as it was: this is what the policy would
+    have decided at each evaluation, not what training under it would have
+    given. Needs no GPU and no torch; a page needs matplotlib and jinja2.
+    """
+    from drpruning.cli.replay_tables import check_outputs, print_replay, write_replay
+    from drpruning.common.console import Reporter
+    from drpruning.runs.replay import replay_run
+
+    files = outputs or []
+    check_outputs(files)
+    replayed = replay_run(run, policy, settings or [], phases or None, Reporter())
+    print_replay(replayed)
+    write_replay(replayed, files)
+    for file in files:
+        typer.echo(f"replay: {file}")
+
+
+@command(
+    "drprune reference-loss recipe.yaml     the models that the recipe names\n"
+    "drprune reference-loss recipe.yaml --model large-model\n"
+    "drprune reference-loss runs/a --model 7b --model 13b --model 70b --params 2700000000\n"
+    "drprune reference-loss recipe.yaml --model large-model --output start.yaml"
+)
+def reference_loss(
+    target: Annotated[
+        Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe or a run folder.")
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="A model's own losses; given three times or more, the law over these sizes. "
+            "Default: the models of the recipe.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    parameters: Annotated[
+        int | None,
+        typer.Option(
+            "--params", min=1, help="Read the law off at this size; default: the target's."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file, for scheduling.start; default: reference-loss.yaml in the run folder, "
+            "RECIPE.reference-loss.yaml beside a recipe."
+        ),
+    ] = None,
+) -> None:
+    """Measure and save reference losses: of a model, or by the scaling law over several sizes.
+
+    Prepares the data of a recipe if needed, and begins nothing else of its run.
+    """
+    from drpruning.cli.reference_loss import compute_reference_losses
+
+    compute_reference_losses(target, models or [], overrides or [], parameters, output)
+
+
+@command(
+    "drprune export-schedule runs/a\n"
+    "drprune export-schedule runs/a --phase prune --output found.yaml\n"
+    "drprune run other.yaml --set scheduling.start=runs/a/start.yaml"
+)
+def export_schedule(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    phase: Annotated[
+        str | None,
+        typer.Option(metavar="PHASE", help="prune or pretrain; default: the last one."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The file; default: start.yaml in the run folder.")
+    ] = None,
+) -> None:
+    """Save the reference losses and ratios that a run has found, for another recipe to start from.
+
+    Needs no torch.
+    """
+    from drpruning.runs.folder import RunFolder
+    from drpruning.runs.schedule_start import (
+        export_schedule,
+        next_command,
+        start_text,
+        write_start,
+    )
+
+    found = export_schedule(run, phase)
+    file = output or RunFolder(run).start
+    write_start(file, found.start, found.comments)
+    typer.echo(start_text(found.start, found.comments))
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(next_command(file))
+
+
+@command("drprune demo\ndrprune demo --output /tmp/demo")
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),
+) -> None:
+    """Train, prune and recover a small model on text from this Python installation, offline."""
+    from drpruning.pipeline.demo import run_demo
+
+    run_demo(output)
+
+
+@command(
+    "drprune show-plan runs/a\n"
+    "drprune show-plan runs/a/prune/plan.json --layers     names the heads of each layer"
+)
+def show_plan(
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN_OR_RUN", help="A plan.json, a run folder, or a model in a run folder."
+        ),
+    ],
+    *,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also name the heads that each layer keeps.")
+    ] = False,
+) -> None:
+    """Show what a pruning plan keeps: shapes before and after, layers, heads, dimensions.
+
+    Needs no torch.
+    """
+    from drpruning.cli.pruning_plan_tables import print_pruning_plan
+    from drpruning.runs.plans import find_plan
+
+    print_pruning_plan(find_plan(plan), layers=layers)
+
+
+@command(
+    "drprune compare-plans runs/a runs/b runs/c     every pair\n"
+    "drprune compare-plans runs/a     the plan at each evaluation with the final one\n"
+    "drprune compare-plans runs/a/prune/plan.json runs/b --json"
+)
+def compare_plans(
+    plans: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PLAN_OR_RUN", help="As show-plan takes them; or one run folder alone."
+        ),
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show on which share of the decisions plans agree, and what chance would give.
+
+    As in the paper's Appendix B.1: layers, hidden dimensions, heads and
+    feed-forward dimensions of the source that both keep or both remove; what
+    lies in a removed layer counts as removed. Needs no torch.
+    """
+    from dataclasses import asdict
+
+    from drpruning.cli.pruning_plan_tables import print_comparisons, print_history
+    from drpruning.common.files import dumps
+    from drpruning.runs.plans import compare_files
+
+    found = compare_files(plans)
+    if as_json:
+        typer.echo(dumps([asdict(comparison) for comparison in found], indent=1))
+    elif len(plans) == 1:
+        print_history(found)
+    else:
+        print_comparisons(found)
+
+
+@command(
+    "drprune apply-plan runs/a/prune/plan.json path/to/model smaller-model\n"
+    "drprune apply-plan runs/a meta-llama/Llama-2-7b-hf smaller-model"
+)
+def apply_plan(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN_OR_RUN", help="As show-plan takes it.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model of the shape that the plan cuts: a folder, or a name on the Hub; "
+            "safetensors only.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="The folder to write; new, or empty.")
+    ],
+) -> None:
+    """Cut a model by a plan and write a Hugging Face folder with tokenizer and model card.
+
+    Weights are cut, not rescaled, and keep the type they have in the model's
+    files. The soft values of learned masks are folded into the weights by
+    `drprune prune` alone, and its weights were trained with the masks: its own
+    result is another model than its plan applied to the source, and a better one.
+    """
+    from drpruning.pipeline.apply_plan import cut_model
+
+    cut_model(plan, model, output)

@@ -1,0 +1,190 @@
+"""What `drprune plan` prints."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from drpruning.models.memory import SHARDED_OVER
+from drpruning.pipeline.preflight import DomainPlan, RunPlan
+from drpruning.pruning import ModelShape, Proposal
+from drpruning.recipe import Recipe
+
+MEMORY_NOTE = (
+    "(estimated for one micro-batch, good to a tenth for Llama-like models; the device's own "
+    "gigabyte and fragmentation come on top; {})"
+)
+PARALLELISM_NOTES = {
+    "fsdp2": "on several GPUs this recipe shards, on one it does not",
+    "ddp": "this recipe shards with training.parallelism: fsdp2 only",
+}
+
+
+def _grid(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="left" if position == 0 else "right", no_wrap=True)
+    return table
+
+
+def _shapes(plan: RunPlan) -> Table:
+    shapes: dict[str, ModelShape] = {}
+    if plan.source:
+        shapes["source"] = plan.source
+    if plan.target:
+        shapes["target"] = plan.target
+    headers = [*shapes, "target/source"] if len(shapes) > 1 else [*shapes]
+    table = _grid("shape", *headers)
+    rows = {
+        "layers": "num_layers",
+        "hidden size": "hidden_size",
+        "intermediate size": "intermediate_size",
+        "query heads": "num_heads",
+        "key/value heads": "num_kv_heads",
+        "head dimension": "head_dim",
+        "vocabulary": "vocab_size",
+    }
+    for name, attribute in rows.items():
+        table.add_row(name, *_with_ratio([getattr(s, attribute) for s in shapes.values()]))
+    total = [s.num_parameters() for s in shapes.values()]
+    embedding = [s.num_embedding_parameters() for s in shapes.values()]
+    rest = [t - e for t, e in zip(total, embedding, strict=True)]
+    for name, counts in (("parameters", total), ("  embedding", embedding), ("  rest", rest)):
+        table.add_row(name, *_with_ratio(counts))
+    return table
+
+
+def _with_ratio(values: list[int]) -> list[str]:
+    ratio = [f"{values[1] / values[0]:.3f}"] if len(values) > 1 else []
+    return [f"{value:,}" for value in values] + ratio
+
+
+def _proposals(proposals: list[Proposal]) -> Table:
+    table = _grid("proposed", "layers", "hidden", "intermediate", "heads", "parameters")
+    table.add_column("why")
+    for position, proposal in enumerate(proposals):
+        shape = proposal.shape
+        heads = f"{shape.num_heads}"
+        if shape.num_heads != shape.num_kv_heads:
+            heads += f"/{shape.num_kv_heads}"
+        table.add_row(
+            "taken" if position == 0 else "",
+            f"{shape.num_layers}",
+            f"{shape.hidden_size:,}",
+            f"{shape.intermediate_size:,}",
+            heads,
+            f"{shape.num_parameters():,}",
+            proposal.reason,
+        )
+    return table
+
+
+def _phases(recipe: Recipe, plan: RunPlan) -> Table:
+    table = _grid("phase", "steps", "tokens", "evaluations", "ratio updates")
+    for name, phase in recipe.phases.items():
+        tokens = phase.steps * phase.global_batch * recipe.data.sequence_length
+        evaluations = plan.evaluations[name]
+        table.add_row(
+            name,
+            f"{phase.steps:,}",
+            f"{tokens:,}",
+            f"{evaluations:,}",
+            f"{evaluations:,}",
+        )
+    return table
+
+
+def _memory(plan: RunPlan, parallelism: str) -> Table:
+    """What the recipe's parallelism takes, then what the other one would."""
+    several = [count for count in SHARDED_OVER if count > 1]
+    columns = [f"sharded over {count}" for count in several]
+    first = len(columns) if parallelism == "fsdp2" else 0
+    columns.insert(first, "whole on each")
+    table = _grid("GiB a GPU", *columns)
+    for name, memory in plan.memory.items():
+        sizes = [memory.sharded[count] for count in several]
+        sizes.insert(first, memory.whole)
+        table.add_row(name, *(f"{size / 2**30:.1f}" for size in sizes))
+    return table
+
+
+def _available(domain: DomainPlan) -> str:
+    if domain.available is None:
+        return "not known yet"
+    return f"{domain.available:,}" if domain.exact else f"about {domain.available:,}"
+
+
+def _domains(plan: RunPlan) -> Table:
+    table = _grid("domain", "share", "tokens planned", "tokens there", "epochs", "used up at")
+    for name, domain in plan.domains.items():
+        used_up = domain.used_up_at
+        table.add_row(
+            name,
+            f"{100 * domain.share:.2f}%",
+            f"{domain.planned:,}",
+            _available(domain),
+            "?" if domain.epochs is None else f"{domain.epochs:.2f}",
+            f"{used_up[0]} step {used_up[1]:,}" if used_up else "",
+        )
+    return table
+
+
+def _reference_origin(recipe: Recipe, plan: RunPlan) -> str:
+    """Where the reference losses come from; empty where the policy has none."""
+    scheduling = recipe.scheduling
+    models = scheduling.reference_models
+    if models is not None:
+        sizes = plan.reference_models
+        named = [f"{m} ({sizes[m]:,} parameters)" if m in sizes else m for m in models.models]
+        final = plan.target or plan.source
+        at = f", at {final.num_parameters():,} parameters" if final else ""
+        origin = f"law over {', '.join(named)}{at}" if models.from_models else f"from {named[0]}"
+        return f"{origin}; measured before training"
+    if scheduling.reference_loss is not None:
+        return "numbers in the recipe"
+    if scheduling.started_reference_loss is not None:
+        return "scheduling.start"
+    return "none until the first forecast" if scheduling.policy == "drpruning" else ""
+
+
+def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
+    """Where reference losses and the first ratio come from."""
+    scheduling = recipe.scheduling
+    origin = _reference_origin(recipe, plan)
+    lines = [f"reference losses: {origin}"] if origin else []
+    if scheduling.start is not None and scheduling.start.ratio is not None:
+        shares = ", ".join(f"{n} {100 * s:.2f}%" for n, s in scheduling.start.ratio.items())
+        given = scheduling.has_reference_loss
+        replaced = {"drpruning": given, "naive_dro": True, "cvar": True}
+        note = "; the evaluation at step 0 replaces it" if replaced.get(scheduling.policy) else ""
+        lines.append(f"first ratio: {shares} (scheduling.start){note}")
+    return lines
+
+
+def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
+    """Print shapes, phases, domains and warnings; problems are the caller's to show.
+
+    Args:
+        recipe: What is planned.
+        plan: The outcome.
+        title: Stands above it, where it is one of several.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    if title:
+        console.print(title, style="bold", markup=False, soft_wrap=True)
+    for proposals in plan.proposals.values():
+        console.print(_proposals(proposals))
+    if plan.source:
+        console.print(_shapes(plan))
+    console.print(_phases(recipe, plan))
+    if plan.memory:
+        parallelism = recipe.training.parallelism
+        console.print(_memory(plan, parallelism))
+        console.print(MEMORY_NOTE.format(PARALLELISM_NOTES[parallelism]), soft_wrap=True)
+    if plan.domains:
+        console.print(_domains(plan))
+    for line in _schedule_lines(recipe, plan):
+        console.print(line, markup=False, soft_wrap=True)
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,303 @@
+"""How much memory there is left to use."""
+
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, cast
+
+from drpruning.common.errors import LONGEST_SHOWN, BadInput
+from drpruning.common.files import parse_json
+from drpruning.data.sources import HubDataset, LocalFiles
+
+_MEMORY = Path("/proc/meminfo")
+_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def free_memory() -> int | None:
+    """Bytes that are free on this machine, at most what a container may use.
+
+    Returns:
+        None where the system does not say.
+    """
+    found = [int(text) for file in _LIMITS if (text := _read(file).strip()).isdecimal()]
+    for line in _read(_MEMORY).splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    return min(found, default=None)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+_ROWS_AT_ONCE = 1000
+_NAMES_SHOWN = 20
+MEMORY_PER_BYTE = 12  # 6 to 9 were measured: as read, decoded, encoded, in Arrow, as ids
+_BOM = b"\xef\xbb\xbf"
+
+Row = Mapping[str, Any]
+Located = tuple[str, int, Row]
+"""What a row came from, its number there (counted from 1) and the row."""
+
+
+class RowReader:
+    """The rows of a source, once.
+
+    Attributes:
+        total: bytes of the files, or rows of the dataset.
+    """
+
+    def __init__(
+        self, source: LocalFiles | HubDataset, text_field: str, others: Iterable[str], label: str
+    ) -> None:
+        """Open a source.
+
+        Args:
+            source: from `sources.resolve`.
+            text_field: dotted name of the field with the text; a .txt file is a row of it alone.
+            others: further fields that will be looked up; columnar files read no more than these.
+            label: recipe field to name in errors.
+        """
+        self._source = source
+        self._text_field = text_field
+        self._fields = sorted({text_field, *others})
+        self._label = label
+        self._read_before = 0
+        self._raw: IO[bytes] | None = None
+        self._dataset: Any = None
+        if isinstance(source, LocalFiles):
+            self.total = sum(f.stat().st_size for f in source.files)
+        else:
+            self._dataset = load_dataset(source, label)
+            self.total = len(self._dataset)
+
+    @property
+    def done(self) -> int:
+        """How far the reading is, in the unit of `total`."""
+        return self._read_before + (self._raw.tell() if self._raw else 0)
+
+    def __iter__(self) -> Iterator[Located]:
+        if isinstance(self._source, HubDataset):
+            yield from self._dataset_rows(self._source.name)
+        else:
+            for file in self._source.files:
+                yield from self._file_rows(file)
+
+    def _file_rows(self, file: Path) -> Iterator[Located]:
+        if not file.stat().st_size:
+            return
+        try:
+            with file.open("rb") as raw:
+                self._raw = raw
+                if file.name.endswith(".parquet"):
+                    yield from self._parquet_rows(file, raw)
+                elif file.name.endswith(".txt"):
+                    limit = longest_document()
+                    if limit is not None and file.stat().st_size > limit:
+                        raise too_long(str(file), limit)
+                    yield str(file), 1, {self._text_field: _decoded(raw.read(), str(file))}
+                else:
+                    yield from _json_rows(file, raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadInput(
+                f"{self._label}: {file} cannot be read: {error}; put a whole file in its place"
+            ) from error
+        finally:
+            self._raw = None
+            self._read_before += file.stat().st_size
+
+    def _parquet_rows(self, file: Path, raw: IO[bytes]) -> Iterator[Located]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        number = 0
+        try:
+            table = pq.ParquetFile(raw)
+            columns = self._columns(table.schema_arrow.names, str(file))
+            batches = table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield str(file), number, row
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise BadInput(
+                f"{self._label}: {file}: row {number + 1} or one after it cannot be read: {error}; "
+                "write the file again"
+            ) from error
+        except pa.ArrowException as error:
+            raise BadInput(
+                f"{self._label}: {file} is not a parquet file: {error}; put a whole one in its "
+                "place"
+            ) from error
+
+    def _dataset_rows(self, name: str) -> Iterator[Located]:
+        dataset = self._dataset
+        columns = self._columns(dataset.column_names, name)
+        batches = dataset.select_columns(columns).with_format("arrow").iter(_ROWS_AT_ONCE)
+        for batch in batches:
+            for number, row in enumerate(batch.to_pylist(), self._read_before + 1):
+                yield name, number, row
+            self._read_before += len(batch)
+
+    def _columns(self, names: list[str], place: str) -> list[str]:
+        """The columns to read; the first part of a dotted name is the column."""
+        wanted = {field if field in names else field.split(".")[0] for field in self._fields}
+        if missing := sorted(wanted - set(names)):
+            raise BadInput(
+                f"{self._label}: {place} has no field {missing[0]!r}; its fields are "
+                f"{field_names(names)}"
+            )
+        return sorted(wanted)
+
+
+def field_names(names: Iterable[str]) -> str:
+    """The first names of fields, as a message lists them."""
+    known = list(names)
+    more = f" and {len(known) - _NAMES_SHOWN} more" if len(known) > _NAMES_SHOWN else ""
+    return ", ".join(name[:LONGEST_SHOWN] for name in known[:_NAMES_SHOWN]) + more
+
+
+def lookup(row: Row, dotted: str) -> tuple[bool, Any]:
+    """Whether a row has a field, and its value."""
+    if dotted in row:
+        return True, row[dotted]
+    value: Any = row
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
+
+
+def load_dataset(source: HubDataset, label: str) -> Any:
+    """A dataset from the Hub, the local cache (`HF_HUB_OFFLINE=1`) or a folder it was saved to.
+
+    Raises:
+        BadInput: there is none of that name, configuration and split, or it cannot be reached.
+    """
+    import datasets
+
+    name = source.name if source.folder is None else ""
+    # A format's name is that of a loader: `datasets` would read what lies in the current folder.
+    if name.isidentifier() and find_spec(f"datasets.packaged_modules.{name}"):
+        raise BadInput(
+            f"{label}: {name} is no dataset but a format; name the files, a folder or a dataset"
+        )
+    try:
+        if source.folder is None:
+            return datasets.load_dataset(source.name, source.config, split=source.split)
+        saved = datasets.load_from_disk(str(source.folder))
+        return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
+    except Exception as error:  # the libraries below have dozens of unrelated error types
+        where = (
+            "cannot be loaded as"
+            if source.folder
+            else "is no file or folder here, nor to be had as"
+        )
+        reason = str(error).strip() or type(error).__name__
+        raise BadInput(
+            f"{label}: {source.folder or source.name} {where} a Hugging Face dataset (config "
+            f"{source.config}, split {source.split}): {reason}"
+        ) from error
+
+
+def _json_rows(file: Path, raw: IO[bytes]) -> Iterator[Located]:
+    name = str(file)
+    stream, limit = _uncompressed(file, raw), longest_document()
+    for number in itertools.count(1):
+        line = stream.readline(-1 if limit is None else limit + 1)
+        if not line:
+            return
+        if limit is not None and len(line) > limit:
+            raise too_long(f"{file}:{number}", limit)
+        text = _decoded(line, f"{file}:{number}")
+        del line  # a document may be long
+        if text.isspace():
+            continue
+        try:
+            row = parse_json(text)
+        except ValueError as error:
+            reason = getattr(error, "msg", error)
+            raise BadInput(
+                f"{file}:{number}: not valid JSON: {reason}; write one object a line"
+            ) from error
+        if not isinstance(row, dict):
+            raise BadInput(f"{file}:{number}: each line must be a JSON object, this one is not")
+        del text
+        yield name, number, row
+
+
+def longest_document() -> int | None:
+    """Bytes of a document that can be tokenized in the memory that is free; None: not known."""
+    free = free_memory()
+    return None if free is None else free // MEMORY_PER_BYTE
+
+
+def too_long(place: str, limit: int) -> BadInput:
+    """The error for a document that is longer than the memory allows."""
+    return BadInput(
+        f"{place}: a document of more than {limit:,} bytes is too long for the memory that is "
+        "free here; split it into several"
+    )
+
+
+def _uncompressed(file: Path, raw: IO[bytes]) -> IO[bytes]:
+    if file.name.endswith(".gz"):
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
+    if file.name.endswith(".zst"):
+        return io.BufferedReader(_ZstdStream(raw), 1 << 20)
+    return raw
+
+
+class _ZstdStream(io.RawIOBase):
+    """Reads any number of zstandard frames, and notices when the last one is cut off."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            compressed = (self._frame and self._frame.unused_data) or self._raw.read(1 << 18)
+            if not compressed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("the compressed file ends in the middle of a frame")
+                return 0
+            self._ready = memoryview(self._decompress(compressed))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _decompress(self, compressed: bytes) -> bytes:
+        import zstandard
+
+        if self._frame is None or self._frame.eof:
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            data: bytes = self._frame.decompress(compressed)
+        except zstandard.ZstdError as error:
+            raise EOFError(f"not valid zstandard data ({error})") from error
+        return data
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{place}: not valid UTF-8 at byte {error.start}; convert the file to UTF-8"
+        ) from error

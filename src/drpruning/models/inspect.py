@@ -1,0 +1,301 @@
+"""Models as their files describe them: shape, tokenizer, weights; nothing is loaded."""
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from drpruning.common.errors import BadInput
+from drpruning.common.files import parse_json
+from drpruning.models.files import (
+    check_files,
+    check_hub_name,
+    read_config,
+    read_object,
+    weight_files,
+)
+from drpruning.pruning import ModelShape, Proposal, propose_shapes
+from drpruning.recipe import Recipe, Target
+from drpruning.recipe.model import DIMENSIONS
+
+SOURCE_FIELD = "model.source"
+"""The field that names the source model."""
+PROPOSALS = 5
+"""Shapes that are shown for a parameter budget."""
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Types of weights, and bytes an element."""
+LARGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header, at most (as the format's own library has it)."""
+
+
+def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
+    """Shape of the source model.
+
+    Args:
+        recipe: Its `model.shape`, where given, must agree.
+        config: What `source_config` found.
+
+    Raises:
+        BadInput: The model is none that can be used, or not of the shape that the recipe gives.
+    """
+    shape = recipe.model.shape
+    origin = "model.shape" if config is shape else f"{SOURCE_FIELD}: {recipe.model.source}"
+    found = shape_of(config, origin)
+    if shape is not None and shape_of(shape, "model.shape") != found:
+        raise BadInput(f"model.shape: is not the shape of {recipe.model.source}; leave it out")
+    return found
+
+
+def shape_of(config: dict[str, Any], origin: str) -> ModelShape:
+    """Shape of the model that a config.json describes.
+
+    Args:
+        config: Its content.
+        origin: Where it is from, for the message.
+
+    Raises:
+        BadInput: It is no model that can be used.
+    """
+    try:
+        return ModelShape.of(config)
+    except BadInput as error:
+        raise BadInput(f"{origin}: {error}") from None
+
+
+def final_shape(recipe: Recipe) -> ModelShape:
+    """Shape of the model at the end of the run: the target's, or the source's without pruning.
+
+    The recipe's target must be resolved.
+
+    Raises:
+        BadInput: The source cannot be used, or not be pruned to that target.
+    """
+    shape = source_shape(recipe, source_config(recipe))
+    target = recipe.model.target
+    return shape if target is None else shape.pruned_to(**target.dimensions())
+
+
+def resolve_target(
+    target: Target, source: ModelShape, chosen: Target | None, field: str
+) -> tuple[Target, list[Proposal]]:
+    """A target with every dimension written out.
+
+    Args:
+        target: As the recipe has it.
+        source: The model to be pruned.
+        chosen: What was made of it when the run began: that stands, whatever `params` would give
+            today.
+        field: The field of the recipe that it is, for the message.
+
+    Returns:
+        The target, which still says what it was made from, and the shapes that were proposed for
+        its budget, the first of which it is; none where there was nothing to search.
+
+    Raises:
+        BadInput: The model that it should be like is none that can be used, or of a shape that the
+            source cannot have; or no shape is near the budget.
+    """
+    if target.is_resolved:
+        return target, []
+    asked = target.model_dump(exclude_none=True)
+    if chosen is not None and chosen.is_resolved and asked.items() <= chosen.model_dump().items():
+        return chosen, []
+    if target.like is not None:
+        shape, proposals = _shape_like(target.like, target, source, field), []
+    else:
+        try:
+            proposals = propose_shapes(source, target.params or 0, PROPOSALS, **target.dimensions())
+        except BadInput as error:
+            raise BadInput(f"{field}.params: {error}") from None
+        shape = proposals[0].shape
+    return target.model_copy(update={name: getattr(shape, name) for name in DIMENSIONS}), proposals
+
+
+def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> ModelShape:
+    """The source with the dimensions of another model, but for those that the target names."""
+    path = Path(name)
+    remedy = "give a folder, a config.json, or dimensions"
+    config = None if path.is_file() else read_config(name, field, remedy)
+    try:
+        model = ModelShape.of(config or path)
+    except BadInput as error:
+        raise BadInput(f"{field}: {name}: {error}") from None
+    wanted = {n: getattr(model, n) for n in DIMENSIONS} | target.dimensions()
+    heads = {"num_heads", "num_kv_heads"}
+    if named := heads & target.dimensions().keys():
+        wanted = {n: size for n, size in wanted.items() if n not in heads - named}
+    elif model.head_dim != source.head_dim:
+        count = min(source.num_heads, max(1, model.num_heads * model.head_dim // source.head_dim))
+        raise BadInput(
+            f"{field}: the heads of {name} have size {model.head_dim} and the source's "
+            f"{source.head_dim}, which pruning leaves alone; name their number: "
+            f"{{like: {name}, num_heads: {count}}}"
+        )
+    larger = {n: s for n, s in wanted.items() if s > getattr(source, n)}
+    if larger:
+        there = ", ".join(f"{n} {size} of {getattr(source, n)}" for n, size in larger.items())
+        beside = ", ".join(f"{n}: {getattr(source, n)}" for n in larger)
+        raise BadInput(
+            f"{field}: {name} is larger than the source ({there}); name at most the source's: "
+            f"{{like: {name}, {beside}}}"
+        )
+    try:
+        return source.pruned_to(**wanted)
+    except BadInput as error:
+        raise BadInput(f"{field}: {name}: {error}") from None
+
+
+def source_config(recipe: Recipe) -> dict[str, Any]:
+    """The source's config.json, or `model.shape` where that is given and the model is not here.
+
+    Raises:
+        BadInput: There is neither.
+    """
+    name, shape = str(recipe.model.source), recipe.model.shape
+    if shape is not None and not (Path(name) / "config.json").is_file():
+        return shape
+    return read_config(name, SOURCE_FIELD, "give a folder, or model.shape to plan without it")
+
+
+def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
+    """One line for each file of the source that names code of its own: it is not run.
+
+    Args:
+        recipe: Names the source and the tokenizer.
+        config: What `source_config` found.
+    """
+    tokenizer = Path(recipe.model.tokenizer_source) / "tokenizer_config.json"
+    field = SOURCE_FIELD if recipe.model.tokenizer is None else "model.tokenizer"
+    named = {(SOURCE_FIELD, "config.json"): config}
+    if tokenizer.is_file():
+        named[field, tokenizer.name] = read_object(tokenizer, field)
+    return [
+        f"{place}: {file} names code that comes with it (auto_map); it is not run, Transformers' "
+        "own class is used: make sure that it computes the same"
+        for (place, file), content in named.items()
+        if content.get("auto_map")
+    ]
+
+
+def vocabulary(name: str, field: str) -> dict[str, int] | None:
+    """Token -> id of the tokenizer in a model folder; None where that cannot be read from JSON.
+
+    Raises:
+        BadInput: The name is none of a folder with a tokenizer and none on the Hub, or its
+            tokenizer.json is none.
+    """
+    folder = Path(name)
+    file = folder / "tokenizer.json"
+    if not name or not folder.is_dir():
+        check_hub_name(name, field, "no folder with a tokenizer")
+        return None
+    if not file.is_file():
+        if any(folder.glob("*token*")) or any(folder.glob("*.model")):
+            return None
+        raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
+    try:
+        content = parse_json(file.read_bytes())
+        entries = content["model"]["vocab"]
+        if isinstance(entries, list):
+            entries = {token: index for index, (token, _) in enumerate(entries)}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        tokens = {**entries, **added}
+        if not tokens or not all(type(index) is int and index >= 0 for index in tokens.values()):
+            raise ValueError
+        return tokens
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadInput(f"{field}: {file} is not a tokenizer file; fetch it again") from None
+
+
+def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
+    """Refuse a local tokenizer that is missing or has ids the model lacks.
+
+    Args:
+        name: Of the model.
+        shape: Its shape.
+        field: The field of the recipe that names it.
+
+    Raises:
+        BadInput: So.
+    """
+    tokens = vocabulary(name, field)
+    if tokens is not None and (largest := max(tokens.values())) >= shape.vocab_size:
+        raise BadInput(
+            f"{field}: the tokenizer in {name} does not fit the model: its largest id is "
+            f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
+        )
+
+
+def check_weights(name: str, shape: ModelShape, field: str) -> None:
+    """Refuse local weights that are not those of the config, from the headers of their files.
+
+    Args:
+        name: Of the model.
+        shape: Its shape.
+        field: The field of the recipe that names it.
+
+    Raises:
+        BadInput: No safetensors, a file that is torn, a parameter missing, unknown or of another
+            size, or files that lead elsewhere (see `drpruning.models.files.check_files`).
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    check_files(name, field)
+    files = weight_files(folder, field)
+    found = dict(pair for file in files for pair in _header(file, field))
+    tied = shape.tied_embeddings
+    table = shape.family.full_table(shape.num_layers, shape.switches, tied=tied)
+    sizes = shape.axis_sizes()
+    family = shape.family
+    for name_here, axes in table.items():
+        parameter = family.file_names.get(name_here, name_here)
+        expected = [sizes[axis] for axis in axes]
+        if parameter not in found:
+            raise BadInput(f"{field}: {folder} has no weights for {parameter}")
+        if found[parameter] != expected:
+            raise BadInput(
+                f"{field}: {parameter} has shape {found[parameter]} in {folder}, where its "
+                f"config.json says {expected}"
+            )
+    head = f"{family.output}.weight"
+    allowed = {family.file_names.get(name_here, name_here) for name_here in (*table, head)}
+    odd = [n for n in found if n not in allowed and not n.endswith(family.ignored_weights)]
+    if odd:
+        raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
+
+
+def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
+    """Name and shape of every tensor in a safetensors file that is as long as it says."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > LARGEST_HEADER:
+                raise ValueError
+            header = parse_json(stream.read(length))
+        header.pop("__metadata__", None)
+        entries = [(n, e["dtype"], list(e["shape"]), *e["data_offsets"]) for n, e in header.items()]
+        complete = size == 8 + length + _end(entries)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
+        complete = False
+    if not complete:
+        raise BadInput(f"{field}: {file} is not a whole safetensors file; fetch it again")
+    if odd := next((entry for entry in entries if entry[1] not in _BYTES), None):
+        raise BadInput(
+            f"{field}: {odd[0]} in {file} is of type {odd[1]}; give the model with its plain "
+            f"weights ({', '.join(_BYTES)})"
+        )
+    yield from ((name, shape) for name, _, shape, *_ in entries)
+
+
+def _end(entries: list[tuple[str, str, list[int], int, int]]) -> int:
+    """Where the last tensor of a safetensors header ends; they lie one after the other."""
+    end = 0
+    for _, dtype, shape, begin, after in sorted(entries, key=lambda entry: entry[3:]):
+        known = dtype not in _BYTES or math.prod(shape) * _BYTES[dtype] == after - begin
+        if begin != end or not known:
+            raise ValueError
+        end = after
+    return end

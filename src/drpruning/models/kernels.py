@@ -1,0 +1,73 @@
+"""Which kernels compute a model: its attention, and Liger's fused ones."""
+
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from drpruning.common.errors import BadInput
+from drpruning.recipe import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def use_kernels(model: "PreTrainedModel", training: Training) -> None:
+    """Give a plain model the kernels that a recipe names, in place.
+
+    To be called before masks are attached. Liger also replaces modules of the model's family for
+    the whole process, so models that are made later have its kernels too.
+
+    Raises:
+        BadInput: A package or a GPU is missing, or the family does not support a kernel.
+    """
+    if training.attention is not None:
+        _use_attention(model, training.attention)
+    if training.liger:
+        _use_liger(model)
+
+
+def use_default_attention(model: "PreTrainedModel") -> None:
+    """Go back to what Transformers takes by itself, which computes in float32 too."""
+    model.set_attn_implementation(None)
+
+
+def _use_attention(model: "PreTrainedModel", name: str) -> None:
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    # Without the package Transformers may fetch a kernel from the Hub, code that nobody named.
+    packages = {
+        "flash_attention_2": ("flash-attn", is_flash_attn_2_available),
+        "flash_attention_3": ("flash-attn-3", is_flash_attn_3_available),
+    }
+    if name in packages and not packages[name][1]():
+        raise BadInput(
+            f"training.attention: {name} needs a GPU and the package {packages[name][0]}; "
+            "install it, or write sdpa"
+        )
+    family = model.config.model_type
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"training.attention: {name} does not work for {family}, leave it out: {reason}"
+        ) from None
+    if model.config._attn_implementation != name:
+        raise BadInput(f"training.attention: {family} has no {name}; leave it out")
+
+
+def _use_liger(model: "PreTrainedModel") -> None:
+    try:
+        liger = importlib.import_module("liger_kernel.transformers.monkey_patch")
+    except ImportError:
+        raise BadInput(
+            "training.liger: needs the package liger-kernel; install it, or write liger: false"
+        ) from None
+    family = model.config.model_type
+    if family not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise BadInput(f"training.liger: Liger has no kernels for {family}; write liger: false")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BadInput("training.liger: Liger's kernels need a GPU; write liger: false")
+    liger._apply_liger_kernel_to_instance(model=model)

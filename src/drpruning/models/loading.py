@@ -1,0 +1,130 @@
+"""TODO."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_folder
+from drpruning.models.files import check_files
+from drpruning.models.kernels import use_kernels
+from drpruning.recipe import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    source: str,
+    field: str = "model.source",
+    training: Training | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> "PreTrainedModel":
+    """A causal language model, from safetensors only, without remote code.
+
+    Args:
+        source: A folder, or a name on the Hub.
+        field: What named it, for the message.
+        training: Names its kernels; absent: Transformers' own choice.
+        dtype: Of the weights; `auto`: that of the model's files.
+
+    Raises:
+        BadInput: It cannot be loaded, its weights are not all there or not all finite, or it does
+            not take the kernels.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_files(source, field)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"{field}: {source} cannot be loaded as a causal language model with safetensors "
+            f"weights: {reason}"
+        ) from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info[kind])):
+            raise BadInput(
+                f"{field}: the weights in {source} are not those of its config.json "
+                f"({kind.replace('_', ' ')}: {', '.join(keys[:3])}); fetch it again"
+            )
+    if lost := [n for n, p in model.named_parameters() if not p.detach().isfinite().all()]:
+        raise BadInput(
+            f"{field}: the weights in {source} hold numbers that are not finite ({len(lost)} "
+            f"tensors, the first: {lost[0]}); fetch it again, or take another model"
+        )
+    if training is not None:
+        use_kernels(model, training)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def check_loadable(source: str, field: str) -> None:
+    """Refuse a model of whose config.json Transformers makes nothing; no weights are loaded.
+
+    Args:
+        source: A folder, or a name on the Hub.
+        field: What named it, for the message.
+
+    Raises:
+        BadInput: So.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever a value in it leads to
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadInput(
+            f"{field}: the config.json of {source} does not make a model: {reason}; correct it"
+        ) from None
+
+
+def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
+    """Write a Hugging Face folder (weights, tokenizer, model card) that appears whole or not."""
+    from transformers import AutoTokenizer
+
+    with atomic_folder(folder) as temporary, storage_errors():
+        model.save_pretrained(temporary)  # type: ignore[operator]
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """A full or failing disk is an `OSError` also where safetensors found it."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from error
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no advice from the libraries below; errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # asks a service on the Hub
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

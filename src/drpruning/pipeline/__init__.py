@@ -1,0 +1,1 @@
+"""A recipe through its stages: preflight, runs, several targets, reference losses, the demo."""

@@ -1,0 +1,143 @@
+"""Reference losses from models: what their files say beforehand, and measuring them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from drpruning.common.console import Reporter
+from drpruning.common.errors import BadInput
+from drpruning.data import PreparedData, tokenizer_digest
+from drpruning.models.files import read_config
+from drpruning.models.inspect import (
+    SOURCE_FIELD,
+    check_tokenizer,
+    check_weights,
+    final_shape,
+    shape_of,
+    vocabulary,
+)
+from drpruning.recipe import Recipe, ReferenceModels
+from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+FIELD = "scheduling.reference_loss"
+
+
+def check_reference_models(models: ReferenceModels, source: str) -> dict[str, int]:
+    """Look at the files of the models without loading weights; torch is not needed.
+
+    Args:
+        models: What the recipe names.
+        source: The source model, whose tokenizer they must share.
+
+    Returns:
+        Model -> number of parameters.
+
+    Raises:
+        BadInput: One is not there, not whole, of another vocabulary, or two are of one size.
+    """
+    tokens = vocabulary(source, SOURCE_FIELD)
+    sizes: dict[str, int] = {}
+    for model in models.models:
+        shape = shape_of(read_config(model, FIELD), f"{FIELD}: {model}")
+        check_tokenizer(model, shape, FIELD)
+        check_weights(model, shape, FIELD)
+        if None not in (tokens, own := vocabulary(model, FIELD)) and tokens != own:
+            raise _other_tokenizer(model)
+        size = shape.num_parameters()
+        for other, there in sizes.items():
+            if size == there:
+                raise BadInput(
+                    f"{FIELD}.from_models: {other} and {model} both have {size:,} parameters; "
+                    "name models of different sizes"
+                )
+        sizes[model] = size
+    return sizes
+
+
+def measure_reference_losses(
+    models: ReferenceModels,
+    recipe: Recipe,
+    data: PreparedData,
+    accelerator: "Accelerator",
+    reporter: Reporter,
+    parameters: int | None = None,
+    known: Sequence[MeasuredModel] = (),
+) -> ReferenceLosses:
+    """Evaluate the models on a run's validation blocks, one after the other.
+
+    Args:
+        models: What to measure.
+        recipe: Gives precision, batch size and the target's shape.
+        data: The validation blocks.
+        accelerator: Devices and ranks; every rank gets the same result.
+        reporter: Shows progress.
+        parameters: Size at which a law over sizes is read off; by default that of the model at the
+            end of the run, all parameters counted.
+        known: Models that have been measured on these blocks.
+
+    Returns:
+        What was measured; whether a law describes it, `ReferenceLosses.usable` says.
+
+    Raises:
+        BadInput: A model cannot be loaded, has another tokenizer or a loss that is no number, or
+            two are of one size.
+    """
+    from drpruning.training.perplexity import evaluate_perplexity
+
+    measured = [model for model in known if model.path in models.models]
+    unknown = [m for m in models.models if m not in {model.path for model in measured}]
+    for model in unknown:
+        if tokenizer_digest(model) != data.tokenizer_digest:
+            raise _other_tokenizer(model)
+    for model in unknown:
+        record = evaluate_perplexity(
+            Path(model).name,
+            model,
+            model,
+            data,
+            accelerator,
+            reporter,
+            recipe.training,
+            field=FIELD,
+        )
+        for domain, loss in record["loss"].items():
+            if not 0 < loss < math.inf:
+                raise BadInput(f"{FIELD}: the loss of {model} on {domain} is {loss}; name another")
+        measured.append(MeasuredModel(model, record["parameters"]["total"], record["loss"]))
+    return ReferenceLosses.of(measured, parameters or final_shape(recipe).num_parameters())
+
+
+def reference_losses_table(found: ReferenceLosses) -> Table:
+    """The loss of each model by domain, and what the law over their sizes, if any, makes of it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("loss, nats a token")
+    for model in found.models:
+        table.add_column(f"{Path(model.path).name}\n{model.parameters:,}", justify="right")
+    if found.law is not None:
+        table.add_column(f"law at\n{found.parameters:,}", justify="right", style="bold")
+        table.add_column("a/N^b + c\nb, c", justify="right")
+    for domain in found.models[0].loss:
+        row = [f"{model.loss[domain]:.4f}" for model in found.models]
+        if found.law is not None and found.reference_loss is not None:
+            law = found.law[domain]
+            row += [f"{found.reference_loss[domain]:.4f}", f"{law['b']:.3f}, {law['c']:.3f}"]
+        table.add_row(domain, *row)
+    if found.law is not None:
+        miss = found.largest_miss()
+        table.caption = f"The law misses a measured loss by {miss:.4f} nats at most."
+    return table
+
+
+def _other_tokenizer(model: str) -> BadInput:
+    return BadInput(
+        f"{FIELD}: the tokenizer of {model} is not that of model.source, so losses per token "
+        "cannot be compared; name a model of the source's family"
+    )

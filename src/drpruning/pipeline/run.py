@@ -1,0 +1,393 @@
+"""A run folder and its stages: prepare -> prune -> pretrain -> evaluate -> report.
+
+A stage whose result is there is not run again; one that was interrupted goes on.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drpruning.common.console import Reporter
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_write, dumps, folder_lock
+from drpruning.data import PreparedData, prepare, tokenizer_digest
+from drpruning.models.inspect import SOURCE_FIELD, source_config, source_shape
+from drpruning.pipeline.preflight import domain_sources, plan_domains, plan_run, repetition_warnings
+from drpruning.pipeline.reference_losses import measure_reference_losses, reference_losses_table
+from drpruning.recipe import Prune, Recipe, parse_recipe, read_values
+from drpruning.report import render_table_text, results_table, write_report
+from drpruning.runs.folder import MODEL, SOURCE, RunFolder, rollback_on_error
+from drpruning.runs.records import load_run
+from drpruning.runs.reference_losses import ReferenceLosses
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
+
+
+@dataclass
+class Run:
+    """A recipe together with its folder."""
+
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        if self.recipe.model.targets is not None:
+            one = next(iter(self.recipe.model.targets))
+            raise BadInput(
+                f"model.targets: each target has a run of its own; name one, such as "
+                f"{self.folder / one}"
+            )
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """The run in a folder, wherever the folder is now.
+
+        Raises:
+            BadInput: There is no recipe.yaml in it.
+        """
+        file = RunFolder(folder).recipe
+        if not file.is_file():
+            raise BadInput(f"{folder}: no run here (no {file.name})")
+        return cls(parse_recipe({**read_values(file), "output": str(folder)}, origin=str(file)))
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.recipe.output)
+
+    @property
+    def files(self) -> RunFolder:
+        """The paths in the run folder."""
+        return RunFolder(self.folder)
+
+    @cached_property
+    def accelerator(self) -> "Accelerator":
+        """Devices and ranks, as `torchrun` or `accelerate launch` set them up."""
+        import torch
+        from accelerate import Accelerator, InitProcessGroupKwargs
+
+        from drpruning.models.loading import quiet_libraries
+
+        quiet_libraries()
+        timeout = timedelta(minutes=self.recipe.training.rank_timeout)
+        # The loop sets the precision itself, whatever the launcher's configuration says.
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        )
+
+    @cached_property
+    def reporter(self) -> Reporter:
+        """The terminal, silent on all ranks but the first."""
+        return Reporter(silent=int(os.environ.get("RANK", "0")) != 0)
+
+    @contextmanager
+    def session(self, command: str | None) -> Iterator["Run"]:
+        """Check everything that can be checked, then hold the folder while the block runs.
+
+        Args:
+            command: What was started, for sessions.jsonl; None: the run is not begun by it, so
+                that its recipe may still change.
+
+        Raises:
+            BadInput: Something in the recipe cannot work (every problem found is named), or another
+                process works in the folder.
+        """
+        plan = plan_run(self.recipe)
+        if plan.problems:
+            raise BadInput("\n".join(plan.problems))
+        self.recipe = plan.recipe
+        if self.recipe.model.source is None:
+            raise BadInput("model.source: missing; a shape alone can be planned, not trained")
+        self._check_loadable()
+        self.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            self._check_shared_filesystem()
+            yield self
+            return
+        with rollback_on_error(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                if command is not None:
+                    self._write_recipe()
+                    self._note_session(command)
+                self.accelerator.wait_for_everyone()
+                yield self
+
+    def _check_loadable(self) -> None:
+        """Find out before the data are prepared, which may take hours."""
+        from drpruning.models.loading import check_loadable, quiet_libraries
+
+        model = self.recipe.model
+        if model.shape is None or (Path(str(model.source)) / "config.json").is_file():
+            quiet_libraries()
+            check_loadable(str(model.source), SOURCE_FIELD)
+
+    def _check_shared_filesystem(self) -> None:
+        """A rank on another host must see what the first one has made."""
+        # Listing a folder makes a network file system ask for news; asking for one name may not.
+        folder = self.folder.resolve()
+        places = ((folder.parent, folder), (folder, RunFolder(folder).lock))
+        if not all(place.is_dir() and path in place.iterdir() for place, path in places):
+            raise BadInput(
+                f"output: rank {self.accelerator.process_index} on {platform.node()} does not see "
+                f"{self.folder}, where the first rank works; name a folder on a file system that "
+                "all hosts share"
+            )
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return folder_lock(self.folder, f"output: another process is working in {self.folder}")
+
+    def _write_recipe(self) -> None:
+        atomic_write(self.files.recipe, self.recipe.to_yaml())
+
+    def _note_session(self, command: str) -> None:
+        from drpruning.runs.provenance import commit, versions
+
+        session = {
+            "time": time.time(),
+            "command": command,
+            "ranks": self.accelerator.num_processes,
+            "versions": versions(),
+            "commit": commit(),
+        }
+        with self.files.sessions.open("a", encoding="utf-8") as file:
+            file.write(dumps(session) + "\n")
+
+    def run(self, stages: Collection[str]) -> None:
+        """Run these stages in their order.
+
+        Raises:
+            BadInput: The ranks cannot share the batch of a phase that is still to be done.
+        """
+        for phase in stages:
+            if phase in self.recipe.phases and self._result(phase) is None:
+                self._check_batch_split(phase)
+        actions: dict[str, Callable[[], None]] = {
+            "prepare": self._report_data,
+            "prune": self.prune,
+            "pretrain": self.pretrain,
+            "evaluate": self.evaluate,
+            "report": self.report,
+        }
+        for stage in STAGES:
+            if stage in stages:
+                actions[stage]()
+
+    def _check_batch_split(self, phase: str) -> None:
+        from drpruning.training.optimizer import micro_batches
+
+        if (settings := self.recipe.phases.get(phase)) is not None:
+            parts = settings.mask_samples if isinstance(settings, Prune) else 1
+            ranks = self.accelerator.num_processes
+            try:
+                micro_batches(settings.global_batch, 1, parts, ranks=ranks)
+            except BadInput as error:
+                raise BadInput(f"{phase}.{error}") from None
+
+    # Stages.
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """The tokenized blocks; they are made now if they are not there."""
+        recipe, folder = self.recipe, self.recipe.prepared_folder
+        if self.accelerator.is_main_process:
+            with self.reporter.task("prepare, percent", 100) as task:
+
+                def on_progress(domain: str, done: int, total: int) -> None:
+                    task.update(100 * done // max(total, 1), domain)
+
+                prepare(
+                    domain_sources(recipe),
+                    tokenizer=recipe.model.tokenizer_source,
+                    vocab_size=source_shape(recipe, source_config(recipe)).vocab_size,
+                    sequence_length=recipe.data.sequence_length,
+                    validation_blocks=recipe.data.validation_blocks,
+                    folder=folder,
+                    workers=recipe.data.workers,
+                    on_progress=on_progress,
+                )
+        self.accelerator.wait_for_everyone()
+        return PreparedData.open(folder)
+
+    def _report_data(self) -> None:
+        for name, domain in self.data.domains.items():
+            self.reporter.line(
+                f"prepared {name}: {domain.documents:,} documents, {domain.train_tokens:,} tokens "
+                f"in {len(domain.train):,} training blocks, {len(domain.validation):,} validation "
+                "blocks"
+            )
+        for warning in repetition_warnings(plan_domains(self.recipe, self.data)):
+            self.reporter.warn(warning)
+
+    def _result(self, phase: str) -> Path | None:
+        """The model that shows a phase to be done; recovered, what was cut need not be there."""
+        results = [self.files.result(phase)]
+        if phase == "prune" and self.recipe.pretrain is not None:
+            results.append(self.files.model)
+        return next((result for result in results if result.is_dir()), None)
+
+    def _done(self, phase: str) -> bool:
+        from drpruning.training.checkpoint import remove_checkpoints
+
+        result = self._result(phase)
+        if result is None:
+            return False
+        self.reporter.line(f"{phase}: done already ({result})")
+        if self.accelerator.is_main_process:
+            settings = self.recipe.training.checkpoint
+            remove_checkpoints(self.files.checkpoints, phase, settings)
+        return True
+
+    def prune(self) -> None:
+        """Prune, unless it is done or the recipe has no such phase."""
+        from drpruning.training.phases import prune
+
+        if self.recipe.prune is None or self._done("prune"):
+            return
+        self.measure_reference_losses()
+        prune(self.recipe, self.data, self.accelerator, self.reporter)
+
+    def pretrain(self) -> None:
+        """Continue pretraining, unless it is done or the recipe has no such phase.
+
+        Raises:
+            BadInput: The model to start from has not been pruned yet.
+        """
+        from drpruning.training.phases import pretrain
+
+        if self.recipe.pretrain is None or self._done("pretrain"):
+            return
+        if self.recipe.prune is not None and not self.files.pruned.is_dir():
+            raise BadInput(
+                f"{self.files.pruned}: not there yet; run `drprune prune` or `drprune run`"
+            )
+        self.measure_reference_losses()
+        pretrain(self.recipe, self.data, self.accelerator, self.reporter)
+
+    def measure_reference_losses(self) -> None:
+        """Write reference_loss.json where the recipe names models, unless it is there.
+
+        Raises:
+            BadInput: A model cannot be measured, or no law describes what was measured (which is
+                in the file all the same).
+        """
+        models = self.recipe.scheduling.reference_models
+        if models is None:
+            return
+        if self.files.reference_loss.is_file():
+            ReferenceLosses.read(self.folder, models, self.recipe.data.domains).usable()
+            return
+        found = measure_reference_losses(
+            models, self.recipe, self.data, self.accelerator, self.reporter
+        )
+        if self.accelerator.is_main_process:
+            found.write(self.folder)
+            self.reporter.console.print(reference_losses_table(found))
+        self.accelerator.wait_for_everyone()
+        found.usable()
+
+    def models(self) -> dict[str, str]:
+        """The models of this run that are there: name -> folder or Hub name."""
+        made = [path for path in (self.files.pruned, self.files.model) if path.is_dir()]
+        there = {path.name: str(path) for path in made}
+        return {SOURCE: str(self.recipe.model.source)} | there
+
+    def evaluate(self, *, again: bool = False) -> None:
+        """Measure the perplexity of source, pruned and recovered model on the validation blocks.
+
+        Args:
+            again: Also those that have been measured.
+        """
+        for name, path in self.models().items():
+            if again or not self.files.evaluation(name).is_file():
+                self.measure(name, self._label(name), path)
+
+    def _label(self, name: str) -> str:
+        if name != MODEL:
+            return name
+        verb = "recovered" if self.recipe.prune else "trained"
+        return f"{verb}, {self.recipe.scheduling.policy}"
+
+    def measure(self, name: str, label: str, model: str) -> None:
+        """Measure a model on this run's validation blocks and write evaluation/NAME.json."""
+        from drpruning.training.perplexity import evaluate_perplexity, write_evaluation
+
+        record = evaluate_perplexity(
+            name,
+            label,
+            model,
+            self.data,
+            self.accelerator,
+            self.reporter,
+            self.recipe.training,
+        )
+        if self.accelerator.is_main_process:
+            write_evaluation(record, self.files.evaluation(name))
+
+    def report(self) -> None:
+        """Write report.html and show the table."""
+        if self.accelerator.is_main_process:
+            path = write_report([self.folder])
+            show_table([self.folder], self.reporter)
+            if result := next(filter(Path.is_dir, (self.files.model, self.files.pruned)), None):
+                self.reporter.line(f"model:  {result}")
+            self.reporter.line(f"report: {path}")
+
+
+def show_table(folders: list[Path], reporter: Reporter) -> None:
+    """Print the table of results of one or several runs."""
+    table: Any = render_table_text(results_table([load_run(folder) for folder in folders]))
+    reporter.console.print(table)
+
+
+def evaluate_targets(targets: list[Path], data: Path | None) -> None:
+    """Measure every model of the runs, and single models on a run's validation blocks.
+
+    Args:
+        targets: Run folders and model folders.
+        data: The run whose blocks the models are measured on.
+
+    Raises:
+        BadInput: A target is neither, a model is given without data, or has another tokenizer.
+    """
+    folders = [target for target in targets if RunFolder(target).recipe.is_file()]
+    models = [target for target in targets if target not in folders]
+    for model in models:
+        if not (model / "config.json").is_file():
+            raise BadInput(f"{model}: neither a run folder nor a model folder")
+        if data is None:
+            raise BadInput(f"{model}: name the run whose data it is measured on with --data RUN")
+    runs = [run_as_it_is(folder) for folder in folders]
+    for run in runs:
+        run.evaluate(again=True)
+    if data is not None:
+        home = run_as_it_is(data)
+        for model in models:
+            if tokenizer_digest(model) != home.data.tokenizer_digest:
+                raise BadInput(f"{model}: its tokenizer is not the one that {data} was made with")
+            place = model.resolve()
+            home.measure(f"{place.parent.name}-{place.name}", str(model), str(model))
+        runs.append(home)
+    folders = list(dict.fromkeys(run.folder for run in runs))
+    if runs[0].accelerator.is_main_process:
+        show_table(folders, runs[0].reporter)
+
+
+def run_as_it_is(folder: Path) -> Run:
+    """A run whose blocks are used as they are: its text need not be there any more."""
+    run = Run.open(folder)
+    run.data = PreparedData.open(run.recipe.prepared_folder)
+    return run

@@ -1,0 +1,215 @@
+"""A recipe with several targets: one ordinary run for each, the largest first.
+
+Each target has its run folder OUTPUT/NAME with a recipe of its own; the tokenized blocks in
+OUTPUT/data are shared. A target that is contained in a larger one is pruned from that one's cut
+model, so its masks go on where those ended, at the cost of a smaller model's step.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_write
+from drpruning.models.inspect import source_config
+from drpruning.pipeline.preflight import RunPlan, plan_run
+from drpruning.pipeline.reference_losses import measure_reference_losses
+from drpruning.pipeline.run import Run, show_table
+from drpruning.pruning import ModelShape
+from drpruning.recipe import Recipe, Target
+from drpruning.recipe.model import DIMENSIONS
+from drpruning.report import write_report
+from drpruning.runs.folder import RunFolder, rollback_on_error, saved_recipe
+from drpruning.runs.reference_losses import ReferenceLosses
+
+
+@dataclass
+class RecipePlan:
+    """What a recipe with one or several targets will do."""
+
+    recipe: Recipe
+    """With the dimensions of every target as far as they could be found, the largest first."""
+    plans: dict[str, RunPlan] = field(default_factory=dict)
+    """Title -> plan of the target, in the order in which they run; one without a title where the
+    recipe has one target or none."""
+    problems: list[str] = field(default_factory=list)
+    """Everything that cannot work."""
+
+
+def plan_recipe(recipe: Recipe) -> RecipePlan:
+    """Look at everything that can be known of a recipe before anything is computed.
+
+    Args:
+        recipe: With one target, several, or none.
+    """
+    whole = plan_run(recipe)
+    model = whole.recipe.model
+    plan = RecipePlan(whole.recipe, {"": whole}, list(whole.problems))
+    if model.targets is None:
+        return plan
+    plan.plans = {}
+    if whole.source is None or not all(target.is_resolved for target in model.targets.values()):
+        return plan
+    try:
+        runs = _split(whole.recipe, whole.source)
+    except BadInput as error:
+        plan.problems.append(str(error))
+        return plan
+    in_order = {"targets": {name: model.targets[name] for name in runs}}
+    plan.recipe = whole.recipe.model_copy(update={"model": model.model_copy(update=in_order)})
+    for name, own in runs.items():
+        part = plan_run(own)
+        key = f"model.targets.{name}"
+        part.proposals = {k: shapes for k, shapes in whole.proposals.items() if k == key}
+        start = own.model.source if own.model.source != recipe.model.source else "the source"
+        plan.plans[f"target {name}: from {start}"] = part
+        plan.problems += [f"{key}: {p}" for p in part.problems if p not in whole.problems]
+    return plan
+
+
+def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
+    """Run stages of a recipe: of each of its targets in turn, where it has several.
+
+    Args:
+        recipe: With one target, several, or none.
+        command: What was started, for sessions.jsonl.
+        stages: Some of `drpruning.pipeline.run.STAGES`.
+
+    Raises:
+        BadInput: Something in the recipe cannot work; every problem found is named.
+        Interrupted: A signal asked to stop; the state is saved, and the same call goes on.
+    """
+    if recipe.model.targets is None:
+        with Run(recipe).session(command) as run:
+            run.run(stages)
+        return
+    plan = plan_recipe(recipe)
+    if plan.problems:
+        raise BadInput("\n".join(plan.problems))
+    first, *others = (part.recipe for part in plan.plans.values())
+    run = Run(first)
+    run.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
+    main = run.accelerator.is_main_process
+    with rollback_on_error(Path(recipe.output)) if main else nullcontext():
+        if main:
+            _begin(plan.recipe)
+        with run.session(command):
+            data = run.data
+            run.run(stages)
+    others = others if set(stages) - {"prepare"} else []
+    for own in others:
+        run = Run(own)
+        run.data = data
+        with run.session(command):
+            _take_reference_losses(run, Path(first.output))
+            run.run([stage for stage in stages if stage != "prepare"])
+    if "report" in stages and run.accelerator.is_main_process:
+        folders = [Path(own.output) for own in (first, *others)]
+        page = write_report(folders, RunFolder(Path(recipe.output)).report)
+        show_table(folders, run.reporter)
+        run.reporter.line(f"report: {page}")
+
+
+def run_folders(folders: Iterable[Path]) -> list[Path]:
+    """Replace folders that hold a run for each of several targets by those runs.
+
+    Args:
+        folders: Of runs, of several targets, or anything else, which stays.
+
+    Raises:
+        BadInput: None of the targets of a folder has been begun.
+    """
+    found = []
+    for folder in folders:
+        recipe = saved_recipe(folder)
+        if recipe is None or recipe.model.targets is None:
+            found.append(folder)
+            continue
+        runs = [folder / name for name in recipe.model.targets]
+        begun = [run for run in runs if RunFolder(run).recipe.is_file()]
+        if not begun:
+            raise BadInput(f"{folder}: none of its targets has been begun; see `drprune run`")
+        found += begun
+    return found
+
+
+def _split(recipe: Recipe, source: ModelShape) -> dict[str, Recipe]:
+    """A recipe for each target, from the largest to the smallest.
+
+    Args:
+        recipe: Its targets are resolved.
+        source: Shape of its source.
+
+    Raises:
+        BadInput: The source cannot be pruned to a target, or two targets are one.
+    """
+    targets = recipe.model.targets or {}
+    shapes = {name: _shape(source, name, target) for name, target in targets.items()}
+    order = sorted(shapes, key=lambda name: -shapes[name].num_parameters())
+    config = source_config(recipe)
+    runs: dict[str, Recipe] = {}
+    for position, name in enumerate(order):
+        own: dict[str, Any] = {"target": targets[name], "targets": None}
+        seed = recipe.training.seed
+        before = {other: shapes[other] for other in order[:position]}
+        larger = _next_larger(name, before, shapes[name])
+        if larger is not None and recipe.model.nested:
+            own["source"] = str(RunFolder(Path(recipe.output) / larger).pruned)
+            own["shape"] = config | shapes[larger].config_fields()
+            own["tokenizer"] = recipe.model.tokenizer or recipe.model.source
+            # The cut model has read the blocks in one order; it goes on in another.
+            seed = runs[larger].training.seed + 1
+        runs[name] = recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(update=own),
+                "data": recipe.data.model_copy(update={"prepared": str(recipe.prepared_folder)}),
+                "training": recipe.training.model_copy(update={"seed": seed}),
+                "output": str(Path(recipe.output) / name),
+            }
+        )
+    return runs
+
+
+def _shape(source: ModelShape, name: str, target: Target) -> ModelShape:
+    try:
+        return source.pruned_to(**target.dimensions())
+    except BadInput as error:
+        raise BadInput(f"model.targets.{name}: {error}") from None
+
+
+def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) -> str | None:
+    """The smallest of the larger targets that this one can be cut out of."""
+    for other, there in reversed(larger.items()):
+        if there == shape:
+            raise BadInput(f"model.targets: {other} and {name} have the same shape; drop one")
+        try:
+            there.pruned_to(**{dimension: getattr(shape, dimension) for dimension in DIMENSIONS})
+        except BadInput:
+            continue
+        return other
+    return None
+
+
+def _begin(recipe: Recipe) -> None:
+    """Write the recipe of all targets, whose dimensions stand from now on."""
+    folder = RunFolder(Path(recipe.output))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.lock.touch()
+    atomic_write(folder.recipe, recipe.to_yaml())
+
+
+def _take_reference_losses(run: Run, first: Path) -> None:
+    """What the first run has measured of the models of the recipe is not measured again."""
+    models, domains = run.recipe.scheduling.reference_models, run.recipe.data.domains
+    known = RunFolder(first).reference_loss.is_file()
+    if models is not None and known and not run.files.reference_loss.is_file():
+        measured = ReferenceLosses.read(first, models, domains).models
+        found = measure_reference_losses(
+            models, run.recipe, run.data, run.accelerator, run.reporter, known=measured
+        )
+        run.accelerator.wait_for_everyone()
+        if run.accelerator.is_main_process:
+            found.write(run.folder)
+    run.accelerator.wait_for_everyone()

@@ -1,0 +1,29 @@
+"""What a run is: one strict, frozen description, read from YAML; never imports torch."""
+
+from drpruning.recipe.load import load_recipe, parse_recipe, read_values
+from drpruning.recipe.model import ModelSection, Target
+from drpruning.recipe.phases import Phase, Pretrain, Prune, Stop
+from drpruning.recipe.scheduling import ReferenceModels, Scheduling, Start
+from drpruning.recipe.schema import Checkpoint, Data, Domain, Recipe, Training
+from drpruning.recipe.section import Section
+
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Domain",
+    "ModelSection",
+    "Phase",
+    "Pretrain",
+    "Prune",
+    "Recipe",
+    "ReferenceModels",
+    "Scheduling",
+    "Section",
+    "Start",
+    "Stop",
+    "Target",
+    "Training",
+    "load_recipe",
+    "parse_recipe",
+    "read_values",
+]

@@ -1,0 +1,38 @@
+"""How two recipes differ in what decides the results of a run."""
+
+from typing import Any
+
+from drpruning.recipe.schema import Recipe
+
+_FREE = {
+    "micro_batch", "compile", "gradient_checkpointing", "checkpoint", "attention", "liger",
+    "parallelism", "rank_timeout", "skip_limit",
+}  # fmt: skip
+_ORIGIN = {"like", "params"}
+
+
+def fixed_settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe, as plain JSON values, without what may change between two starts of one run."""
+    return recipe.model_dump(
+        mode="json",
+        exclude={
+            "output": True,
+            "model": {"target": _ORIGIN, "targets": {"__all__": _ORIGIN}},
+            "data": {"workers", "prepared"},
+            "training": _FREE,
+        },
+    )
+
+
+def differences(here: Any, there: Any, place: str = "") -> list[str]:
+    """Field by field, what two results of `fixed_settings` (or parts of them) have otherwise."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        keys = dict.fromkeys([*here, *there])
+        return [
+            line
+            for key in keys
+            for line in differences(
+                here.get(key), there.get(key), f"{place}.{key}" if place else str(key)
+            )
+        ]
+    return [] if here == there else [f"{place} is {here!r} here and {there!r} there"]

@@ -1,0 +1,101 @@
+"""TODO."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from drpruning.common.errors import BadInput
+from drpruning.recipe.scheduling import Start
+from drpruning.recipe.schema import Recipe
+from drpruning.recipe.validation_text import explain
+from drpruning.recipe.yaml_io import parse_yaml, read_yaml
+
+
+def _override(values: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise BadInput(f"--set {assignment}: write --set key.path=value")
+    place = values
+    for key in keys[:-1]:
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+        if not isinstance(place, dict):
+            raise BadInput(f"--set {assignment}: {key} is not a section")
+    place[keys[-1]] = parse_yaml(text, f"--set {path}")
+
+
+def _read_mapping(path: str | Path, label: str, expected: str) -> dict[str, Any]:
+    values = read_yaml(path, label)
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: {expected}")
+    return values
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """A recipe file as a plain mapping, not checked further.
+
+    Raises:
+        BadInput: It cannot be read, or is no mapping.
+    """
+    expected = "a recipe is a mapping with model, data, ...; see `drprune --help`"
+    return _read_mapping(path, "recipe", expected)
+
+
+def _put_start_in_place(values: dict[str, Any]) -> str | None:
+    """Replace the name of a file in `scheduling.start` by what the file says; returns the name."""
+    scheduling = values.get("scheduling")
+    if not isinstance(scheduling, dict) or not isinstance(file := scheduling.get("start"), str):
+        return None
+    if not file.strip():
+        raise BadInput("scheduling.start: is empty; write the name of a file, or its content")
+    expected = f"scheduling.start is a mapping with {', '.join(Start.model_fields)}"
+    scheduling["start"] = _read_mapping(file, "scheduling.start:", expected)
+    return file
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: `key.path=value` assignments, the value in YAML, applied on top.
+
+    Returns:
+        The recipe, checked as far as that is possible without its files. A file named in
+        `scheduling.start` has been read into it.
+
+    Raises:
+        BadInput: The file cannot be read or a field is wrong; every wrong field is named.
+    """
+    values = read_values(path)
+    for assignment in overrides:
+        _override(values, assignment)
+    start_file = _put_start_in_place(values)
+    return parse_recipe(values, origin=str(path), start_file=start_file)
+
+
+def parse_recipe(
+    values: Mapping[str, Any], origin: str = "recipe", start_file: str | None = None
+) -> Recipe:
+    """Check a recipe that is already a mapping; see `load_recipe`.
+
+    Args:
+        values: The recipe.
+        origin: Where it is from, for the message.
+        start_file: Where its `scheduling.start` is from, if not from there.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = explain(error, Recipe)
+        if start_file is not None:
+            place = "scheduling.start"
+            problems = [
+                f"{start_file}: {line}" if line.startswith(place) else line for line in problems
+            ]
+        joint = " " if len(problems) == 1 else "\n  "
+        raise BadInput(f"{origin}:{joint}" + "\n  ".join(problems)) from None

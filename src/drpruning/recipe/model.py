@@ -1,0 +1,122 @@
+"""The model section of a recipe: the source, and the shape or shapes to prune it to."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, PositiveInt, field_validator, model_validator
+
+from drpruning.recipe.section import FOLDER_NAME, Section
+
+DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
+"""What a target can name of a shape."""
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_TAKEN = {"data", "recipe.yaml", "report.html"}
+_COUNT = re.compile(r"(\d[\d_,]*(?:\.\d+)?) ?([KMBT]?)", re.IGNORECASE)
+
+
+def _parameter_count(value: Any) -> Any:
+    """1.3B, 370M, 1_300_000_000 or 1.3e9 as a whole number; what is none of these stays."""
+    if isinstance(value, str) and (match := _COUNT.fullmatch(value.strip())):
+        digits, unit = match.groups()
+        return round(float(re.sub("[_,]", "", digits)) * _UNITS[unit.upper()])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("write a number of parameters such as 1.3B, 370M or 1_300_000_000")
+    return value
+
+
+class Target(Section):
+    """The shape to prune to; what is not named stays as in the source."""
+
+    num_layers: PositiveInt | None = None
+    """Transformer layers."""
+    hidden_size: PositiveInt | None = None
+    """Residual-stream dimensions."""
+    intermediate_size: PositiveInt | None = None
+    """Feed-forward dimensions a layer."""
+    num_heads: PositiveInt | None = None
+    """Query heads a layer."""
+    num_kv_heads: PositiveInt | None = None
+    """Key/value heads a layer; if absent they follow the query heads."""
+    like: str | None = None
+    """A model that gives what is not named: a folder, a config.json, or a name on the Hub."""
+    params: Annotated[PositiveInt, BeforeValidator(_parameter_count)] | None = None
+    """A budget of parameters, all counted (1.3B, 370M): what is not named is searched for it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_a_model(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"like": value}
+        if not isinstance(value, Mapping | Target):
+            raise ValueError("write dimensions, {params: 1.3B}, or the name of a model")
+        return value
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError(f"name at least one of {', '.join(type(self).model_fields)}")
+        if self.like is not None and self.params is not None:
+            raise ValueError("write either like or params")
+        return self
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the dimensions say it all; `like` and `params` then only tell where from."""
+        open_ended = self.like is not None or self.params is not None
+        return not open_ended or len(self.dimensions()) == len(DIMENSIONS)
+
+    def dimensions(self) -> dict[str, int]:
+        """The dimensions that are named, by name."""
+        return self.model_dump(exclude_none=True, include=set(DIMENSIONS))
+
+
+class ModelSection(Section):
+    """The source model and the shape wanted."""
+
+    source: str | None = None
+    """A Hugging Face model folder, or a name on the Hub."""
+    shape: dict[str, Any] | None = None
+    """The source's config (as in config.json), for planning without its files."""
+    tokenizer: str | None = None
+    """Folder or Hub name of the tokenizer; absent: the source's."""
+    target: Target | None = None
+    """The shape to prune to; absent where nothing is pruned."""
+    targets: dict[str, Target] | None = None
+    """Name -> shape, in place of `target`: several models from one source, each in OUTPUT/NAME."""
+    nested: bool = True
+    """Whether one of `targets` that is contained in a larger one is pruned on from that one."""
+
+    @field_validator("targets")
+    @classmethod
+    def _name_folders(cls, targets: dict[str, Target] | None) -> dict[str, Target] | None:
+        if targets is not None and not targets:
+            raise ValueError("name at least one target")
+        for name in targets or {}:
+            if not FOLDER_NAME.fullmatch(name) or name in _TAKEN:
+                raise ValueError(
+                    f"the name {name!r} becomes a folder's in OUTPUT, beside "
+                    f"{', '.join(sorted(_TAKEN))}: use at most 100 letters, digits, '-', '_', "
+                    "'.', and another name"
+                )
+        return targets
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.source is None and self.shape is None:
+            raise ValueError("name a model in `source` (a folder or a Hub name)")
+        if self.target is not None and self.targets is not None:
+            raise ValueError("write either target or targets")
+        return self
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether there is a shape to prune to."""
+        return self.target is not None or self.targets is not None
+
+    @property
+    def tokenizer_source(self) -> str:
+        """Folder or Hub name of the tokenizer."""
+        return str(self.source if self.tokenizer is None else self.tokenizer)

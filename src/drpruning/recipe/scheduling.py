@@ -1,0 +1,185 @@
+"""The scheduling section of a recipe: the policy, its reference losses, where it starts."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
+
+from drpruning.recipe.section import (
+    SHARES_TOLERANCE,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    Section,
+    Share,
+)
+
+Losses = dict[str, PositiveFloat]
+_LOSSES = TypeAdapter(Losses, config={"strict": True})
+
+
+class ReferenceModels(Section):
+    """Trained models whose losses on the run's validation blocks give the reference losses."""
+
+    from_model: str | None = None
+    """A model whose losses are taken as they are: a folder, or a name on the Hub."""
+    from_models: list[str] | None = None
+    """Three or more sizes of a family: a law over their sizes gives the losses at the target's."""
+
+    @field_validator("from_models")
+    @classmethod
+    def _are_several(cls, models: list[str] | None) -> list[str] | None:
+        if models is not None and (len(models) < 3 or len(set(models)) < len(models)):
+            raise ValueError("name three or more different sizes of a family")
+        return models
+
+    @model_validator(mode="after")
+    def _is_one_way(self) -> Self:
+        if (self.from_model is None) == (self.from_models is None):
+            raise ValueError("write either from_model or from_models")
+        return self
+
+    @property
+    def models(self) -> list[str]:
+        """The models, whichever way they are used."""
+        return [self.from_model] if self.from_model is not None else list(self.from_models or [])
+
+
+def _losses_or_models(value: Any) -> Losses | ReferenceModels | None:
+    """Numbers by domain, or models where a `from_...` names some, whatever the domains' names."""
+    if value is None or isinstance(value, ReferenceModels):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError("write nats by domain, {from_model: NAME} or {from_models: [A, B, C]}")
+    named = any(str(k).startswith("from_") and not _is_number(v) for k, v in value.items())
+    return ReferenceModels.model_validate(value) if named else _LOSSES.validate_python(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Start(Section):
+    """Where the schedule starts: what an earlier run has found, as `export-schedule` writes it."""
+
+    ratio: dict[str, Fraction] | None = None
+    """First share of each domain; absent: the shares of `data.domains`. Not below the floor."""
+    reference_ratio: dict[str, Share] | None = None
+    """First reference ratio, within `bound` of the shares of `data.domains`; absent: those."""
+    reference_loss: dict[str, NonNegativeFloat] | None = None
+    """First reference loss of each domain in nats; absent: that of `scheduling.reference_loss`."""
+
+    @field_validator("ratio", "reference_ratio")
+    @classmethod
+    def _sums_to_one(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        if shares is not None and abs((total := math.fsum(shares.values())) - 1) > SHARES_TOLERANCE:
+            raise ValueError(f"the shares sum to {total:.6g}, not 1")
+        return shares
+
+    @model_validator(mode="after")
+    def _gives_something(self) -> Self:
+        if all(value is None for _, value in self):
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class Scheduling(Section):
+    """How the data ratio moves (paper, sections 2.2, 3.1 to 3.3)."""
+
+    policy: Literal["drpruning", "naive_dro", "sheared", "constant", "group_dro", "cvar"] = (
+        "drpruning"
+    )
+    """Which rule gives the next ratio."""
+    rho: PositiveFloat | None = None
+    """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.1."""
+    floor: Fraction | None = None
+    """Smallest share of any domain (drpruning, naive_dro); default: the smallest reference one."""
+    reference_loss: Annotated[
+        Losses | ReferenceModels | None, BeforeValidator(_losses_or_models)
+    ] = None
+    """Reference loss a domain in nats, or models that give it; absent: none until a forecast."""
+    loss_weight: Share | None = None
+    """Weight of the newest loss in the average of losses (drpruning); default 1, no average."""
+    forecast: bool | None = None
+    """Forecast the reference loss (drpruning); default true, and false needs reference losses."""
+    forecast_start: Fraction | None = None
+    """Share of the steps before the first forecast (drpruning); default 0.2."""
+    min_quality: Fraction | None = None
+    """Smallest quality of a forecast that is used (drpruning); default 0.5, 0 takes every one."""
+    reference_rule: Literal["minimum", "credible", "latest"] | None = None
+    """Which forecast so far is the reference loss (drpruning); default minimum."""
+    moving_reference: bool | None = None
+    """Let the reference ratio follow the ratio (drpruning); default true."""
+    reference_start: Fraction | None = None
+    """Share of the steps before the reference ratio moves (drpruning); default 0.4."""
+    delta: Fraction | None = None
+    """How far the reference ratio moves at an update (drpruning); default 0.1."""
+    bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """The reference ratio stays within 1/bound and bound times the initial one; default 2."""
+    eta: PositiveFloat | None = None
+    """Step size in 1/nats (group_dro); default 0.01."""
+    alpha: Share | None = None
+    """The worst fraction of the data (cvar); default 0.2."""
+    handover: Literal["fresh", "continue"] = "fresh"
+    """Continued pretraining starts from the initial ratio, or from what pruning ended with."""
+    start: Start | None = None
+    """What another run has found (the content of a `drprune export-schedule` file, or its name)."""
+
+    def check(self, domains: Iterable[str]) -> None:
+        """Refuse what does not fit together, or to the domains.
+
+        Raises:
+            ValueError: So; the field is named.
+        """
+        by_domain: dict[str, dict[str, float] | None] = (
+            {} if self.start is None else {f"start.{name}": values for name, values in self.start}
+        )
+        if not isinstance(self.reference_loss, ReferenceModels):
+            by_domain["reference_loss"] = self.reference_loss
+        for name, values in by_domain.items():
+            if values is not None and set(values) != set(domains):
+                if set(values) & set(ReferenceModels.model_fields):
+                    raise ValueError(
+                        f"scheduling.{name}: from_model takes the name of a model, and from_models "
+                        "a list of names, not a number"
+                    )
+                raise ValueError(
+                    f"scheduling.{name}: must name exactly the domains {sorted(domains)}, not "
+                    f"{sorted(values)}"
+                )
+        if self.reference_loss is not None and self.started_reference_loss is not None:
+            raise ValueError(
+                "scheduling.reference_loss: scheduling.start has reference losses too; drop "
+                "reference_loss to start from those, or reference_loss in start to use your own"
+            )
+        if self.policy == "sheared" and not self.has_reference_loss:
+            raise ValueError(
+                "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
+                "losses; write one a domain, or from_model or from_models"
+            )
+        if self.policy == "drpruning" and self.forecast is False and not self.has_reference_loss:
+            raise ValueError(
+                "scheduling.reference_loss: without it and without forecasts the policy "
+                "'drpruning' could never move the ratio; write one loss a domain, or from_model or "
+                "from_models, or leave out forecast: false, or write policy: constant"
+            )
+
+    @property
+    def started_reference_loss(self) -> dict[str, float] | None:
+        """The reference losses of `start`."""
+        return None if self.start is None else self.start.reference_loss
+
+    @property
+    def has_reference_loss(self) -> bool:
+        """Whether reference losses are given: as numbers, by models, or by `start`."""
+        return self.reference_loss is not None or self.started_reference_loss is not None
+
+    @property
+    def reference_models(self) -> ReferenceModels | None:
+        """The models whose losses are the reference losses, where such are named."""
+        return self.reference_loss if isinstance(self.reference_loss, ReferenceModels) else None
+
+    def options(self) -> dict[str, Any]:
+        """The policy's own settings, those that are given."""
+        return self.model_dump(exclude={"policy", "handover", "start"}, exclude_none=True)

@@ -1,0 +1,211 @@
+"""What a run is: one strict, frozen description, read from YAML.
+
+Every field has its unit, its allowed values and its default under it; the defaults are those of the
+DRPruning paper (ACL 2025). An error names the field and what to write instead.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from drpruning.common.errors import shown
+from drpruning.recipe.model import ModelSection
+from drpruning.recipe.phases import Phase, Pretrain, Prune
+from drpruning.recipe.scheduling import Scheduling
+from drpruning.recipe.section import (
+    FOLDER_NAME,
+    SHARES_TOLERANCE,
+    Count,
+    PositiveFloat,
+    Section,
+    Share,
+)
+from drpruning.recipe.yaml_io import dump_yaml
+
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
+"""Kernels that compute in half precision only."""
+
+
+def _folder_name(name: str) -> str:
+    if not name.strip() or "\0" in name:
+        raise ValueError("write the name of a folder")
+    if name.startswith("~"):
+        raise ValueError("write the whole path; ~ would be a folder of that name")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+class Domain(Section):
+    """One data domain: where its text is and what share of the blocks it gets at first."""
+
+    source: str
+    """A path, glob or folder of .jsonl[.gz|.zst], .parquet, .txt, or a dataset name on the Hub."""
+    share: Share
+    """Initial share of the blocks (every block has the same number of tokens); they sum to 1."""
+    text_field: str = "text"
+    """The field or column that holds a document's text."""
+    where: dict[str, Any] = Field(default_factory=dict)
+    """Keep documents whose (dotted) field has this value, or one of these values."""
+    validation: str | None = None
+    """Source of validation text; absent: held out by document from `source`."""
+    split: str = "train"
+    """The split of a Hub dataset."""
+    config: str | None = None
+    """The configuration of a Hub dataset."""
+    on_exhausted: Literal["repeat", "redistribute", "stop"] = "repeat"
+    """Used up it starts again, the others get its share, or the phase ends; see below."""
+
+    @field_validator("where")
+    @classmethod
+    def _plain_values(cls, where: dict[str, Any]) -> dict[str, Any]:
+        for field, value in where.items():
+            values = value if isinstance(value, list) else [value]
+            plain = all(isinstance(v, str | int | float) and v == v for v in values)  # noqa: PLR0124
+            if not values or not plain:
+                raise ValueError(
+                    f"where.{field}: write a text, number or boolean, or a list of these, "
+                    f"not {shown(value)}"
+                )
+        return where
+
+
+class Data(Section):
+    """The text: domains, block length, validation."""
+
+    domains: dict[str, Domain]
+    """Name -> domain."""
+    root: str | None = None
+    """Folder that relative domain sources start from; absent: the current folder."""
+    prepared: FolderName | None = None
+    """Folder of the tokenized blocks, to share them between runs; absent: OUTPUT/data."""
+    sequence_length: Annotated[int, Field(ge=8, le=10**9)] = 4096
+    """Tokens a block."""
+    validation_blocks: Count = 500
+    """Validation blocks a domain, at most."""
+    workers: Count | None = None
+    """Processes that tokenize; absent: one a core."""
+
+    @field_validator("domains")
+    @classmethod
+    def _check_domains(cls, domains: dict[str, Domain]) -> dict[str, Domain]:
+        if not domains:
+            raise ValueError("name at least one domain")
+        for name in domains:
+            if not FOLDER_NAME.fullmatch(name) or "manifest" in name:
+                raise ValueError(
+                    f"the name {name!r} becomes a folder's beside manifest.json: use at most 100 "
+                    "letters, digits, '-', '_', '.', and another name"
+                )
+        total = math.fsum(domain.share for domain in domains.values())
+        if abs(total - 1) > SHARES_TOLERANCE:
+            scaled = ", ".join(f"{n}: {d.share / total:.6g}" for n, d in domains.items())
+            raise ValueError(f"the shares sum to {total:.6g}, not 1; in proportion: {scaled}")
+        return domains
+
+
+class Checkpoint(Section):
+    """When training saves its state."""
+
+    every_steps: Count = 200
+    """Steps between checkpoints."""
+    every_minutes: PositiveFloat | None = None
+    """Minutes after the last checkpoint at which one is saved too; absent: by steps only."""
+    keep: Count = 2
+    """How many of the newest are kept."""
+    keep_every: Count | None = None
+    """Checkpoints at multiples of this many steps are saved and stay for good; absent: none."""
+    accept_changes: bool = False
+    """Go on from a checkpoint although the recipe or the prepared data has changed since."""
+
+
+class Training(Section):
+    """How the steps are computed; the results do not depend on micro_batch but for rounding."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
+    """Seed of the order of the data and of the mask noise."""
+    micro_batch: Count = 4
+    """Blocks a forward pass, a rank."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward pass; weights and optimizer are always float32."""
+    parallelism: Literal["fsdp2", "ddp"] = "fsdp2"
+    """On several ranks: weights, gradients and optimizer in shards, or whole on each rank."""
+    rank_timeout: Annotated[float, Field(gt=0, le=10**6)] = 180.0
+    """Minutes that ranks wait for one that reads text, saves, exports or hangs."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    attention: Attention | None = None
+    """Kernel of the attention; absent: what Transformers takes for the model (mostly sdpa)."""
+    liger: bool = False
+    """Use Liger's fused kernels (package liger-kernel, on a GPU)."""
+    skip_limit: Count = 10
+    """Steps in a row without a finite loss and gradient norm (all are skipped) that end the run."""
+    log_every: Count = 10
+    """Steps between two lines of kind `step` in metrics.jsonl."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When the state is saved."""
+
+    @model_validator(mode="after")
+    def _attention_takes_the_precision(self) -> Self:
+        if self.precision == "fp32" and self.attention in FLASH_ATTENTION:
+            raise ValueError(
+                f"attention: {self.attention} has no float32 arithmetic; write precision: bf16, "
+                "or attention: sdpa"
+            )
+        return self
+
+
+class Recipe(Section):
+    """A whole run: model, data, scheduling, two phases of which one may be absent, output."""
+
+    model: ModelSection
+    data: Data
+    scheduling: Scheduling = Scheduling()
+    prune: Prune | None = None
+    """The pruning phase; absent: no pruning."""
+    pretrain: Pretrain | None = None
+    """The continued-pretraining phase; absent: only pruning."""
+    training: Training = Training()
+    output: FolderName
+    """The run folder."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.prune is None and self.pretrain is None:
+            raise ValueError("name at least one phase: `prune: {steps: ...}` or `pretrain: {...}`")
+        if self.prune is not None and not self.model.is_pruned:
+            raise ValueError("model.target: needed where there is a prune phase; write the shape")
+        if self.prune is None and self.model.is_pruned:
+            given = "target" if self.model.targets is None else "targets"
+            raise ValueError(
+                f"prune: missing although model.{given} is given; write `prune: {{steps: ...}}` "
+                f"or leave model.{given} out"
+            )
+        self.scheduling.check(self.data.domains)
+        return self
+
+    @property
+    def phases(self) -> dict[str, Phase]:
+        """The phases that are there, in their order."""
+        both = {"prune": self.prune, "pretrain": self.pretrain}
+        return {name: phase for name, phase in both.items() if phase is not None}
+
+    @property
+    def initial_ratio(self) -> dict[str, float]:
+        """Initial share of each domain."""
+        return {name: domain.share for name, domain in self.data.domains.items()}
+
+    @property
+    def prepared_folder(self) -> Path:
+        """Where the tokenized blocks lie."""
+        return Path(self.data.prepared) if self.data.prepared else Path(self.output) / "data"
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out."""
+        return dump_yaml(self.model_dump(mode="json"))

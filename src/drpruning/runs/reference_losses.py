@@ -1,0 +1,169 @@
+"""reference_loss.json: what the models named in a recipe say the losses should be. No torch."""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import Field, TypeAdapter
+
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_write, dumps
+from drpruning.recipe import ReferenceModels
+from drpruning.runs.folder import RunFolder
+from drpruning.scheduling import SizeLaw, fit_size_law
+from drpruning.scheduling.size_law import first_rise
+
+FORMAT_VERSION = 1
+
+Losses = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+Constants = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model's size (all its parameters) and its loss in nats by domain."""
+
+    path: str
+    parameters: Annotated[int, Field(gt=0)]
+    loss: Losses
+
+
+@dataclass(frozen=True)
+class ReferenceLosses:
+    """Reference losses and where they are from; see docs/run-folder.md.
+
+    Attributes:
+        models: What was measured, the smallest first.
+        reference_loss: Domain -> nats; None where no law over sizes describes what was measured.
+        law: Domain -> `a`, `b` and `c` of `a / N**b + c`; None where there is none.
+        parameters: The N at which the law was read off; None without a law.
+    """
+
+    models: Annotated[list[MeasuredModel], Field(min_length=1)]
+    reference_loss: Constants | None = None
+    law: dict[str, Constants] | None = None
+    parameters: Annotated[int, Field(gt=0)] | None = None
+
+    @classmethod
+    def of(cls, models: Sequence[MeasuredModel], parameters: int) -> Self:
+        """From measured losses: those of a single model, or the law over several sizes.
+
+        Where a domain's loss does not fall with the size there is no law; `usable` says so.
+
+        Args:
+            models: One, or three and more of different sizes, measured on the same domains.
+            parameters: The size at which a law is read off.
+
+        Raises:
+            BadInput: Two models have the same size.
+        """
+        models = sorted(models, key=lambda model: model.parameters)
+        if len(models) == 1:
+            return cls(models, models[0].loss)
+        measured = cls(models)
+        sizes, losses = measured.points()
+        if first_rise(losses) is not None:
+            return measured
+        try:
+            law = fit_size_law(sizes, losses)
+        except ValueError as error:
+            raise BadInput(f"scheduling.reference_loss.from_models: {error}") from None
+        constants = zip(law.a.tolist(), law.b.tolist(), law.c.tolist(), strict=True)
+        domains = list(models[0].loss)
+        return cls(
+            models=models,
+            reference_loss=dict(zip(domains, law.loss_at(parameters).tolist(), strict=True)),
+            law={
+                domain: {"a": a, "b": b, "c": c}
+                for domain, (a, b, c) in zip(domains, constants, strict=True)
+            },
+            parameters=parameters,
+        )
+
+    def points(self) -> tuple[list[int], list[list[float]]]:
+        """Parameters of the models [k], and their losses [n, k] by domain."""
+        sizes = [model.parameters for model in self.models]
+        return sizes, [[m.loss[domain] for m in self.models] for domain in self.models[0].loss]
+
+    def largest_miss(self) -> float:
+        """Largest distance of the law from a measured loss, in nats; 0 without a law."""
+        if self.law is None:
+            return 0.0
+        a, b, c = (np.array([law[name] for law in self.law.values()]) for name in "abc")
+        return SizeLaw(a, b, c).largest_miss(*self.points())
+
+    def usable(self) -> dict[str, float]:
+        """The reference losses.
+
+        Raises:
+            BadInput: There are none: on some domain the loss does not fall with the size.
+        """
+        if self.reference_loss is not None:
+            return self.reference_loss
+        row, column = first_rise(self.points()[1]) or (0, 1)
+        domain = list(self.models[0].loss)[row]
+        small, large = self.models[column - 1 : column + 1]
+        raise BadInput(
+            f"scheduling.reference_loss.from_models: on {domain} the loss does not fall with the "
+            f"size: {small.loss[domain]:.4f} of {small.path} ({small.parameters:,} parameters), "
+            f"{large.loss[domain]:.4f} of {large.path} ({large.parameters:,}); name sizes of one "
+            "family trained alike, or take the losses of one model with from_model"
+        )
+
+    @classmethod
+    def read(cls, folder: Path, wanted: ReferenceModels, domains: Collection[str]) -> Self:
+        """What a run folder holds.
+
+        Args:
+            folder: The run folder.
+            wanted: What the recipe names; the file must be of these models.
+            domains: Those of the recipe; the file must be of them.
+
+        Raises:
+            BadInput: There is no such file, it is damaged, or of other models or domains.
+        """
+        file = RunFolder(folder).reference_loss
+        if not file.is_file():
+            raise BadInput(
+                f"scheduling.reference_loss: {', '.join(wanted.models)} not measured yet (no "
+                f"{file}); `drprune run` does it before it trains"
+            )
+        try:
+            text = file.read_bytes()
+            if json.loads(text)["version"] != FORMAT_VERSION:
+                raise ValueError
+            found: Self = TypeAdapter(cls).validate_json(text, strict=True)
+            found._check_parts(domains)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise BadInput(
+                f"{file} is not what this program writes for the domains {', '.join(domains)}; "
+                "remove it"
+            ) from None
+        if {model.path for model in found.models} != set(wanted.models):
+            raise BadInput(
+                f"scheduling.reference_loss: {file} has the losses of "
+                f"{', '.join(model.path for model in found.models)}, not of "
+                f"{', '.join(wanted.models)}"
+            )
+        return found
+
+    def _check_parts(self, domains: Collection[str]) -> None:
+        """Refuse parts that are of other domains, or do not belong together."""
+        parts = [m.loss for m in self.models] + [p for p in (self.reference_loss, self.law) if p]
+        has_law = len(self.models) > 1 and self.reference_loss is not None
+        fits = [
+            all(set(part) == set(domains) for part in parts),
+            (self.law is not None) == (self.parameters is not None) == has_law,
+            all(set(constants) == {"a", "b", "c"} for constants in (self.law or {}).values()),
+            self.reference_loss is not None or first_rise(self.points()[1]) is not None,
+        ]
+        if not all(fits):
+            raise ValueError
+
+    def write(self, folder: Path) -> None:
+        """Write the file into a run folder; it appears whole."""
+        text = dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
+        atomic_write(RunFolder(folder).reference_loss, text)

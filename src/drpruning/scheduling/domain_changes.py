@@ -1,0 +1,70 @@
+"""Going on with other domains: some are new, some are gone."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from drpruning.common.errors import BadInput
+
+
+def change_domains(
+    state: Mapping[str, Any],
+    initial_ratio: Mapping[str, float],
+    reference_loss: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """A policy's state for another set of domains, to be loaded by a policy made for these.
+
+    Domains in both keep their loss history and reference loss, and what the new ones leave in
+    proportion to their share so far. A new domain begins with its initial share, no history, and
+    the reference loss given here, or else that of the policy that loads the state; as long as one
+    domain has none, the ratio stays. A domain that is gone leaves its share to the others.
+
+    Args:
+        state: What `state_dict` of any policy gave.
+        initial_ratio: Initial share of each domain from now on; sums to 1.
+        reference_loss: Reference losses of new domains, in nats.
+
+    Returns:
+        The changed state; the one given stays as it is.
+
+    Raises:
+        ValueError: If no domain stays, or a reference loss is of a domain that is not new.
+    """
+    changed = copy.deepcopy(dict(state))
+    before = state["ratio"]
+    kept = [d for d in initial_ratio if d in before]
+    new = {d: float(share) for d, share in initial_ratio.items() if d not in before}
+    if not kept:
+        raise BadInput(f"none of the domains {', '.join(before)} stays; make a new policy instead")
+    shares = list(initial_ratio.values())
+    if not all(0 < share < math.inf for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
+        raise BadInput("initial_ratio must be positive everywhere and sum to 1")
+    for name, loss in (reference_loss or {}).items():
+        if name not in new:
+            raise BadInput(f"reference_loss: {name} is not a new domain")
+        if not math.isfinite(loss):
+            raise BadInput(f"reference_loss of {name} must be finite, not {loss}")
+    left = 1 - sum(new.values())
+    for name in ("ratio", "reference_ratio"):
+        if name in state:
+            total = sum(state[name][d] for d in kept)
+            scaled = {d: left * _share(state[name][d], total, len(kept)) for d in kept}
+            changed[name] = {d: {**scaled, **new}[d] for d in initial_ratio}
+    for name in ("reference_loss", "average_loss"):
+        if name in state:
+            known = {d: v for d, v in (state[name] or {}).items() if d in kept}
+            added = dict(reference_loss or {}) if name == "reference_loss" else {}
+            changed[name] = known | added or None
+    for name in ("has_forecast", "provisional"):
+        if name in state:
+            changed[name] = {d: state[name].get(d, False) for d in initial_ratio}
+    if "history" in state:
+        nothing = [None] * len(state["history"]["steps"])
+        losses = state["history"]["losses"]
+        changed["history"]["losses"] = {d: list(losses.get(d, nothing)) for d in initial_ratio}
+    return changed
+
+
+def _share(share: float, total: float, count: int) -> float:
+    return share / total if total > 0 else 1 / count

@@ -1,0 +1,53 @@
+"""Policies by name, as recipes ask for them."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from drpruning.common.errors import BadInput
+from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
+from drpruning.scheduling.dro_policies import DRPruning, NaiveDRO
+from drpruning.scheduling.policy import Policy
+
+_POLICIES = {p.name: p for p in (DRPruning, NaiveDRO, Sheared, Constant, GroupDRO, CVaR)}
+POLICY_NAMES = tuple(_POLICIES)
+
+
+def policy_settings(name: str) -> tuple[str, ...]:
+    """The names of a policy's settings: what `make_policy` takes as options.
+
+    Raises:
+        ValueError: If there is no such policy.
+    """
+    if name not in _POLICIES:
+        raise BadInput(f"there is no policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
+    parameters = inspect.signature(_POLICIES[name]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def make_policy(
+    name: str,
+    initial_ratio: Mapping[str, float],
+    total_steps: int,
+    final_params: float | None = None,
+    **options: Any,
+) -> Policy:
+    """The policy of this name with these settings.
+
+    Args:
+        name: One of drpruning, naive_dro, sheared, constant, group_dro, cvar.
+        initial_ratio: Share of each domain at the start; sums to 1.
+        total_steps: Length of training, in optimizer steps.
+        final_params: Number of parameters at the end of training, if it changes.
+        **options: Settings of that policy, see its class.
+
+    Raises:
+        ValueError: If the name or an option is not known, or a value is not valid.
+    """
+    known = policy_settings(name)
+    if unknown := [option for option in options if option not in known]:
+        raise BadInput(
+            f"the policy {name} has no setting {', '.join(unknown)}; "
+            f"it has {', '.join(known) or 'none'}"
+        )
+    return _POLICIES[name](initial_ratio, total_steps, final_params, **options)

@@ -1,0 +1,442 @@
+"""The training loop of both phases.
+
+A segment is the training between two evaluations. At its end the validation losses give the ratio
+of the next one, which is then planned as a whole. A checkpoint holds the state at the segment's
+start and the steps done in it, so a resumed run sees the same batches.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drpruning.common.console import Task
+from drpruning.common.errors import BadInput, Interrupted, TrainingError
+from drpruning.data import Mixture, Segment
+from drpruning.runs import provenance
+from drpruning.runs.log import MetricsLog
+from drpruning.scheduling import Policy
+from drpruning.training.checkpoint import CheckpointManager, read_state
+from drpruning.training.context import TrainerContext
+from drpruning.training.distributed import (
+    DistributedModel,
+    any_rank,
+    broadcast_ratio,
+    clip_gradients,
+)
+from drpruning.training.identity import check_identity, restore_mixture
+from drpruning.training.messages import (
+    evaluation_text,
+    nonfinite_loss_text,
+    step_text,
+    unsaved_text,
+    used_up_text,
+)
+from drpruning.training.optimizer import (
+    MicroBatch,
+    build_optimizer,
+    learning_rate_factor,
+    micro_batches,
+    set_learning_rate,
+    step_seed,
+    step_unless,
+)
+from drpruning.training.signals import InterruptGuard
+from drpruning.training.skipped_steps import StepMetrics, failure_text, skipped_text
+from drpruning.training.stopwatch import Stopwatch
+from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
+
+
+class Trainer:
+    """One phase of training of a plain causal language model; pruning adds to it."""
+
+    phase = "pretrain"
+    parts = 1
+
+    def __init__(self, context: TrainerContext, model: nn.Module, policy: Policy, mixture: Mixture):
+        """Set the phase up at step 0.
+
+        Args:
+            context: Recipe sections, data, run folder, devices, terminal.
+            model: The model, float32 parameters; it is trained in place.
+            policy: Gives the ratio; asked at every evaluation.
+            mixture: Gives the blocks; at the place where this phase begins.
+        """
+        self.settings, self.training = context.settings, context.training
+        self.data, self.folder = context.data, context.folder
+        self.accelerator, self.reporter = context.accelerator, context.reporter
+        self.identity = context.identity
+        self.policy, self.mixture = policy, mixture
+        self.device = self.accelerator.device
+        self.micro_batches = micro_batches(
+            self.settings.global_batch,
+            self.training.micro_batch,
+            self.parts,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.distributed = DistributedModel(model, self.training, self.accelerator)
+        self.model, self.parameters = self.distributed.module, self.distributed.parameters
+        self.optimizer = build_optimizer(self.parameter_groups(), self.settings)
+        self.metrics = MetricsLog(self.folder.metrics, self.phase)
+        self.checkpoints = CheckpointManager(
+            self.folder.checkpoints,
+            self.phase,
+            self.training.checkpoint,
+            self.accelerator,
+            self.reporter,
+        )
+        self.step = 0
+        self.evaluated = -1
+        self.saved = 0
+        self.save_due = False
+        self.ratio = dict(policy.ratio)
+        self.segment: Segment | None = None
+        self.stopped: str | None = None
+        self.numbers = StepMetrics()
+        self.watch = Stopwatch(self.device)
+
+    # What pruning does differently.
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups."""
+        decay = self.settings.weight_decay
+        return [{"params": list(self.parameters.values()), "weight_decay": decay}]
+
+    def start_from_scratch(self) -> None:
+        """Called before step 0, not where a checkpoint is resumed."""
+
+    def prepare_step(self) -> None:
+        """Called before a step."""
+
+    def prepare_pass(self, part: int) -> None:
+        """Called before the forward pass of a micro-batch of this mask part."""
+
+    def finish_gradients(self) -> dict[str, Tensor]:
+        """Add what does not come from the data; returns what to log."""
+        return {}
+
+    def step_fields(self) -> dict[str, Any]:
+        """What this phase adds to a record of kind `step`."""
+        return {}
+
+    def parameter_count(self) -> float:
+        """Parameters of the model as it is now."""
+        return float(sum(p.numel() for p in self.parameters.values()))
+
+    def final_parameter_count(self) -> float:
+        """Parameters of the model at the end of the phase."""
+        return self.parameter_count()
+
+    def after_evaluation(self) -> None:
+        """Called when an evaluation has been logged; `self.stopped` may be given a reason now."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What this phase adds to a checkpoint."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `extra_state` gave."""
+
+    # The loop.
+
+    def run(self) -> None:
+        """Train to the last step or until `stopped`, from the latest checkpoint if there is one.
+
+        Raises:
+            Interrupted: A signal asked to stop; the state is saved.
+        """
+        self._begin()
+        self.watch.start()
+        total = self.settings.steps
+        with InterruptGuard() as guard, self.reporter.task(self.phase, total, self.step) as task:
+            while True:
+                if self.evaluated < self.step and self.step == self._segment_end():
+                    self._evaluate(task)
+                self.watch.read_total()
+                stop = any_rank(self.accelerator, guard.requested)
+                done = self.step == total or self.stopped is not None
+                last = done or stop
+                if self.step > self.saved and (last or self._is_due()):
+                    self._save(last=last)
+                if stop:
+                    raise Interrupted
+                if done:
+                    break
+                self._train_step()
+                if self.step % self.training.log_every == 0 or self.step == total:
+                    self._log(task)
+                else:
+                    task.update(self.step)
+        if self.accelerator.is_main_process:
+            seconds, tokens = self.watch.total, self._tokens()
+            self.metrics.record(
+                "end", self.step, total_seconds=seconds, tokens=tokens, stopped=self.stopped
+            )
+            self.metrics.size()  # on the disk before the phase's result is
+
+    def _begin(self) -> None:
+        path = self.checkpoints.latest()
+        if path is not None:
+            self._resume(path)
+            self.reporter.line(f"{self.phase}: resuming from step {self.step}")
+        else:
+            self.start_from_scratch()
+            if self.accelerator.is_main_process:
+                self._record_start()
+        rows = self.micro_batches[0].rows
+        self.distributed.warm_up(rows.stop - rows.start, self.data.sequence_length)
+        self.accelerator.wait_for_everyone()
+
+    def _record_start(self) -> None:
+        self.metrics.drop_phase()
+        self.metrics.record(
+            "start",
+            0,
+            total_steps=self.settings.steps,
+            global_batch=self.settings.global_batch,
+            sequence_length=self.data.sequence_length,
+            parameters=self.parameter_count(),
+            final_parameters=self.final_parameter_count(),
+            versions=provenance.versions(),
+            commit=provenance.commit(),
+        )
+
+    def _segment_end(self) -> int:
+        return 0 if self.segment is None else self.evaluated + self.segment.steps
+
+    def own_blocks(self, segment: Segment, index: int) -> Tensor:
+        """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
+        rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
+        domains, ids = (column[rows] for column in segment.batch(index))
+        blocks_BT = torch.from_numpy(self.data.train_blocks(domains, ids))
+        return blocks_BT.to(self.device, non_blocking=True)
+
+    def _train_step(self) -> None:
+        self.watch.resume()
+        assert self.segment is not None  # noqa: S101 - planned by the evaluation before
+        batch_BT = self.own_blocks(self.segment, self.step - self.evaluated)
+        torch.manual_seed(step_seed(self.training.seed, self.step, self.accelerator.process_index))
+        self.prepare_step()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        first = self.micro_batches[0].rows.start
+        for piece in self.micro_batches:
+            rows = batch_BT[piece.rows.start - first : piece.rows.stop - first]
+            loss += self._backward(piece, rows, share=len(rows) / len(batch_BT))
+        numbers = {"loss": loss} | self.finish_gradients()
+        numbers["gradient_norm"] = clip_gradients(
+            self.parameters.values(), self.settings.gradient_clip
+        )
+        set_learning_rate(self.optimizer, learning_rate_factor(self.step, self.settings))
+        self.step += 1
+        values = torch.stack([value.double() for value in numbers.values()])
+        values = self.accelerator.reduce(values, reduction="mean")
+        skipped = self.numbers.add(self.step, list(numbers), values)
+        step_unless(self.optimizer, skipped)
+
+    def _backward(self, piece: MicroBatch, rows_BT: Tensor, share: float) -> Tensor:
+        """Gradients of one micro-batch; returns its part of the step's mean loss."""
+        last = piece is self.micro_batches[-1]
+        with self.distributed.gradients_shared(last=last):
+            self.prepare_pass(piece.part)
+            with autocast(self.device, self.distributed.precision):
+                loss = language_modelling_loss(self.model, rows_BT) * share
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach().double()
+
+    def _tokens(self) -> int:
+        return self.step * self.settings.global_batch * self.data.sequence_length
+
+    def _log(self, task: Task) -> None:
+        self.watch.pause()
+        self._synchronize()
+        steps = self.numbers.counted + self.numbers.skipped
+        seconds = self.watch.lap()
+        tokens = steps * self.settings.global_batch * self.data.sequence_length
+        fields = {
+            **self.numbers.means(),
+            "skipped": self.numbers.skipped,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens": self._tokens(),
+            "tokens_per_second": tokens / seconds,
+            **self.step_fields(),
+        }
+        self.numbers.reset()
+        if self.accelerator.is_main_process:
+            self.metrics.record("step", self.step, **fields)
+        task.update(self.step, step_text(fields, self.ratio))
+
+    def _synchronize(self) -> None:
+        """Account for the steps that were skipped; too many in a row end the run."""
+        found = self.numbers.synchronize()
+        limit = self.training.skip_limit
+        for skipped in found:
+            assert self.segment is not None  # noqa: S101 - synchronized before the next one is planned
+            blocks = self.segment.blocks(skipped.step - 1 - self.evaluated)
+            if self.accelerator.is_main_process:
+                self.metrics.record("skip", skipped.step, **skipped.numbers, blocks=blocks)
+            if skipped.in_a_row == limit:
+                raise TrainingError(failure_text(self.phase, skipped, blocks, self.saved))
+        if found:
+            self.reporter.warn(f"{self.phase} {self.step}: {skipped_text(found)}")
+
+    def warn(self, message: str) -> None:
+        """Tell people in the terminal, and whoever reads the log."""
+        self.reporter.warn(f"{self.phase} {self.step}: {message}")
+        if self.accelerator.is_main_process:
+            self.metrics.record("warning", self.step, message=message)
+
+    # Evaluation and the ratio.
+
+    def _evaluate(self, task: Task) -> None:
+        self.watch.pause()
+        self._synchronize()
+        ended = self.segment
+        used_up = {} if ended is None else ended.used_up
+        if ended is not None:
+            self.mixture.advance(ended)
+        begin = time.monotonic()
+        self.model.eval()
+        losses = domain_losses(
+            self.model,
+            {name: domain.validation for name, domain in self.data.domains.items()},
+            self.accelerator,
+            batch_size=self.training.micro_batch,
+            precision=self.distributed.precision,
+            on_progress=lambda done, total: task.update(
+                self.step, f"evaluating {done}/{total} blocks" if self.reporter.live else ""
+            ),
+        )
+        evaluated = time.monotonic()
+        count = self.parameter_count()
+        decision = self.policy.update(step=self.step, losses=losses, params=count)
+        self.ratio = broadcast_ratio(decision.ratio)
+        decided = time.monotonic()
+        if self.accelerator.is_main_process:
+            self.metrics.record(
+                "eval",
+                self.step,
+                loss=losses,
+                **asdict(decision),
+                realised_share=None if ended is None else ended.realised_share,
+                epochs=self.mixture.epochs,
+                used_up=used_up,
+                parameters=count,
+                evaluation_seconds=evaluated - begin,
+                update_seconds=decided - evaluated,
+            )
+        self.evaluated = self.step
+        where = f"{self.phase} {self.step}/{self.settings.steps}"
+        self.reporter.line(f"{where}  {evaluation_text(losses, self.ratio)}")
+        for message in nonfinite_loss_text(losses) + used_up_text(used_up):
+            self.warn(message)
+        self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        """Plan the data up to the next evaluation, unless the phase ends here."""
+        left = self.settings.steps - self.step
+        self.stopped = self.mixture.exhausted() if left else None
+        self.after_evaluation()
+        self.segment = None
+        if self.stopped is not None:
+            self.reporter.line(f"{self.phase}: ends at step {self.step}: {self.stopped}")
+        elif left:
+            steps = min(self.settings.evaluate_every, left)
+            self.segment = self.mixture.plan_segment(self.ratio, steps)
+
+    # CheckpointManager.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the tensors, JSON-able; step metrics must be synchronized before."""
+        return {
+            "identity": self.identity,
+            "evaluated": self.evaluated,
+            "ratio": self.ratio,
+            "policy": self.policy.state_dict(),
+            "mixture": self.mixture.state_dict(),
+            "segment_steps": self.segment.steps if self.segment else None,
+            "stopped": self.stopped,
+            "numbers": self.numbers.state_dict(),
+            "seconds": self.watch.state_dict(),
+            "metrics_bytes": self.metrics.size(),
+            **self.extra_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, beside the step; plans the segment once more.
+
+        Args:
+            state: Of a run with the same identity, or of one whose changes are accepted.
+
+        Raises:
+            ValueError: The state of the policy or of the mixture does not fit.
+        """
+        accept = self.training.checkpoint.accept_changes
+        self.step = self.saved = state["step"]
+        self.evaluated, self.stopped = state["evaluated"], state["stopped"]
+        self.ratio = state["ratio"]
+        self.watch.load_state_dict(state["seconds"])
+        self.numbers.load_state_dict(state["numbers"])
+        self.policy.load_state_dict(state["policy"])
+        restore_mixture(self.mixture, state["mixture"], accept=accept)
+        left = self.settings.steps - self.evaluated
+        if left and self.stopped is None:
+            steps = min(state["segment_steps"] or self.settings.evaluate_every, left)
+            self.segment = self.mixture.plan_segment(self.ratio, steps)
+        self.load_extra_state(state)
+
+    def _resume(self, path: Path) -> None:
+        """Put this trainer where a checkpoint was saved, tensors and log included.
+
+        Raises:
+            BadInput: The checkpoint is of another run, or of a later step than there will be.
+        """
+        state = read_state(path)
+        accept = self.training.checkpoint.accept_changes
+        check_identity(
+            path, state["identity"], self.identity, accept=accept, reporter=self.reporter
+        )
+        if state["step"] > self.settings.steps:
+            raise BadInput(
+                f"{self.phase}.steps: {self.settings.steps}, but {path} has done {state['step']}; "
+                "write more, or remove it to resume from an earlier one"
+            )
+        self.distributed.read_tensors(path, self.optimizer)
+        try:
+            self.load_state_dict(state)
+        except ValueError as error:
+            raise BadInput(f"{path} does not fit: {error}") from None
+        if self.accelerator.is_main_process and not self.metrics.truncate(state["metrics_bytes"]):
+            self.reporter.warn(f"{self.metrics.path} has lost lines from before step {self.step}")
+
+    def _is_due(self) -> bool:
+        """Not where the latest step was skipped: after the next one that is not, then."""
+        self.save_due = self.checkpoints.is_due(self.step) or self.save_due
+        if not self.save_due:
+            return False
+        self._synchronize()
+        return self.numbers.in_a_row == 0
+
+    def _save(self, *, last: bool) -> None:
+        """Save; where that fails and it is not the last occasion, another one will come."""
+        self.watch.pause()
+        self._synchronize()
+        self.save_due = False
+        error = self.checkpoints.save(
+            self.step,
+            self.state_dict,
+            lambda folder: self.distributed.write_tensors(folder, self.optimizer),
+        )
+        if error is None:
+            self.saved = self.step
+            return
+        message = unsaved_text(self.phase, self.step, error, self.saved, last=last)
+        if last:
+            raise TrainingError(message)
+        self.reporter.warn(message)
