@@ -186,7 +186,7 @@ def test_too_many_in_a_row_end_the_run_before_them_and_name_the_blocks(
     assert [record["step"] for record in skips] == [2, 3, 6, 7, 8, 9]
     assert "pretrain: loss or gradient norm not finite at steps 6 to 9" in said
     assert "training.skip_limit (4)" in said
-    assert "the newest checkpoint is of step 5" in said
+    assert "the latest checkpoint is of step 5" in said
     assert "meets these steps again" in said
     for name, blocks in skips[-1]["blocks"].items():
         assert f"{name} {', '.join(map(str, blocks))}" in said
@@ -440,7 +440,7 @@ def test_a_domain_that_runs_out_follows_its_rule(
     (warning,) = logged(folder, "warning")
     assert warning["step"] == out["step"]
     assert warning["message"] in said
-    assert "animals is used up" in warning["message"]
+    assert "the data of animals are exhausted" in warning["message"]
     assert warning["message"] in (folder / "report.html").read_text()
     assert all(r["ratio"]["animals"] == pytest.approx(0.8999) for r in evals)
     later = [r["realised_share"]["animals"] for r in evals if r["step"] > out["step"]]
