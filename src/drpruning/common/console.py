@@ -11,6 +11,7 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from textwrap import TextWrapper
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -36,10 +37,10 @@ def seconds_text(seconds: float) -> str:
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
     """Print a line as it is; a terminal gets it wrapped between words, never within one."""
-    if console.is_terminal:
-        console.print(text, style=style, markup=False, overflow="ignore", crop=False)
-    else:
-        console.print(text, style=style, markup=False, soft_wrap=True)
+    if console.is_terminal:  # rich would also break a word, such as a path, that is too long
+        wrapper = TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(wrapper.fill(line) for line in text.splitlines())
+    console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 class Task:

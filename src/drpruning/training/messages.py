@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BROKEN_MODEL = (
+    "the model that this phase starts from does not compute finite numbers: check its config.json "
+    "(such as the base of the rotary embedding and the epsilon of the norms), or take another model"
+)
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -63,11 +67,7 @@ def no_finite_loss_text(phase: str, step: int, losses: Mapping[str, float], save
     found = ", ".join(f"{name} {loss}" for name, loss in losses.items())
     text = f"{phase} {step}: the validation loss is not finite in any domain ({found})"
     if step == 0:
-        return (
-            f"{text}, before any training: the model that this phase starts from does not compute "
-            "numbers; check its config.json (such as the base of the rotary embedding and the "
-            "epsilon of the norms), or take another model"
-        )
+        return f"{text}, before any training; {BROKEN_MODEL}"
     return f"{text}: {_diverged_text(phase, saved)}"
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, TrainingError
 from drpruning.common.files import atomic_replace, atomic_write
 from drpruning.data import Mixture
 from drpruning.pruning import MaskedModel, PruningPlan, initialise_masks, taylor_importance
@@ -19,6 +19,7 @@ from drpruning.runs.log import JsonLines
 from drpruning.scheduling import Policy
 from drpruning.training.context import TrainerContext
 from drpruning.training.distributed import any_rank
+from drpruning.training.messages import BROKEN_MODEL
 from drpruning.training.optimizer import step_seed
 from drpruning.training.trainer import Trainer
 from drpruning.training.validation import autocast
@@ -124,8 +125,11 @@ class PruningTrainer(Trainer):
         # Compiled for these shapes too, the steps would be compiled for varying ones.
         eager = torch.compiler.set_stance("force_eager")
         unshared = self.distributed.gradients_shared(last=False)
-        with eager, unshared, autocast(self.device, self.distributed.precision):
-            scores = taylor_importance(self.masked, self._calibration_sequences(batches))
+        try:
+            with eager, unshared, autocast(self.device, self.distributed.precision):
+                scores = taylor_importance(self.masked, self._calibration_sequences(batches))
+        except FloatingPointError as error:
+            raise TrainingError(f"{self.phase} 0: {error}; {BROKEN_MODEL}") from None
         scores = {name: self.accelerator.reduce(score) for name, score in scores.items()}
         initialise_masks(self.masked, scores)
 
