@@ -217,10 +217,10 @@ def test_what_was_done_during_an_evaluation_does_not_stay_on_the_screen() -> Non
     with reporter.task("prune", 10) as task:
         task.update(1, "loss 3.0")
         task.show_activity("validation: 3 of 6 blocks")
-        assert task._detail.plain == "validation: 3 of 6 blocks"
+        assert task._shown.plain == "validation: 3 of 6 blocks"
         task.show_activity("")
         task.update(2)
-        assert task._detail.plain == ""
+        assert task._shown.plain == "loss 3.0"
     assert "validation" not in screen.getvalue().rsplit("2/10", 1)[-1]
 
 

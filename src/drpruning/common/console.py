@@ -63,9 +63,9 @@ class Task:
                 console=reporter.console,
             )
             self._id = self._progress.add_task(title, total=total, completed=done, left="")
-            self._detail = Text()
+            self._detail, self._shown = "", Text()
             self._live = Live(
-                Group(self._progress, self._detail), console=reporter.console, transient=True
+                Group(self._progress, self._shown), console=reporter.console, transient=True
             )
             self._live.start()
 
@@ -76,16 +76,16 @@ class Task:
         if self._live is not None:
             self._progress.update(self._id, completed=done, total=self._total, left=left)
             if detail:
-                self._detail.plain = detail
+                self._detail = self._shown.plain = detail
         elif detail and (now - self._last_plain >= PLAIN_INTERVAL or done == self._total):
             self._last_plain = now
             words = [f"{self._title} {done:,}/{self._total:,}", detail, left]
             self._reporter.line("  ".join(filter(None, words)))
 
     def show_activity(self, text: str) -> None:
-        """Show what is being done in place of the details, on a terminal only; "" clears it."""
+        """Show what is being done in place of the details, on a terminal only; "" ends it."""
         if self._live is not None:
-            self._detail.plain = text
+            self._shown.plain = text or self._detail
 
     def _seconds_left(self, done: int, now: float) -> str:
         if done <= self._first or done >= self._total:

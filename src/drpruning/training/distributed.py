@@ -186,7 +186,7 @@ def _shard(
     *,
     compiled: bool = False,
 ) -> None:
-    """Shard layer after layer: a device never holds more than one whole, or what is outside."""
+    """Shard layer after layer, so that a device holds one complete layer at a time, at most."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in model.get_submodule(ModelShape.of(model).family.layers).children():
@@ -208,7 +208,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale all gradients so that their common norm is at most the limit, in place.
 
     Args:
-        parameters: Sharded ones, whole ones (with the same gradient on every rank), or both.
+        parameters: Sharded or replicated; gradients of the latter are the same on every rank.
         limit: Largest norm.
 
     Returns:
@@ -216,11 +216,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     shards = [g.to_local() for g in gradients if isinstance(g, DTensor)]
-    whole = [g for g in gradients if not isinstance(g, DTensor)]
-    norm = torch.nn.utils.get_total_norm(whole)
+    replicated = [g for g in gradients if not isinstance(g, DTensor)]
+    norm = torch.nn.utils.get_total_norm(replicated)
     if shards:
         square = torch.nn.utils.get_total_norm(shards).double().square()
         torch.distributed.all_reduce(square)
         norm = (square + norm.double().square()).sqrt().float()
-    torch._foreach_mul_([*shards, *whole], (limit / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_([*shards, *replicated], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

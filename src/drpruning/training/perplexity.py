@@ -27,11 +27,11 @@ def evaluate_perplexity(
     training: Training,
     field: str = "model.source",
 ) -> dict[str, Any]:
-    """Load a model, measure its loss on every domain.
+    """Load a model and measure its loss on every domain.
 
     Args:
         name: Short name (`source`, `pruned`, `model`).
-        label: Name for people.
+        label: Name in tables and figures.
         model_path: Folder or Hub name.
         data: Validation blocks.
         accelerator: Devices and ranks.
@@ -42,7 +42,8 @@ def evaluate_perplexity(
     Returns:
         The record of docs/run-folder.md, evaluation/NAME.json.
     """
-    model = load_model(model_path, field)
+    with reporter.status(f"loading {model_path}"):
+        model = load_model(model_path, field)
     shape = ModelShape.of(model)
     total = sum(p.numel() for p in model.parameters())
     embedding = shape.num_embedding_parameters()
@@ -90,6 +91,6 @@ def _exp(loss: float) -> float:
 
 
 def write_evaluation(record: Mapping[str, Any], path: Path) -> None:
-    """Write an evaluation to a file; one that is there is replaced in one step."""
+    """Write an evaluation to a file, replacing an earlier one in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, dumps(record, indent=1))

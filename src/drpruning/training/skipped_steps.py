@@ -80,7 +80,7 @@ class StepMetrics:
                 self.sums.items()}  # fmt: skip
 
     def reset(self) -> None:
-        """Forget what has been logged."""
+        """Clear the sums and counts that have been logged."""
         self.sums = dict.fromkeys(self.sums, 0.0)
         self.counted = self.skipped = 0
 
@@ -90,7 +90,7 @@ class StepMetrics:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, value)
 
