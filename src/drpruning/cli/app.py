@@ -116,7 +116,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
                     function(*args, **kwargs)
             except (Exception, KeyboardInterrupt) as error:
                 status, message = _outcome(error)
-                _say(f"drprune: {message}")
+                _say(f"drprune: {message}", status)
                 raise typer.Exit(status) from None
 
         lines = "\n\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
@@ -149,13 +149,15 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     return status, message
 
 
-def _say(message: str) -> None:
+def _say(message: str, status: int) -> None:
     """Print a message on standard error, once where all ranks have the same to say."""
-    if os.environ.get("RANK", "0") != "0":
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
         for name in SIGNALS:  # the launcher ends this rank as soon as the first has spoken
             signal.signal(name, signal.SIG_DFL)
         time.sleep(MOMENT)
-    typer.echo(message, err=True)
+    if first or status != INTERRUPTED:  # all ranks are interrupted together
+        typer.echo(message, err=True)
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
