@@ -10,6 +10,7 @@ import numpy as np
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.data import Mixture, PreparedData, TokenBlocks
+from drpruning.data.fingerprint import identity_differences
 from drpruning.recipe import Recipe
 from drpruning.recipe.changes import differences, fixed_settings
 
@@ -63,7 +64,9 @@ def check_identity(
     """
     found = []
     if "data" in there and there["data"] != here["data"]:
-        found += _data_differences(there["data"], here["data"])
+        found += identity_differences(there["data"], here["data"], part="{} blocks") or [
+            "the sources, tokenizer or settings of the prepared data"
+        ]
     if "recipe" in there:
         found += differences(here["recipe"], there["recipe"])
     if not found:
@@ -101,17 +104,3 @@ def _blocks(blocks: TokenBlocks) -> dict[str, Any]:
     ids = np.unique(np.linspace(0, max(last, 0), _SAMPLED_BLOCKS).astype(np.int64)[: last + 1])
     sample = hashlib.blake2b(blocks[ids].tobytes(), digest_size=16).hexdigest()
     return {"blocks": len(blocks), "sample": sample}
-
-
-def _data_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    old, new = there["domains"], here["domains"]
-    found = [f"domain {name} (only there)" for name in old if name not in new]
-    found += [f"domain {name} (only here)" for name in new if name not in old]
-    found += [
-        f"the {part} blocks of domain {name}"
-        for name in new
-        if name in old
-        for part in new[name]
-        if new[name][part] != old[name][part]
-    ]
-    return found or ["the sources, tokenizer or settings of the prepared data"]
