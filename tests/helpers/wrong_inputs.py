@@ -406,7 +406,8 @@ OUTPUTS = [
     Row("prepared-as-a-result", field("data.prepared", "out/pruned"),
         ("data.prepared: out/pruned lies among the files of the run",)),
     Row("prepared-other-types", file("out/data/manifest.json", json.dumps({
-        "version": 1, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
+        "version": 2, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
+        "tokenized": {},
         "identity": {"tokenizer": "a", "settings": {}, "domains": {"../a": {}}},
     })), ("out/data/manifest.json is damaged",)),
     Row("output-is-the-model", field("output", "model"), ("output", "holds no run")),

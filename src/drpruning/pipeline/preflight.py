@@ -143,7 +143,7 @@ def plan_domains(recipe: Recipe, prepared: PreparedData | None = None) -> dict[s
         if prepared is not None:
             blocks: int | None = len(prepared.domains[source.name].train)
         else:
-            tokens = estimate_tokens(source)
+            tokens = estimate_tokens(source, recipe.model.tokenizer_source)
             blocks = None if tokens is None else max(1, tokens // length)
         plans[source.name] = DomainPlan(
             share=share,

@@ -233,6 +233,8 @@ class Run:
                 f"in {len(domain.train):,} training blocks, {len(domain.validation):,} validation "
                 "blocks"
             )
+        for warning in self.data.overlap_warnings():
+            self.reporter.warn(warning)
         for warning in repetition_warnings(plan_domains(self.recipe, self.data)):
             self.reporter.warn(warning)
 
