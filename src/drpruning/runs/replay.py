@@ -277,7 +277,7 @@ def _parameters_of_pruned(folder: Path) -> int | None:
         pruned = load_evaluation(RunFolder(folder).evaluation(PRUNED))
     except (BadInput, OSError):
         return None
-    return None if pruned is None else pruned.parameters
+    return None if pruned is None else pruned.parameters.total
 
 
 # The replay itself.
