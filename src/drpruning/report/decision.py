@@ -15,7 +15,8 @@ from drpruning.report.formats import (
     percentage,
     signed,
 )
-from drpruning.runs.records import EvalPoint, PhaseRecord
+from drpruning.runs.lines import EvalPoint
+from drpruning.runs.records import PhaseRecord
 from drpruning.scheduling import Explanation
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")

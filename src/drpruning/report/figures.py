@@ -19,7 +19,8 @@ from drpruning.report.drawing import (
     shorten,
     to_svg,
 )
-from drpruning.runs.records import EvalPoint, PhaseRecord, RunRecord
+from drpruning.runs.lines import EvalPoint
+from drpruning.runs.records import PhaseRecord, RunRecord
 
 Numbers = Mapping[str, float]
 

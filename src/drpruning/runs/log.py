@@ -8,7 +8,7 @@ from typing import Any
 
 from drpruning.common.errors import TrainingError
 from drpruning.common.files import dumps, parse_json
-from drpruning.runs.records import Line
+from drpruning.runs.lines import Line
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 

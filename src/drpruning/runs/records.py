@@ -1,165 +1,28 @@
-"""What the files of a run folder say, as plain objects (``docs/run-folder.md``).
-
-Each kind of line in ``metrics.jsonl`` is a class here: training writes it and `load_run` reads it.
-"""
+"""What the files of a run folder say, as plain objects (``docs/run-folder.md``)."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import parse_json
-from drpruning.common.unknown import Unknown, record_fields
 from drpruning.data.blocks import MANIFEST_FILE
 from drpruning.pruning import PruningPlan
 from drpruning.recipe.yaml_io import parse_yaml
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
-from drpruning.runs.typed_json import (
-    Blocks,
-    Explained,
-    Number,
-    Numbers,
-    Step,
-    Texts,
-    file_bytes,
-    read_file,
-    read_record,
+from drpruning.runs.lines import (
+    End,
+    EvalPoint,
+    Line,
+    SkippedPoint,
+    Start,
+    StepPoint,
+    Warned,
+    read_lines,
 )
-from drpruning.scheduling import Decision
-
-# The lines of metrics.jsonl. Order and names of their fields are those of the file.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """What every line has.
-
-    Attributes:
-        phase: `prune` or `pretrain`.
-        step: Optimizer steps done in this phase.
-        time: Seconds since the epoch.
-    """
-
-    kind: ClassVar[str]
-    phase: str
-    step: Step
-    time: Number
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that stands in the file."""
-        return {"kind": self.kind} | record_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start(Line):
-    """A phase begins."""
-
-    kind = "start"
-    total_steps: int
-    global_batch: int
-    sequence_length: int
-    parameters: Number
-    final_parameters: Number
-    versions: Texts
-    commit: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPoint(Line):
-    """One logged training step; what belongs to pruning is None in continued pretraining."""
-
-    kind = "step"
-    loss: Number
-    lagrangian: Number | None = None
-    gradient_norm: Number
-    skipped: Number
-    learning_rate: Number
-    tokens: Number
-    tokens_per_second: Number
-    sparsity: Numbers | None = None
-    target_sparsity: Numbers | None = None
-    sparsity_deviation: Numbers | None = None
-    expected_parameters: Number | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkippedPoint(Line):
-    """A step that changed nothing, its loss or gradient not being finite."""
-
-    kind = "skip"
-    loss: Number
-    lagrangian: Number | None = None
-    gradient_norm: Number
-    blocks: Blocks
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalPoint(Line):
-    """One evaluation and the ratio update that it led to; mappings go from domain to nats or share.
-
-    Attributes:
-        loss: Validation losses.
-        reference_ratio: The one after the update.
-        realised_share: Of the segment that has just ended.
-        used_up: Exhausted domains -> what their `on_exhausted` says.
-        parameters: Expected number under the current masks in pruning.
-    """
-
-    kind = "eval"
-    loss: Numbers
-    ratio: Numbers
-    reference_ratio: Numbers
-    reference_loss: Numbers
-    forecast: Numbers
-    excess: Numbers
-    explanation: Explained
-    realised_share: Numbers
-    epochs: Numbers
-    used_up: Texts
-    parameters: Number
-    evaluation_seconds: Number
-    update_seconds: Number
-
-    @staticmethod
-    def decided(decision: Decision) -> dict[str, Any]:
-        """The fields that a decision gives."""
-        return {
-            name: Unknown() if value is None else value for name, value in vars(decision).items()
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Warned(Line):
-    """Something that people should know of."""
-
-    kind = "warning"
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class End(Line):
-    """A phase is complete; `stopped` says why before its last step, if so."""
-
-    kind = "end"
-    total_seconds: Number
-    tokens: Number
-    stopped: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OtherLine:
-    """A line of a kind that is not known here."""
-
-    kind: str
-    phase: str
-    step: Step
-
-
-LINES: dict[str, type[Line]] = {
-    line.kind: line for line in (Start, StepPoint, SkippedPoint, EvalPoint, Warned, End)
-}
+from drpruning.runs.typed_json import Number, Numbers, Step, file_bytes, read_file
 
 
 @dataclass
@@ -175,7 +38,7 @@ class PhaseRecord:
     end: End | None = None
 
     def add(self, line: Line) -> None:
-        """Append a line; a second start or end takes the place of the first."""
+        """Append a line; one of a kind that is not known here is passed over."""
         match line:
             case Start():
                 self.start = line
@@ -255,7 +118,7 @@ class Evaluation:
 class SimilarityPoint:
     """Agreement of the plan at a step with the final plan, per granularity (Appendix B.1)."""
 
-    step: int
+    step: Step
     similarity: Numbers
 
 
@@ -422,28 +285,9 @@ def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _read_metrics(path: Path) -> dict[str, PhaseRecord]:
     phases: dict[str, PhaseRecord] = {}
-    for line in _read_lines(path) if path.is_file() else ():
-        phase = phases.setdefault(line.phase, PhaseRecord(line.phase))
-        if isinstance(line, Line):
-            phase.add(line)
+    for line in read_lines(path) if path.is_file() else ():
+        phases.setdefault(line.phase, PhaseRecord(line.phase)).add(line)
     return phases
-
-
-def _read_lines(path: Path) -> Iterator[Line | _OtherLine]:
-    lines = file_bytes(path).split(b"\n")
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            raw = parse_json(text)
-        except ValueError as error:
-            if number == len(lines):  # no newline at its end: the writer was stopped in this line
-                return
-            raise BadInput(f"{where}: not a JSON object ({error}); remove this line") from error
-        kind = raw.get("kind") if isinstance(raw, dict) else None
-        line: type[Line | _OtherLine] = LINES.get(kind if isinstance(kind, str) else "", _OtherLine)
-        yield read_record(line, text, where)
 
 
 def _tokenizer(data: Path) -> str:

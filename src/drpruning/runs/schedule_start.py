@@ -16,7 +16,8 @@ from drpruning.recipe import Start
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.records import EvalPoint, PhaseRecord, RunRecord, load_phases, section
+from drpruning.runs.lines import EvalPoint
+from drpruning.runs.records import PhaseRecord, RunRecord, load_phases, section
 
 _TITLE = "Where another recipe can begin, with scheduling: {start: THIS_FILE}"
 

@@ -82,12 +82,12 @@ def read_record(record: type[T], text: bytes, where: str) -> T:
     path = ".".join(map(str, problem["loc"]))
     wanted = problem["msg"].removeprefix("Value error, ")
     wanted = wanted.replace("Input should be", "must be", 1)
-    given = "nothing" if problem["input"] is None else shown_json(problem["input"])
+    given = "nothing" if problem["input"] is None else as_json(problem["input"])
     field = f"field {path!r}: " if path else ""
     raise BadInput(f"{where}: {field}{wanted}, found {given}")
 
 
-def shown_json(value: object) -> str:
+def as_json(value: object) -> str:
     """A value as JSON, cut where it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -18,8 +18,8 @@ from drpruning.common.errors import BadInput, Interrupted, TrainingError
 from drpruning.common.unknown import Unknown
 from drpruning.data import Mixture, Segment
 from drpruning.runs import provenance
+from drpruning.runs.lines import End, EvalPoint, Line, SkippedPoint, Start, StepPoint, Warned
 from drpruning.runs.log import MetricsLog
-from drpruning.runs.records import End, EvalPoint, Line, SkippedPoint, Start, StepPoint, Warned
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import CheckpointManager, read_state
 from drpruning.training.context import TrainerContext
