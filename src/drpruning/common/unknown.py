@@ -1,7 +1,7 @@
 """What is not known: NaN or an empty mapping in memory, null or left out in a JSON file."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,17 @@ def record_fields(record: "DataclassInstance") -> dict[str, Any]:
     for field in fields(record):
         value = getattr(record, field.name)
         optional = field.default is not MISSING or field.default_factory is not MISSING
-        unknown = isinstance(value, Unknown)
-        if optional and (value is field.default or unknown):
-            continue
-        nested = is_dataclass(value) and not isinstance(value, type)
-        found[field.name] = record_fields(value) if nested else None if unknown else value
+        if not (optional and (value is field.default or isinstance(value, Unknown))):
+            found[field.name] = _plain(value)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back: objects, lists, texts and numbers."""
+    if isinstance(value, Unknown):
+        return None
+    if is_dataclass(value) and not isinstance(value, type):
+        return record_fields(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
