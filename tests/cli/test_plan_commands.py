@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_base_install import without_extras
 from typer.testing import CliRunner
 
 from drpruning.cli.commands import app
@@ -18,6 +17,7 @@ from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.pruning.similarity import chance_similarity, compare_plans
 from drpruning.report.formats import ranges
 from drpruning.runs.plans import compare_files, compare_history, find_plan
+from helpers.base_install import without_extras
 from helpers.small_runs import altered_model
 
 MULTI_HEAD = ModelShape(
