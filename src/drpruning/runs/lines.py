@@ -18,6 +18,7 @@ from drpruning.runs.typed_json import (
     Explained,
     Number,
     Numbers,
+    OptionalNumber,
     Step,
     Texts,
     as_json,
@@ -67,7 +68,7 @@ class StepPoint(Line):
 
     kind = "step"
     loss: Number
-    lagrangian: Number | None = None
+    lagrangian: OptionalNumber = None
     gradient_norm: Number
     skipped: Number
     learning_rate: Number
@@ -76,7 +77,7 @@ class StepPoint(Line):
     sparsity: Numbers | None = None
     target_sparsity: Numbers | None = None
     sparsity_deviation: Numbers | None = None
-    expected_parameters: Number | None = None
+    expected_parameters: OptionalNumber = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class SkippedPoint(Line):
 
     kind = "skip"
     loss: Number
-    lagrangian: Number | None = None
+    lagrangian: OptionalNumber = None
     gradient_norm: Number
     blocks: Blocks
 

@@ -7,7 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import parse_json
@@ -17,14 +24,14 @@ from drpruning.scheduling import Explanation
 T = TypeVar("T")
 
 
-def _unknown_for_null(value: Any) -> Any:
-    return Unknown() if value is None else value
+def _unknown_for_null(value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+    return Unknown() if value is None else validated(value)
 
 
 def _explanation(value: Any) -> Any:
     """Leave out what is null; inside a mapping null is NaN, and a list of two is a pair."""
     if not isinstance(value, dict):
-        return _unknown_for_null(value)
+        return Unknown() if value is None else value
 
     def known(inner: Any) -> Any:
         return tuple(map(nan_for_null, inner)) if isinstance(inner, list) else nan_for_null(inner)
@@ -40,11 +47,13 @@ Step = Annotated[int, Field(ge=0, lt=2**63)]
 """Number of a step."""
 Number = Annotated[float, BeforeValidator(nan_for_null)]
 """A number; NaN where the file has null or nothing."""
-Numbers = Annotated[Mapping[str, Number], BeforeValidator(_unknown_for_null)]
+OptionalNumber = Annotated[float | None, BeforeValidator(nan_for_null)]
+"""Likewise, but None where the file has nothing."""
+Numbers = Annotated[Mapping[str, Number], WrapValidator(_unknown_for_null)]
 """A number for each name; empty where the file has null or nothing, NaN for a null inside."""
-Texts = Annotated[Mapping[str, str], BeforeValidator(_unknown_for_null)]
+Texts = Annotated[Mapping[str, str], WrapValidator(_unknown_for_null)]
 """A text for each name, likewise."""
-Blocks = Annotated[Mapping[str, list[int]], BeforeValidator(_unknown_for_null)]
+Blocks = Annotated[Mapping[str, list[int]], WrapValidator(_unknown_for_null)]
 """Ids of blocks for each domain, likewise."""
 Explained = Annotated[Explanation, BeforeValidator(_explanation)]
 """What a policy says of its decision; it says nothing where the file has null or nothing."""
