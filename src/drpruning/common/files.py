@@ -5,7 +5,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ def atomic_write(path: Path, text: str) -> None:
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.unlink(missing_ok=True)  # of a crash, or a link that someone has put there
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(text)
         atomic_replace(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -121,10 +124,44 @@ def check_writable(path: Path, option: str) -> None:
             raise BadInput(f"{option} {path}: is no name of a file; add one")
         path.parent.mkdir(parents=True, exist_ok=True)
         trial = path.with_name(f".{path.name}.partial")
-        trial.touch()
+        trial.unlink(missing_ok=True)  # of a crash, or a link that someone has put there
+        trial.touch(exist_ok=False)
         trial.unlink()
     except OSError as error:
         raise BadInput(f"{option} {path}: {error.strerror}; name another file") from None
+
+
+def check_output_file(path: Path, option: str, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse an output file that could not be written, or whose place holds something of the user.
+
+    What may be written to is a new place, or a file that this program wrote for the same purpose.
+
+    Args:
+        path: The file to be; folders above it are made.
+        option: What named it, for the message.
+        is_ours: Whether an existing regular file is one of these.
+
+    Raises:
+        BadInput: There is another file, a link, or anything else; or as `check_writable`.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{option} {path}: {reason}; name another file") from None
+    if mode is not None and not stat.S_ISDIR(mode):
+        if stat.S_ISLNK(mode):
+            raise BadInput(f"{option} {path}: is a symbolic link; name the file itself")
+        if not stat.S_ISREG(mode):
+            raise BadInput(f"{option} {path}: exists and is no regular file; name another")
+        if not is_ours(path):
+            raise BadInput(
+                f"{option} {path}: exists and was not written by this command, which would "
+                "replace it; name another file, or remove this one"
+            )
+    check_writable(path, option)
 
 
 def _finite(value: Any) -> Any:

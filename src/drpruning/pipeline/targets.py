@@ -18,8 +18,8 @@ from drpruning.pipeline.preflight import RunPlan, plan_run
 from drpruning.pipeline.reference_losses import measure_reference_losses
 from drpruning.pipeline.run import Run, show_table
 from drpruning.pruning import ModelShape
+from drpruning.pruning.shapes import PRUNABLE
 from drpruning.recipe import Recipe, Target
-from drpruning.recipe.model import DIMENSIONS
 from drpruning.report import write_report
 from drpruning.runs.folder import RunFolder, rollback_on_error, saved_recipe
 from drpruning.runs.reference_losses import ReferenceLosses
@@ -185,7 +185,7 @@ def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) ->
         if there == shape:
             raise BadInput(f"model.targets: {other} and {name} have the same shape; drop one")
         try:
-            there.pruned_to(**{dimension: getattr(shape, dimension) for dimension in DIMENSIONS})
+            there.pruned_to(**{dimension: getattr(shape, dimension) for dimension in PRUNABLE})
         except BadInput:
             continue
         return other
