@@ -12,7 +12,7 @@ import yaml
 from helpers.logged_run import LoggedRun
 
 ROOT = Path(__file__).parents[2]
-BASE = {"numpy", "scipy", "pydantic", "typer", "rich", "pyyaml"}
+BASE = {"numpy", "scipy", "pydantic", "typer", "rich", "ruamel.yaml"}
 TRAIN = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors",
          "zstandard", "matplotlib", "jinja2", "pyarrow", "huggingface_hub", "pandas")  # fmt: skip
 BLOCK = f"""

@@ -1,6 +1,5 @@
 """`drprune reference-loss`: measure models on the validation blocks of a recipe or a run."""
 
-import math
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
@@ -104,6 +103,6 @@ def _comments(found: ReferenceLosses) -> list[str]:
     if found.reference_loss is None:
         lines = ["no reference losses: no law over sizes describes those of the models below"]
     for model in found.models:
-        losses = dump_yaml(model.loss, default_flow_style=True, width=math.inf)
+        losses = dump_yaml(model.loss, default_flow_style=True)
         lines.append(f"{model.path} ({model.parameters:,} parameters): {losses.strip()}")
     return lines
