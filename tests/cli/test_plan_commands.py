@@ -391,15 +391,15 @@ def test_output_that_is_taken_is_refused_and_kept(
 def test_a_failure_while_writing_leaves_nothing(
     model_folder: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from drpruning.training import phases
+    from drpruning.models import loading
 
-    save_model, output = phases.save_model, tmp_path / "out" / "cut"
+    save_model, output = loading.save_model, tmp_path / "out" / "cut"
 
     def full(*arguments: object) -> None:
         save_model(*arguments)  # type: ignore[arg-type]
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(phases, "save_model", full)
+    monkeypatch.setattr(loading, "save_model", full)
     message = refused("apply-plan", plan_file, model_folder, output)
     assert "No space left" in message
     assert str(output) in message

@@ -186,7 +186,7 @@ def test_too_many_in_a_row_end_the_run_before_them_and_name_the_blocks(
     assert [record["step"] for record in skips] == [2, 3, 6, 7, 8, 9]
     assert "pretrain: loss or gradient norm not finite at steps 6 to 9" in said
     assert "training.skip_limit (4)" in said
-    assert "the newest checkpoint is of step 5" in said
+    assert "the latest checkpoint is of step 5" in said
     assert "meets these steps again" in said
     for name, blocks in skips[-1]["blocks"].items():
         assert f"{name} {', '.join(map(str, blocks))}" in said

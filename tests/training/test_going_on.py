@@ -70,7 +70,7 @@ def test_torn_checkpoint_costs_the_steps_since_the_one_before(
     run(renamed(values, "torn"), "pretrain")
     said = capsys.readouterr().out
     assert "pretrain-00000006 is passed over: optimizer.safetensors has" in said
-    assert "going on from step 4" in said
+    assert "resuming from step 4" in said
     assert_same_outcome(folder, whole)
 
 
