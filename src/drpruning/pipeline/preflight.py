@@ -279,17 +279,16 @@ def _update_warnings(recipe: Recipe) -> list[str]:
 def _floor_warning(recipe: Recipe) -> list[str]:
     """Whether the floor leaves the ratio no room: by default it is the smallest reference share."""
     scheduling = recipe.scheduling
-    shares = recipe.initial_ratio.values()
-    if scheduling.policy not in {"drpruning", "naive_dro"} or len(shares) == 1:
+    if scheduling.floor is None or len(recipe.data.domains) == 1:
         return []
-    floor = min(shares) if scheduling.floor is None else scheduling.floor
-    free = 1 - len(shares) * floor
+    floors = scheduling.floors(recipe.initial_ratio).values()
+    free = 1 - math.fsum(floors)
     if free > LITTLE_FREEDOM or free < -1e-9:  # more than there is: no policy takes such a floor
         return []
     line = (
-        f"scheduling.floor: every domain keeps at least {floor:.3g}, so only "
-        f"{100 * max(free, 0):.0f}% of the data can be steered; write a smaller floor, such as "
-        f"{floor / 2:.2g}"
+        f"scheduling.floor: the floors take {100 * min(1 - free, 1):.0f}% of the data, so only "
+        f"{100 * max(free, 0):.0f}% of it can be steered; write a smaller floor, "
+        f"such as {min(floors) / 2:.2g}"
     )
     return [line]
 
