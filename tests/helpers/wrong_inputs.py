@@ -413,7 +413,8 @@ OUTPUTS = [
     Row("output-of-another-recipe", both(
         begun,
         field("prune.steps", 6),
-    ), ("output", "prune.steps is 6 here and 4 there", "another folder")),
+        file("out/checkpoints/prune-00000002/state.json", "{}"),
+    ), ("output", "prune.steps is 6 here and 4 there", "another output", "data.prepared: out/data")),
     Row("output-of-another-program", file("out/recipe.yaml", "dish: soup\n"),
         ("out/recipe.yaml", "dish: unknown key")),
     Row("output-damaged", file("out/recipe.yaml", b"\xff\xfe"), ("out/recipe.yaml", "UTF-8")),

@@ -8,9 +8,10 @@ from drpruning.pipeline.reference_losses import (
     measure_reference_losses,
     reference_losses_table,
 )
-from drpruning.pipeline.run import Run, run_as_it_is
-from drpruning.recipe import ReferenceModels, load_recipe
+from drpruning.pipeline.run import Run, open_prepared
+from drpruning.recipe import ReferenceModels
 from drpruning.recipe.yaml_io import dump_yaml
+from drpruning.runs.folder import open_recipe
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 from drpruning.runs.schedule_start import check_start_file, next_command, start_text, write_start
 
@@ -52,10 +53,10 @@ def compute_reference_losses(
     if target.is_dir():
         if overrides:
             raise BadInput(f"--set: {target} is a run, which stays as it is; name a recipe")
-        run = run_as_it_is(target)
+        run = open_prepared(target)
         found = _reference_losses(run, wanted, parameters, output)
     else:
-        with Run(load_recipe(target, overrides)).session(None) as run:
+        with Run(open_recipe(target, overrides)).session(None) as run:
             found = _reference_losses(run, wanted, parameters, output)
     run.reporter.console.print(reference_losses_table(found))
     start = {} if found.reference_loss is None else {"reference_loss": found.reference_loss}
@@ -92,7 +93,13 @@ def _reference_losses(
     if not {model.path for model in measured} >= set(models.models):
         check_reference_models(models, run.recipe.model.tokenizer_source)
     return measure_reference_losses(
-        models, run.recipe, run.data, run.accelerator, run.reporter, parameters, measured
+        models,
+        run.recipe,
+        run.data,
+        run.accelerator,
+        run.reporter,
+        parameters or run.plan.final_shape.num_parameters(),
+        measured,
     )
 
 

@@ -1,4 +1,4 @@
-"""How two recipes differ in what decides the results of a run."""
+"""How two recipes differ in the settings that decide the results of a run."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _ORIGIN = {"like", "params"}
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe, as plain JSON values, without what may change between two starts of one run."""
+    """A recipe as plain JSON values, without the settings that may change when a run is resumed."""
     return recipe.model_dump(
         mode="json",
         exclude={
