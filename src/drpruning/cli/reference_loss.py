@@ -72,7 +72,7 @@ def compute_reference_losses(
 def _reference_losses(
     run: Run, wanted: ReferenceModels | None, parameters: int | None, output: Path
 ) -> ReferenceLosses:
-    """Of the models wanted, or else of the recipe's; what the run has measured is not again."""
+    """Measure the models wanted, or else the recipe's, but for those that the run has measured."""
     models = wanted or run.recipe.scheduling.reference_models
     if models is None:
         raise BadInput(
@@ -104,7 +104,7 @@ def _reference_losses(
 
 
 def _comments(found: ReferenceLosses) -> list[str]:
-    """What was measured, to the bit, and what was made of it."""
+    """Comments for the file: every measured loss, to the bit, and what was made of them."""
     law = f"; the law over them at {found.parameters:,} parameters" if found.law else ""
     lines = [f"reference losses: from the models below{law}"]
     if found.reference_loss is None:

@@ -1,4 +1,4 @@
-"""A run folder: where everything lies in it, and whether a recipe may use it."""
+"""A run folder: the paths in it, and whether a recipe may use it."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ SOURCE, PRUNED, MODEL = "source", "pruned", "model"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths in a run folder (docs/run-folder.md); whether they exist is not asked.
+    """The paths in a run folder (docs/run-folder.md), whether they exist or not.
 
     Attributes:
         path: The folder itself.
@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def data(self) -> Path:
-        """The tokenized blocks, unless the recipe keeps them elsewhere."""
+        """The folder of the tokenized blocks, unless the recipe keeps them elsewhere."""
         return self.path / "data"
 
     @property
@@ -128,7 +128,7 @@ class RunFolder:
 
 _NAMES = RunFolder(Path())
 _BEGINNING = {_NAMES.recipe.name, _NAMES.sessions.name, LOCK_FILE}
-"""What the start of a run writes."""
+"""The files that the start of a run writes."""
 _APPENDED = (_NAMES.sessions.name, _NAMES.metrics.name, LOCK_FILE)
 
 
@@ -323,10 +323,10 @@ def rollback_on_error(folder: Path) -> Iterator[None]:
 
 
 def saved_recipe(folder: Path) -> Recipe | None:
-    """The recipe of the run in a folder, its targets resolved; None where none was begun.
+    """Read the recipe of the run in a folder, its targets resolved; None if there is no run.
 
     Raises:
-        BadInput: It cannot be read.
+        BadInput: Its recipe cannot be read.
     """
     file = RunFolder(folder).recipe
     try:
