@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from drpruning.common.errors import BadInput
 from drpruning.common.files import (
     LOCK_FILE,
+    atomic_replace,
     check_folder,
     folder_lock,
     missing_folders,
@@ -357,9 +358,7 @@ def _write(file: Path, pieces: Iterable[NDArray[Any]], count: int) -> None:
             part = piece[:left]
             stream.write(part.astype(part.dtype.newbyteorder("<"), copy=False).data)
             left -= len(part)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    atomic_replace(temporary, file)
 
 
 def _grouped(
