@@ -320,6 +320,9 @@ _FAMILIES = (
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 """`model_type` -> family, for every family that can be pruned."""
+_NOT_CAUSAL = {"is_encoder_decoder": True, "is_causal": False, "use_bidirectional_attention": True}
+"""Fields of a configuration, and the value that makes the model no causal one. Transformers builds
+it all the same; without the causal mask a token sees the one to predict, and no loss says so."""
 
 
 def unknown_family(model_type: object) -> BadInput:
@@ -337,7 +340,7 @@ def family_of(config: Mapping[str, object]) -> Family:
         config: a Transformers configuration as a dictionary (a parsed config.json).
 
     Raises:
-        BadInput: no causal language model, or a family that has no table.
+        BadInput: the model is no causal language model, or of a family that has no table.
     """
     architectures = config.get("architectures") or ()
     if not isinstance(architectures, list | tuple):
@@ -346,10 +349,12 @@ def family_of(config: Mapping[str, object]) -> Family:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     names = ", ".join(map(str, architectures))
     causal = any("CausalLM" in str(name) or "LMHead" in str(name) for name in architectures)
-    if config.get("is_encoder_decoder") or (architectures and not causal):
+    field = next((name for name, value in _NOT_CAUSAL.items() if config.get(name) == value), None)
+    if field or (architectures and not causal):
+        found = f"a model with {field} {str(_NOT_CAUSAL[field]).lower()}" if field else names
         raise BadInput(
-            f"{names or model_type} is not a causal language model; give a model whose "
-            f"architecture is one of {', '.join(f.architecture for f in FAMILIES.values())}"
+            f"{found} is not a causal language model; give a model whose architecture is one of "
+            f"{', '.join(f.architecture for f in FAMILIES.values())}"
         )
     if family is None:
         raise unknown_family(model_type)

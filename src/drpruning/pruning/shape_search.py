@@ -5,7 +5,7 @@ how well its sizes suit matrix units. The feed-forward width is solved for from 
 hidden size and heads are tried out.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, gcd, log
 from typing import Any
@@ -25,6 +25,9 @@ LARGEST_STEP = 128
 """Widths are multiples of this in models of 2,048 dimensions and more."""
 HEAD_CHOICES = 3
 """Choices of heads that are tried for a hidden size."""
+MOST_TRIED = 256
+"""Sizes of a kind that are tried, evenly spread where there are more: all of them up to 256 layers,
+and up to a hidden size of 32,768. It bounds the time that the search takes for any source."""
 DEPTHS_APART = 0.1
 """Proposals of one hidden size differ in depth by more than this share of the source's."""
 
@@ -155,9 +158,9 @@ class _Search:
         unit = replace(shape, intermediate_size=2).num_parameters() - one
         return lambda layers, width: one + (layers - 1) * layer + layers * unit * (width - 1)
 
-    def _layers(self) -> range | list[int]:
+    def _layers(self) -> Sequence[int]:
         most = self.source.num_layers
-        return self._only("num_layers") or range(ceil(SMALLEST_SHARE * most), most + 1)
+        return self._only("num_layers") or _spread(range(ceil(SMALLEST_SHARE * most), most + 1))
 
     def _only(self, name: str) -> list[int]:
         return [self.fixed[name]] if name in self.fixed else []
@@ -165,9 +168,9 @@ class _Search:
     def _hidden_sizes(self) -> list[int]:
         """Multiples of the step, and of the head size where heads fill the hidden size."""
         most, step = self.source.hidden_size, self.hidden_step
-        sizes = {most, *range(step, most, step)}
+        sizes = {most, *_spread(range(step, most, step))}
         if self.attention_share == 1:
-            sizes |= set(range(self.source.head_dim, most, self.source.head_dim))
+            sizes |= set(_spread(range(self.source.head_dim, most, self.source.head_dim)))
         fitting = sorted(size for size in sizes if size >= SMALLEST_SHARE * most)
         return self._only("hidden_size") or fitting
 
@@ -182,9 +185,7 @@ class _Search:
                     options.append((self._heads_cost(hidden, heads, groups), heads, groups))
         accepted = []
         for cost, heads, groups in sorted(options):
-            try:
-                source.pruned_to(hidden_size=hidden, num_heads=heads, num_kv_heads=groups)
-            except BadInput:
+            if source.heads_refusal(heads, groups, hidden):
                 continue
             accepted.append((cost, heads, groups))
             if len(accepted) == HEAD_CHOICES:
@@ -228,6 +229,11 @@ class _Search:
         if source.queries_per_group > 1 and groups & (groups - 1):  # no power of two
             cost += 0.75 if groups % 2 == 0 else 3
         return cost
+
+
+def _spread(sizes: range) -> range:
+    """At most `MOST_TRIED` of the sizes, in even steps, the largest among them."""
+    return sizes[:: -ceil(len(sizes) / MOST_TRIED)][::-1] if sizes else sizes
 
 
 def _step(size: int) -> int:

@@ -1,6 +1,5 @@
 """What the sections of a recipe have in common: strictness, and numbers with their bounds."""
 
-import re
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +11,6 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 SHARES_TOLERANCE = 1e-6
-FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-"""Names in a recipe that become a folder's: they cannot lead out of the one they are in."""
 
 
 class Section(BaseModel):
