@@ -17,6 +17,7 @@ from drpruning.models.files import (
     weight_files,
 )
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
+from drpruning.pruning.families import undoes_centring
 from drpruning.recipe import Recipe, Target
 from drpruning.recipe.model import DIMENSIONS
 
@@ -47,7 +48,18 @@ def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
     found = shape_of(config, origin)
     if shape is not None and shape_of(shape, "model.shape") != found:
         raise BadInput(f"model.shape: is not the shape of {recipe.model.source}; leave it out")
+    if recipe.prune is not None and (reason := undoes_centring(config)):
+        targets = [recipe.model.target, *(recipe.model.targets or {}).values()]
+        if any(_cuts_hidden(target, found) for target in targets if target is not None):
+            raise BadInput(f"{origin}: the config's {reason}")
     return found
+
+
+def _cuts_hidden(target: Target, source: ModelShape) -> bool:
+    """Whether pruning to a target removes, or may remove, hidden dimensions."""
+    if target.hidden_size is None:
+        return target.like is not None or target.params is not None
+    return target.hidden_size < source.hidden_size
 
 
 def shape_of(config: dict[str, Any], origin: str) -> ModelShape:

@@ -361,3 +361,16 @@ def family_of(config: Mapping[str, object]) -> Family:
     if architectures and family.architecture not in architectures:
         raise BadInput(f"architecture {names} is not {family.model_type}'s {family.architecture}")
     return family
+
+
+def undoes_centring(config: Mapping[str, object]) -> str:
+    """Say why masks over hidden dimensions do not go with a model's dropout, or nothing.
+
+    Under masks, what is written into the residual stream is centred over the kept dimensions so
+    that LayerNorm comes out right (see `drpruning.pruning.attachment`). Dropout comes between the
+    two and shifts the mean again.
+    """
+    rate = config.get("hidden_dropout")
+    if not rate or not family_of(config).centred_norms:
+        return ""
+    return f"hidden_dropout {rate} does not go with masks over hidden dimensions; set it to 0"
