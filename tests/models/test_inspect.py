@@ -12,10 +12,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.common.errors import BadInput
 from drpruning.models.files import check_files, read_config
-from drpruning.models.inspect import check_tokenizer, check_weights, shape_of, vocabulary
+from drpruning.models.inspect import (
+    check_tokenizer,
+    check_weights,
+    shape_of,
+    source_config,
+    source_shape,
+    vocabulary,
+)
 from drpruning.pruning import ModelShape, PruningPlan, propose_shapes
 from drpruning.pruning.shape_search import HEAD_CHOICES, MOST_TRIED, _Search
 from drpruning.pruning.shapes import LARGEST
+from drpruning.recipe import parse_recipe
 
 FIELD = "model.source"
 
@@ -166,3 +174,41 @@ def test_a_search_tries_no_more_shapes_for_the_largest_model(
     assert abs(proposals[0].deviation) < 0.02
     widths, heads, layers, feed_forward = MOST_TRIED + 128, HEAD_CHOICES, MOST_TRIED, 4
     assert tried <= widths * heads * layers * feed_forward
+
+
+NEOX = {
+    "model_type": "gpt_neox",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+    "hidden_dropout": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "refused"),
+    [
+        ({"hidden_size": 32, "num_heads": 2}, True),
+        ({"params": 60_000}, True),
+        ({"hidden_size": 64, "num_layers": 1}, False),
+        ({"num_layers": 1}, False),
+    ],
+)
+def test_a_plan_refuses_dropout_that_does_not_go_with_masks(
+    target: dict[str, int], refused: bool
+) -> None:
+    recipe = parse_recipe(
+        {
+            "model": {"shape": NEOX, "target": target},
+            "data": {"sequence_length": 8, "domains": {"a": {"source": "a.txt", "share": 1.0}}},
+            "prune": {"steps": 2, "global_batch": 4, "evaluate_every": 1},
+            "output": "out",
+        }
+    )
+    if refused:
+        with pytest.raises(BadInput, match=r"^model\.shape: the config's hidden_dropout 0\.1 does"):
+            source_shape(recipe, source_config(recipe))
+    else:
+        assert source_shape(recipe, source_config(recipe)).hidden_size == 64

@@ -35,7 +35,7 @@ is a mistake, and work that grows with it would not come to an end."""
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Every number that decides the size of a decoder of a known family.
+    """The numbers that decide the size of a decoder of a known family.
 
     Attributes:
         model_type: the family, see `drpruning.pruning.families.FAMILIES`.
@@ -84,7 +84,8 @@ class ModelShape:
                 folder with a config.json (or of that file).
 
         Raises:
-            BadInput: no causal language model of a known family, or a number is missing.
+            BadInput: it is no causal language model of a known family, or a number is missing,
+                impossible, too large, or one that its configuration refuses.
         """
         config = _config_dict(source)
         family = family_of(config)
@@ -126,7 +127,7 @@ class ModelShape:
         return self.num_heads // self.num_kv_heads
 
     def axis_sizes(self) -> dict[Axis, int]:
-        """Axis of a parameter -> its size."""
+        """The size of every axis that a parameter can have."""
         return with_stacked(
             {
                 "vocab": self.vocab_size,
@@ -139,14 +140,14 @@ class ModelShape:
         )
 
     def num_parameters(self) -> int:
-        """Parameters of the model, a tied matrix counted once; no weights are needed."""
+        """The number of parameters, a tied matrix counted once; no weights are needed."""
         sizes = self.axis_sizes()
         outside = count_parameters(self.family.global_table(tied=self.tied_embeddings), sizes)
         layer = count_parameters(self.family.layer_table(self.switches), sizes)
         return int(outside + self.num_layers * layer)
 
     def num_embedding_parameters(self) -> int:
-        """Parameters of the input and output matrices, a tied matrix counted once."""
+        """The number of parameters of input and output matrix, a tied matrix counted once."""
         return self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
 
     def pruned_to(self, **target: int) -> Self:
@@ -161,9 +162,9 @@ class ModelShape:
                 number of query heads per key-value head stays.
 
         Raises:
-            BadInput: a dimension that is unknown, no whole number, below 1, above the source's, not
-                reachable, or refused by the family's configuration; the message says which and
-                names the nearest shapes that work.
+            BadInput: a dimension is unknown, no whole number, below 1, above the source's, not
+                reachable, or refused by the family's configuration. The message names it and the
+                nearest shapes that work.
         """
         for name, value in target.items():
             if name not in PRUNABLE:
@@ -179,6 +180,9 @@ class ModelShape:
         if heads is None:
             groups = self.num_kv_heads if groups is None else groups
             heads = groups * group
+        # In multi-head attention every query head has a key-value head of its own, which goes with
+        # it. In grouped-query attention whole groups go unless the target names both numbers: each
+        # group that stays then keeps the same, smaller number of its query heads.
         reason = ""
         if groups is None:
             groups = max(1, heads // group)
@@ -227,10 +231,10 @@ class ModelShape:
         return ""
 
     def _nearest(self, target: Mapping[str, int]) -> str:
-        """Up to three combinations of hidden size and heads that work.
+        """Name up to three combinations of hidden size and heads that work, the nearest first.
 
-        The nearest to what the target names come first; what it leaves open counts a tenth. The
-        source itself is no answer.
+        Distance is measured on a logarithmic scale. What the target leaves open counts a tenth of
+        what it names; the source itself is no answer.
         """
         names = ("hidden_size", "num_heads", "num_kv_heads")[: 3 if self.grouped else 2]
         rule = self.family.head_rule(self.switches)
@@ -263,21 +267,21 @@ class ModelShape:
                 for name, size in zip(names, shape, strict=True)
             )
 
-        told = [
+        nearest = [
             " ".join(f"{name} {size}" for name, size in zip(names, shape, strict=True))
             for shape in sorted(found, key=lambda shape: (distance(shape), shape))[:3]
         ]
-        return f"nearest shapes that work: {', or '.join(told)}"
+        return f"nearest shapes that work: {', or '.join(nearest)}"
 
     def config_fields(self) -> dict[str, int]:
-        """The dimensions under the names of a Transformers configuration."""
+        """The dimensions by their names in a Transformers configuration."""
         names = self.family.config_names
         return {config_name: getattr(self, name) for name, config_name in names.items()}
 
     def differences(self, other: Self) -> dict[str, tuple[object, object]]:
-        """Field -> (value here, value there) for every field that differs."""
-        mine, theirs = asdict(self), asdict(other)
-        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        """Every field that differs -> (its value, the other shape's value)."""
+        own, others = asdict(self), asdict(other)
+        return {name: (own[name], others[name]) for name in own if own[name] != others[name]}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON object; `from_dict` reads it."""
@@ -285,10 +289,10 @@ class ModelShape:
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
-        """The shape that `to_dict` wrote.
+        """Read the shape that `to_dict` wrote.
 
         Raises:
-            BadInput: fields are missing, unknown or impossible.
+            BadInput: a field is missing, unknown or impossible.
         """
         names = {item.name for item in fields(cls)}
         required = names - {"tied_embeddings", "switches"}
@@ -325,7 +329,7 @@ def _is_on(config: Mapping[str, Any], switch: str) -> bool:
 
 
 def _has_rope_factors(config: Mapping[str, Any]) -> bool:
-    """Whether the rotary scaling has a factor for each frequency (names as Phi-3 has had them)."""
+    """Whether the rotary scaling has a factor per frequency, by any name that Phi-3 gave it."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters")  # Transformers' order
     if not isinstance(scaling, Mapping):
         return False
