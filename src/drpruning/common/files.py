@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,12 @@ from typing import Any
 from drpruning.common.errors import BadInput
 
 LOCK_FILE = ".lock"
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+"""Names that become a folder's: none of them leads out of the folder that it is put in."""
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+"""Names that a model or a dataset on the Hugging Face Hub can have."""
+LARGEST_JSON = 100_000_000
+"""Bytes of a JSON file that is read, unless a reader says otherwise."""
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -190,6 +197,44 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("brackets are nested too deeply") from None
     except ValueError:  # Python's limit for whole numbers
         raise ValueError("a number has more than 4,300 digits") from None
+
+
+def read_json_object(path: Path, label: str = "", largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        label: What the user named it with (a field, an option), for the message.
+        largest: Bytes beyond which it is not read: a file that long is not what it should be.
+
+    Raises:
+        BadInput: It cannot be read, is too large, or does not hold a JSON object.
+    """
+    name = f"{label}: {path}" if label else str(path)
+    try:
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= largest else b""
+    except OSError as error:
+        raise unreadable(name, error) from None
+    if size > largest:
+        raise BadInput(
+            f"{name} has {size:,} bytes, more than the {largest:,} that such a file can have; "
+            "name another file"
+        )
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{name} does not hold a JSON object")
+    return content
+
+
+def unreadable(name: str, error: OSError) -> BadInput:
+    """The error for a file that the system does not let us read."""
+    reason = (error.strerror or str(error)).lower()
+    remedy = "change its permissions" if isinstance(error, PermissionError) else "name another"
+    return BadInput(f"{name} cannot be read: {reason}; {remedy}")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
