@@ -15,7 +15,7 @@ CHECKPOINT = "drpruning.training.checkpoint"
 PHASES = "drpruning.training.phases"
 
 MOMENTS = {
-    "preparing": ("drpruning.data.preparation", "_write", "before"),
+    "preparing": ("drpruning.data.packing", "_write", "before"),
     "prepared": ("drpruning.data.preparation", "write_manifest", "after"),
     "step": (LOOP, "Trainer._train_step", "after"),
     "micro-batch": (LOOP, "Trainer._backward", "after"),

@@ -477,7 +477,7 @@ def test_the_plan_warns_of_a_domain_that_runs_out(
     assert plan.problems == []
     (line,) = [w for w in plan.warnings if "data.domains.animals" in w]
     assert said in line
-    assert plan.domains["animals"].used_up_at is not None
+    assert plan.domains["animals"].exhausted_at is not None
     epochs = plan.domains["animals"].epochs
     assert epochs is not None
     assert epochs > 1 if rule == "repeat" else epochs == 1

@@ -22,6 +22,7 @@ from drpruning.cli.app import check_launch, end_by_message, interrupt_on_signals
 from drpruning.common.console import Reporter, seconds_text, warnings_shown
 from drpruning.common.errors import BadInput, Interrupted
 from drpruning.recipe import Pretrain
+from drpruning.runs.lines import Warned
 from drpruning.runs.log import MetricsLog
 from drpruning.training.distributed import check_device
 from drpruning.training.messages import evaluation_text, exhausted_text
@@ -78,15 +79,14 @@ def test_batch_that_ranks_cannot_share_is_refused() -> None:
 
 def test_metrics_are_json_without_nan_and_can_be_cut_back(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", "prune")
-    log.record("step", 1, loss=math.nan, ratio={"a": 0.5, "b": math.inf})
+    log.write({"step": 1, "loss": math.nan, "ratio": {"a": 0.5, "b": math.inf}})
     size = log.size()
-    log.record("step", 2, loss=1.0)
+    log.write({"step": 2, "loss": 1.0})
     assert [r["step"] for r in log.read()] == [1, 2]
     log.truncate(size)
     (record,) = log.read()
     assert record["loss"] is None
     assert record["ratio"] == {"a": 0.5, "b": None}
-    assert record["phase"] == "prune"
     json.loads((tmp_path / "metrics.jsonl").read_text())
 
 
@@ -292,10 +292,10 @@ def test_a_phase_that_starts_from_scratch_drops_only_its_own_records(tmp_path: P
     prune, pretrain = (
         MetricsLog(tmp_path / "metrics.jsonl", phase) for phase in ("prune", "pretrain")
     )
-    prune.record("end", 9)
+    prune.record(Warned(phase="prune", step=9, time=0.0, message="careful"))
     kept = (tmp_path / "metrics.jsonl").read_bytes()
-    pretrain.record("start", 0)
-    pretrain.record("step", 1)
+    for step in (0, 1):
+        pretrain.record(Warned(phase="pretrain", step=step, time=0.0, message="careful"))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "ste')
     assert len(pretrain.read()) == 3

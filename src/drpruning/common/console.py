@@ -9,14 +9,16 @@ import logging
 import os
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from textwrap import TextWrapper
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,27 @@ PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines of one task."""
 WIDEST_BAR, BESIDE_THE_BAR = 32, 48
 """Columns of a progress bar, at most, and of the text on its line."""
+PLAIN_WIDTH = 120
+"""Characters of a line where standard output is no terminal, as in a file or a pipe."""
+
+
+def plain_console() -> Console:
+    """Standard output for tables and text, numbers uncoloured."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def make_table(*headers: str | Text, left: Collection[int] = (0,)) -> Table:
+    """An empty table in the style of all tables.
+
+    Args:
+        headers: One for each column.
+        left: Positions of the columns that are text; all others are numbers, aligned at the right.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="left" if position in left else "right", overflow="fold")
+    return table
 
 
 def seconds_text(seconds: float) -> str:

@@ -4,8 +4,10 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,12 @@ from typing import Any
 from drpruning.common.errors import BadInput
 
 LOCK_FILE = ".lock"
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+"""Names that become a folder's: none of them leads out of the folder that it is put in."""
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+"""Names that a model or a dataset on the Hugging Face Hub can have."""
+LARGEST_JSON = 100_000_000
+"""Bytes of a JSON file that is read, unless a reader says otherwise."""
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -23,7 +31,9 @@ def atomic_write(path: Path, text: str) -> None:
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.unlink(missing_ok=True)  # of a crash, or a link that someone has put there
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(text)
         atomic_replace(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -121,10 +131,44 @@ def check_writable(path: Path, option: str) -> None:
             raise BadInput(f"{option} {path}: is no name of a file; add one")
         path.parent.mkdir(parents=True, exist_ok=True)
         trial = path.with_name(f".{path.name}.partial")
-        trial.touch()
+        trial.unlink(missing_ok=True)  # of a crash, or a link that someone has put there
+        trial.touch(exist_ok=False)
         trial.unlink()
     except OSError as error:
         raise BadInput(f"{option} {path}: {error.strerror}; name another file") from None
+
+
+def check_output_file(path: Path, option: str, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse an output file that could not be written, or whose place holds something of the user.
+
+    What may be written to is a new place, or a file that this program wrote for the same purpose.
+
+    Args:
+        path: The file to be; folders above it are made.
+        option: What named it, for the message.
+        is_ours: Whether an existing regular file is one of these.
+
+    Raises:
+        BadInput: There is another file, a link, or anything else; or as `check_writable`.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{option} {path}: {reason}; name another file") from None
+    if mode is not None and not stat.S_ISDIR(mode):
+        if stat.S_ISLNK(mode):
+            raise BadInput(f"{option} {path}: is a symbolic link; name the file itself")
+        if not stat.S_ISREG(mode):
+            raise BadInput(f"{option} {path}: exists and is no regular file; name another")
+        if not is_ours(path):
+            raise BadInput(
+                f"{option} {path}: exists and was not written by this command, which would "
+                "replace it; name another file, or remove this one"
+            )
+    check_writable(path, option)
 
 
 def _finite(value: Any) -> Any:
@@ -153,6 +197,44 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("brackets are nested too deeply") from None
     except ValueError:  # Python's limit for whole numbers
         raise ValueError("a number has more than 4,300 digits") from None
+
+
+def read_json_object(path: Path, label: str = "", largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        label: What the user named it with (a field, an option), for the message.
+        largest: Bytes beyond which it is not read: a file that long is not what it should be.
+
+    Raises:
+        BadInput: It cannot be read, is too large, or does not hold a JSON object.
+    """
+    name = f"{label}: {path}" if label else str(path)
+    try:
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= largest else b""
+    except OSError as error:
+        raise unreadable(name, error) from None
+    if size > largest:
+        raise BadInput(
+            f"{name} has {size:,} bytes, more than the {largest:,} that such a file can have; "
+            "name another file"
+        )
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{name} does not hold a JSON object")
+    return content
+
+
+def unreadable(name: str, error: OSError) -> BadInput:
+    """The error for a file that the system does not let us read."""
+    reason = (error.strerror or str(error)).lower()
+    remedy = "change its permissions" if isinstance(error, PermissionError) else "name another"
+    return BadInput(f"{name} cannot be read: {reason}; {remedy}")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

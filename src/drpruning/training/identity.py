@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from drpruning.common.errors import BadInput
 from drpruning.data import Mixture, PreparedData, TokenBlocks
+from drpruning.data.fingerprint import identity_differences
 from drpruning.recipe import Recipe
 from drpruning.recipe.changes import differences, fixed_settings
 
@@ -64,7 +65,9 @@ def check_identity(
     """
     found = []
     if "data" in saved and saved["data"] != own["data"]:
-        found += _data_differences(saved["data"], own["data"])
+        found += identity_differences(saved["data"], own["data"], part="{} blocks") or [
+            "the sources, tokenizer or settings of the prepared data"
+        ]
     if "recipe" in saved:
         found += differences(own["recipe"], saved["recipe"])
     if not found:
@@ -103,17 +106,3 @@ def _blocks(blocks: TokenBlocks) -> dict[str, Any]:
     ids = np.unique(np.linspace(0, max(last, 0), _SAMPLED_BLOCKS).astype(np.int64)[: last + 1])
     sample = hashlib.blake2b(blocks[ids].tobytes(), digest_size=16).hexdigest()
     return {"blocks": len(blocks), "sample": sample}
-
-
-def _data_differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    old, new = saved["domains"], own["domains"]
-    found = [f"domain {name} (only in the saved state)" for name in old if name not in new]
-    found += [f"domain {name} (only in this run)" for name in new if name not in old]
-    found += [
-        f"the {part} blocks of domain {name}"
-        for name in new
-        if name in old
-        for part in new[name]
-        if new[name][part] != old[name][part]
-    ]
-    return found or ["the sources, tokenizer or settings of the prepared data"]

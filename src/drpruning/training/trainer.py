@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 
 from drpruning.common.console import Task
 from drpruning.common.errors import Interrupted, TrainingError
+from drpruning.common.unknown import Unknown
 from drpruning.data import Mixture, Segment
 from drpruning.runs import provenance
+from drpruning.runs.lines import End, EvalPoint, Line, SkippedPoint, Start, StepPoint, Warned
 from drpruning.runs.log import MetricsLog
 from drpruning.scheduling import Policy
 from drpruning.training import messages
@@ -174,9 +175,7 @@ class Trainer:
                     task.update(self.step)
         if self.accelerator.is_main_process:
             seconds, tokens = self.watch.total, self._tokens()
-            self.metrics.record(
-                "end", self.step, total_seconds=seconds, tokens=tokens, stopped=self.stopped
-            )
+            self._record(End, total_seconds=seconds, tokens=tokens, stopped=self.stopped)
             self.metrics.size()  # on the disk before the phase's result is
 
     def _begin(self) -> None:
@@ -199,9 +198,8 @@ class Trainer:
 
     def _record_start(self) -> None:
         self.metrics.drop_phase()
-        self.metrics.record(
-            "start",
-            0,
+        self._record(
+            Start,
             total_steps=self.settings.steps,
             global_batch=self.settings.global_batch,
             sequence_length=self.data.sequence_length,
@@ -210,6 +208,11 @@ class Trainer:
             versions=provenance.versions(),
             commit=provenance.commit(),
         )
+
+    def _record(self, kind: type[Line], step: int | None = None, **fields: Any) -> None:
+        """Append a line to metrics.jsonl; call it on the main process alone."""
+        step = self.step if step is None else step
+        self.metrics.record(kind(phase=self.phase, step=step, time=time.time(), **fields))
 
     def _segment_end(self) -> int:
         return 0 if self.segment is None else self.evaluated + self.segment.steps
@@ -274,7 +277,7 @@ class Trainer:
         }
         self.numbers.reset()
         if self.accelerator.is_main_process:
-            self.metrics.record("step", self.step, **fields)
+            self._record(StepPoint, **fields)
         task.update(self.step, messages.step_text(fields, self.ratio))
 
     def _synchronize(self) -> None:
@@ -289,7 +292,7 @@ class Trainer:
             assert self.segment is not None  # noqa: S101 - synchronized before the next one is planned
             blocks = self.segment.blocks(skipped.step - 1 - self.evaluated)
             if self.accelerator.is_main_process:
-                self.metrics.record("skip", skipped.step, **skipped.numbers, blocks=blocks)
+                self._record(SkippedPoint, skipped.step, **skipped.numbers, blocks=blocks)
             if skipped.in_a_row == limit:
                 raise TrainingError(failure_text(self.phase, skipped, blocks, self.saved))
         if found:
@@ -300,7 +303,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             logger.warning("%s %d: %s", self.phase, self.step, message)
         if record and self.accelerator.is_main_process:
-            self.metrics.record("warning", self.step, message=message)
+            self._record(Warned, message=message)
 
     # Evaluation and the ratio.
 
@@ -334,12 +337,11 @@ class Trainer:
         self.ratio = broadcast_ratio(decision.ratio)
         decided = time.monotonic()
         if self.accelerator.is_main_process:
-            self.metrics.record(
-                "eval",
-                self.step,
+            self._record(
+                EvalPoint,
                 loss=losses,
-                **asdict(decision),
-                realised_share=None if ended is None else ended.realised_share,
+                **EvalPoint.decided(decision),
+                realised_share=Unknown() if ended is None else ended.realised_share,
                 epochs=self.mixture.epochs,
                 used_up=used_up,
                 parameters=count,
