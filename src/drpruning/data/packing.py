@@ -1,6 +1,5 @@
 """Which documents are for validation and which for training, and both as blocks on disk."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_replace
 from drpruning.data.blocks import DomainCounts
 from drpruning.data.documents import Documents
 from drpruning.data.permutation import Indices
@@ -214,6 +214,4 @@ def _write(file: Path, pieces: Iterable[NDArray[Any]], count: int) -> None:
             part = piece[:left]
             stream.write(part.astype(part.dtype.newbyteorder("<"), copy=False).data)
             left -= len(part)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    atomic_replace(temporary, file)
