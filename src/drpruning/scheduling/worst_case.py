@@ -239,9 +239,9 @@ class _Problem:
         # While the set of free domains stays the same, twice the divergence is linear in the
         # squared tilt: fixed_cost + tilt**2 * variance. So the root within one such piece has a
         # closed form (`tilt_of`), and is the solution if the set at the root is the same. If not,
-        # the root is the next guess, as in Newton's method, unless it leaves the bracket [low, high]
-        # of tilts known to be too small and too large. Then the bracket is extended or cut at its
-        # geometric mean, since tilts range over many orders of magnitude.
+        # the root is the next guess, as in Newton's method, unless it leaves the bracket from low
+        # to high, tilts known to be too small and too large. Then the bracket is extended or cut at
+        # its geometric mean, since tilts range over many orders of magnitude.
         budget = 2 * rho
         low, high = 0.0, math.inf
         best = self.tilted(0.0)
