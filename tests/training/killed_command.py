@@ -22,7 +22,7 @@ MOMENTS = {
     "evaluation": (LOOP, "domain_losses", "after"),
     "decision": (LOOP, "Trainer.after_evaluation", "after"),
     "line": ("drpruning.runs.log", "JsonLines.write", "torn"),
-    "tensors": ("drpruning.training.tensors", "write_tensors", "after"),
+    "tensors": (LOOP, "write_tensors", "after"),
     "manifest": (CHECKPOINT, "write_manifest", "after"),
     "publishing": (CHECKPOINT, "publish", "before"),
     "published": (CHECKPOINT, "publish", "after"),

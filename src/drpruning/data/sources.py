@@ -3,18 +3,16 @@
 import errno
 import glob
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
+from drpruning.common.files import FOLDER_NAME, HUB_NAME
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _SAVED_DATASET = ("dataset_dict.json", "state.json")  # what datasets' save_to_disk leaves
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SPECIAL: dict[str, Callable[[int], bool]] = {
     "pipe": stat.S_ISFIFO,
     "socket": stat.S_ISSOCK,
@@ -172,7 +170,7 @@ def unreadable(label: str, file: Path | str, error: OSError) -> BadInput:
 
 def may_be_hub_name(source: str) -> bool:
     """Whether a source has the form of a dataset's name on the Hub."""
-    return bool(_HUB_NAME.fullmatch(source)) and not source.endswith(EXTENSIONS)
+    return bool(HUB_NAME.fullmatch(source)) and not source.endswith(EXTENSIONS)
 
 
 def check_sources(domains: Sequence[DomainSource]) -> None:
@@ -193,10 +191,10 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
     validators: dict[tuple[_Part, _Where], str] = {}
     for domain in domains:
         label = f"data.domains.{domain.name}"
-        if not _NAME.fullmatch(domain.name):
+        if not FOLDER_NAME.fullmatch(domain.name):
             raise BadInput(
-                f"{label}: a domain's name is made of letters, digits, '_', '-' and '.' and does "
-                "not start with '.'"
+                f"{label}: a domain's name is made of at most 100 letters, digits, '_', '-' and "
+                "'.', and does not start with '.'"
             )
         if domain.name.lower() in seen:
             raise BadInput(f"{label}: there is another domain of that name; rename one of them")
