@@ -240,6 +240,12 @@ RECIPES = [
 
 TEXT = [
     Row("source-missing", source("none.jsonl"), ("data.domains.numbers.source", "none.jsonl")),
+    Row("source-a-device", field("data.domains.numbers.source", "/dev/null"),
+        ("data.domains.numbers.source: /dev/null is a device", "write the text to a file")),
+    Row("source-a-lost-link", both(source("new.jsonl"), link("new.jsonl", "nowhere.jsonl")),
+        ("data.domains.numbers.source: new.jsonl is a link to a file that does not exist",)),
+    Row("validation-of-another-domain", field("data.domains.numbers.validation", "colours.jsonl"),
+        ("data.domains.numbers.validation", "colours.jsonl", "training text of")),
     Row("source-of-another-kind", source("model/config.json"),
         ("data.domains.numbers.source", "config.json", ".jsonl")),
     Row("source-empty-folder", source("model"), ("data.domains.numbers.source", "folder model")),
