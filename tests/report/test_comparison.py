@@ -45,6 +45,9 @@ def test_other_domains_are_left_out_of_averages(fake_run: MakeRun) -> None:
     text = " ".join(printed(table).split())
     assert "average, common domains" in text
     assert "Domains common to all models: web, code." in text
+    best = dict(zip(table.columns, table.best(), strict=True))
+    assert math.isnan(best["hard"]), "one model alone is not the best"
+    assert best["web"] == min(row.perplexity["web"] for row in table.rows)
 
     page = report(*runs)
     assert "Only over the domains common to all runs: web, code." in page.text

@@ -491,12 +491,11 @@ def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
 
 
 def comparison_figure(
-    title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]], domains: Sequence[str]
+    ident: str, runs: Sequence[tuple[str, PhaseRecord]], domains: Sequence[str]
 ) -> Figure | None:
     """Average and worst-domain validation loss of several runs in one phase, over common domains.
 
     Args:
-        title: What to call the phase.
         ident: The figure's id.
         runs: Label and records of each.
         domains: Those that all runs have. An evaluation at which the loss of one is not known
@@ -517,4 +516,4 @@ def comparison_figure(
     axes[0].set_ylabel("nats per token")
     legend(figure, *((shorten(label, 30), ink_style(i)) for i, (label, _) in enumerate(runs)))
     caption = f"Validation loss, lower is better; over the domains {', '.join(domains)}."
-    return finish(figure, ident, f"{title}: validation loss of the runs", caption)
+    return finish(figure, ident, "Validation loss of the runs", caption)
