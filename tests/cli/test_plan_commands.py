@@ -437,7 +437,7 @@ def test_models_without_whole_safetensors_are_refused(
     model = altered_model(model_folder, tmp_path / "model")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "not a whole safetensors" in refused("apply-plan", plan_file, model, tmp_path / "out")
+    assert "not a complete safetensors" in refused("apply-plan", plan_file, model, tmp_path / "out")
     weights.rename(model / "pytorch_model.bin")
     assert "no safetensors" in refused("apply-plan", plan_file, model, tmp_path / "out")
     assert "MODEL" in refused("apply-plan", plan_file, "no/such/model", tmp_path / "out")

@@ -292,7 +292,7 @@ def test_json_holds_every_decision(logged: LoggedRun, tmp_path: Path) -> None:
     written = json.loads(file.read_text())
     replay = replay_run(logged.folder, settings=["rho=0.3"])
     assert written["replayed"]["rho"] == 0.3
-    assert written["used"]["rho"] is None
+    assert written["used"]["rho"] == 0.1
     for phase in replay.phases:
         rows = written["phases"][phase.phase]["evaluations"]
         for row, point in zip(rows, phase.points, strict=True):

@@ -137,7 +137,9 @@ def _columns(count: int, width: int) -> list[int]:
 
 def describe(section: Scheduling) -> str:
     """A policy and its settings in one line: numbers rounded, long mappings cut short."""
-    chosen = section.model_dump(exclude={"policy"}, exclude_defaults=True, exclude_none=True)
+    chosen = section.options() | section.model_dump(
+        include={"handover", "start"}, exclude_defaults=True, exclude_none=True
+    )
     said = ", ".join(f"{name}={_short(value, MOST_ENTRIES)}" for name, value in chosen.items())
     return f"{section.policy} ({said})" if said else f"{section.policy} (its defaults)"
 

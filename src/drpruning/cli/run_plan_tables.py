@@ -79,12 +79,12 @@ def _phases(recipe: Recipe, plan: RunPlan) -> Table:
 
 
 def _memory(plan: RunPlan, parallelism: str) -> Table:
-    """What the recipe's parallelism takes, then what the other one would."""
+    """The memory that the recipe's parallelism takes, then that of the other one."""
     several = [count for count in SHARDED_OVER if count > 1]
     columns = [f"sharded over {count}" for count in several]
     first = len(columns) if parallelism == "fsdp2" else 0
     columns.insert(first, "whole on each")
-    table = make_table("GiB a GPU", *columns)
+    table = make_table("GiB per GPU", *columns)
     for name, memory in plan.memory.items():
         sizes = [memory.sharded[count] for count in several]
         sizes.insert(first, memory.whole)
@@ -99,16 +99,18 @@ def _available(domain: DomainPlan) -> str:
 
 
 def _domains(plan: RunPlan) -> Table:
-    table = make_table("domain", "share", "tokens planned", "tokens there", "epochs", "used up at")
+    table = make_table(
+        "domain", "share", "tokens planned", "tokens available", "epochs", "exhausted at"
+    )
     for name, domain in plan.domains.items():
-        used_up = domain.used_up_at
+        exhausted = domain.exhausted_at
         table.add_row(
             name,
             f"{100 * domain.share:.2f}%",
             f"{domain.planned:,}",
             _available(domain),
             "?" if domain.epochs is None else f"{domain.epochs:.2f}",
-            f"{used_up[0]} step {used_up[1]:,}" if used_up else "",
+            f"{exhausted[0]} step {exhausted[1]:,}" if exhausted else "",
         )
     return table
 

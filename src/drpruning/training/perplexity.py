@@ -33,7 +33,7 @@ def evaluate_perplexity(
 
     Args:
         name: Short name (`source`, `pruned`, `model`).
-        label: Name for people.
+        label: Name in tables and figures.
         model_path: Folder or Hub name.
         data: Gives the validation blocks.
         accelerator: Devices and ranks.
@@ -41,7 +41,8 @@ def evaluate_perplexity(
         training: Gives the number of blocks per forward pass, precision and parallelism.
         field: What named the model, for the message where it cannot be loaded.
     """
-    model = load_model(model_path, field)
+    with reporter.status(f"loading {model_path}"):
+        model = load_model(model_path, field)
     shape = ModelShape.of(model)
     total = sum(p.numel() for p in model.parameters())
     embedding = shape.num_embedding_parameters()
