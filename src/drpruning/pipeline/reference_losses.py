@@ -116,7 +116,7 @@ def measure_reference_losses(
 def reference_losses_table(found: ReferenceLosses) -> Table:
     """A table of each model's loss by domain, and of the law over their sizes if there is one."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("loss, nats per token")
+    table.add_column("loss (nats per token)")
     for model in found.models:
         table.add_column(f"{Path(model.path).name}\n{model.parameters:,}", justify="right")
     if found.law is not None:
