@@ -181,3 +181,30 @@ def test_a_run_opened_from_its_folder_knows_its_final_size(place: Place) -> None
     run = Run.open(place / "out")
     shape = json.loads((place / "model/config.json").read_text())
     assert run.plan.final_shape.num_layers == 2 < shape["num_hidden_layers"]
+
+
+def test_a_moved_folder_of_several_targets_goes_on_under_a_relative_name(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field("model", {
+        "source": "model",
+        "targets": {"large": {"hidden_size": 24}, "small": {"hidden_size": 16}},
+    })(place)  # fmt: skip
+    drprune("prune", "recipe.yaml")
+    (place / "out").rename(place / "moved")
+    assert drprune("prune", "moved/recipe.yaml").count("done already") == 2
+    assert "done already" in drprune("prune", "moved/small/recipe.yaml")
+    monkeypatch.chdir(place / "moved/small")
+    own = open_recipe("recipe.yaml")
+    assert own.model.source == str(place / "moved/large/pruned")
+    assert own.prepared_folder == place / "moved/data"
+    assert not (place / "out").exists()
+    assert not list((place / "moved").rglob("moved"))
+
+
+def test_domains_that_run_out_are_not_named_by_the_thousand() -> None:
+    plan = preflight.DomainPlan(0.01, 1000, 10, exact=True, exhausted_at=("pretrain", 1),
+                                on_exhausted="repeat")  # fmt: skip
+    lines = preflight.repetition_warnings({f"d{i}": plan for i in range(100)})
+    assert len(lines) == 21
+    assert lines[-1] == "data.domains: 80 more domains run out before the end"

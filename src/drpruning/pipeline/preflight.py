@@ -46,6 +46,9 @@ from drpruning.runs.folder import RunFolder, check_apart, check_output, saved_re
 from drpruning.runs.policy import phase_policy
 from drpruning.runs.reference_losses import ReferenceLosses
 
+MOST_WARNINGS = 20
+"""Domains that are named one by one where their text runs out."""
+
 
 @dataclass(frozen=True)
 class DomainPlan:
@@ -205,7 +208,7 @@ def plan_domains(
 
 
 def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
-    """One line for each domain that has less text than its share asks for."""
+    """Warn of domains that have less text than their share asks for, one line for each."""
     lines = []
     for name, plan in domains.items():
         if plan.exhausted_at is None or plan.epochs is None:
@@ -221,6 +224,8 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
             "every later phase at its start",
         }
         lines.append(f"{place} {follows[plan.on_exhausted]}")
+    if (more := len(lines) - MOST_WARNINGS) > 0:
+        lines[MOST_WARNINGS:] = [f"data.domains: {more:,} more domains run out before the end"]
     known = [plan.available for plan in domains.values() if plan.available is not None]
     planned = sum(plan.planned for plan in domains.values())
     rules = {plan.on_exhausted for plan in domains.values()}

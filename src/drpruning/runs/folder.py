@@ -240,7 +240,8 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
     settings = {"now": fixed_settings(recipe), "saved": fixed_settings(saved)}
     for part, field in (("model", "source"), ("model", "tokenizer"), ("data", "root")):
         now, before = settings["now"][part][field], settings["saved"][part][field]
-        if now and before and now in _moved(before, Path(saved.output), folder):
+        moved = _moved(before, Path(saved.output), folder) if before else []
+        if now and any(Path(now).absolute() == Path(place).absolute() for place in moved):
             settings["saved"][part][field] = now
     for phase in {"prune", "pretrain"} - begun:
         for values in settings.values():
