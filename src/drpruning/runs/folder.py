@@ -135,7 +135,7 @@ _APPENDED = (_NAMES.sessions.name, _NAMES.metrics.name, LOCK_FILE)
 def open_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe; the recipe.yaml of a run folder stands for the run in that folder.
 
-    So a run that was moved goes on where it is now, and not where it was begun.
+    So a run that was moved is resumed where it is now, not begun again where it was.
 
     Args:
         path: A recipe.
