@@ -194,7 +194,7 @@ def plan_domains(
         if prepared is not None:
             blocks: int | None = len(prepared.domains[source.name].train)
         else:
-            tokens = estimate_tokens(source)
+            tokens = estimate_tokens(source, recipe.model.tokenizer_source)
             blocks = None if tokens is None else max(1, tokens // length)
         plans[source.name] = DomainPlan(
             share=share,

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 
-from drpruning.common.console import Reporter
+from drpruning.common.console import Reporter, make_table
 from drpruning.common.errors import BadInput
 from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.models.files import read_config
@@ -96,7 +95,7 @@ def measure_reference_losses(
         if tokenizer_digest(model) != data.tokenizer_digest:
             raise _other_tokenizer(model)
     for model in unknown:
-        record = evaluate_perplexity(
+        found = evaluate_perplexity(
             Path(model).name,
             model,
             model,
@@ -106,19 +105,17 @@ def measure_reference_losses(
             recipe.training,
             field=FIELD,
         )
-        for domain, loss in record["loss"].items():
+        for domain, loss in found.loss.items():
             if not 0 < loss < math.inf:
                 raise BadInput(f"{FIELD}: the loss of {model} on {domain} is {loss}; name another")
-        measured.append(MeasuredModel(model, record["parameters"]["total"], record["loss"]))
+        measured.append(MeasuredModel(model, found.parameters.total, dict(found.loss)))
     return ReferenceLosses.of(measured, parameters)
 
 
 def reference_losses_table(found: ReferenceLosses) -> Table:
     """A table of each model's loss by domain, and of the law over their sizes if there is one."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("loss (nats per token)")
-    for model in found.models:
-        table.add_column(f"{Path(model.path).name}\n{model.parameters:,}", justify="right")
+    names = [f"{Path(model.path).name}\n{model.parameters:,}" for model in found.models]
+    table = make_table("loss (nats per token)", *names)
     if found.law is not None:
         table.add_column(f"law at\n{found.parameters:,}", justify="right", style="bold")
         table.add_column("a/N^b + c\nb, c", justify="right")

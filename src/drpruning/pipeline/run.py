@@ -85,12 +85,15 @@ class Run:
     @cached_property
     def accelerator(self) -> "Accelerator":
         """Devices and ranks, as `torchrun` or `accelerate launch` set them up."""
-        import torch
-        from accelerate import Accelerator, InitProcessGroupKwargs
+        with self.reporter.status("loading PyTorch and Transformers"):
+            import torch
+            from accelerate import Accelerator, InitProcessGroupKwargs
 
-        from drpruning.models.loading import quiet_libraries
+            from drpruning.models.loading import quiet_libraries
+            from drpruning.training.distributed import check_device
 
         quiet_libraries()
+        check_device()
         timeout = timedelta(minutes=self.recipe.training.rank_timeout)
         # The trainer sets the precision itself, whatever the launcher's configuration says.
         return Accelerator(
@@ -141,12 +144,13 @@ class Run:
 
     def _check_loadable(self) -> None:
         """Find out before the data are prepared, which may take hours."""
-        from drpruning.models.loading import check_loadable, quiet_libraries
-
         model = self.recipe.model
         if model.shape is None or (Path(str(model.source)) / "config.json").is_file():
-            quiet_libraries()
-            check_loadable(str(model.source), SOURCE_FIELD)
+            with self.reporter.status("loading PyTorch and Transformers"):
+                from drpruning.models.loading import check_loadable, quiet_libraries
+
+                quiet_libraries()
+                check_loadable(str(model.source), SOURCE_FIELD)
 
     def _check_shared_filesystem(self) -> None:
         """A rank on another host must see what the first one has made."""
@@ -253,6 +257,8 @@ class Run:
                 f"in {len(domain.train):,} training blocks, {len(domain.validation):,} validation "
                 "blocks"
             )
+        for warning in self.data.overlap_warnings():
+            self.reporter.warn(warning)
         for warning in repetition_warnings(plan_domains(self.recipe, self.plan.sources, self.data)):
             self.reporter.warn(warning)
 

@@ -17,8 +17,8 @@ from drpruning.pipeline.preflight import RunPlan, check_results, plan_run
 from drpruning.pipeline.reference_losses import measure_reference_losses
 from drpruning.pipeline.run import Run, show_table
 from drpruning.pruning import ModelShape
+from drpruning.pruning.shapes import PRUNABLE
 from drpruning.recipe import Recipe, Target
-from drpruning.recipe.model import DIMENSIONS
 from drpruning.report import write_report
 from drpruning.runs.folder import RunFolder, rollback_on_error, saved_recipe
 from drpruning.runs.reference_losses import ReferenceLosses
@@ -190,9 +190,7 @@ def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) ->
         if its_shape == shape:
             raise BadInput(f"model.targets: {other} and {name} have the same shape; drop one")
         try:
-            its_shape.pruned_to(
-                **{dimension: getattr(shape, dimension) for dimension in DIMENSIONS}
-            )
+            its_shape.pruned_to(**{dimension: getattr(shape, dimension) for dimension in PRUNABLE})
         except BadInput:
             continue
         return other

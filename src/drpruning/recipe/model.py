@@ -6,7 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, PositiveInt, field_validator, model_validator
 
-from drpruning.recipe.section import FOLDER_NAME, Section, first_twin
+from drpruning.common.files import FOLDER_NAME
+from drpruning.recipe.section import Section, first_twin
 
 DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 """The dimensions that a target can name."""

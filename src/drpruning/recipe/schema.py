@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from drpruning.common.errors import shown
+from drpruning.common.files import FOLDER_NAME
 from drpruning.recipe.model import ModelSection
 from drpruning.recipe.phases import Phase, Pretrain, Prune
 from drpruning.recipe.scheduling import Scheduling
 from drpruning.recipe.section import (
-    FOLDER_NAME,
     SHARES_TOLERANCE,
     Count,
     PositiveFloat,

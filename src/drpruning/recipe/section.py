@@ -1,6 +1,5 @@
 """What all sections of a recipe share: strictness, and numbers with their bounds."""
 
-import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -13,8 +12,6 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 SHARES_TOLERANCE = 1e-6
-FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-"""Names in a recipe that become a folder's: they cannot lead out of the one they are in."""
 
 
 def first_twin(names: Iterable[str]) -> tuple[str, str] | None:
