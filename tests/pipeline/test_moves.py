@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from drpruning.models import files, inspect
 from drpruning.pipeline import preflight
 from drpruning.pipeline.run import Run
 from drpruning.pipeline.targets import plan_recipe
@@ -120,9 +121,16 @@ def test_the_way_to_the_optimizer_looks_once(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("source_config", "source_shape", "domain_sources", "check_sources",
                  "saved_recipe", "complete_data"):  # fmt: skip
         counted(name)
+    read: list[str] = []
+    original = files.read_config
+    for module in (files, inspect):
+        monkeypatch.setattr(
+            module, "read_config", lambda name, *rest: read.append(name) or original(name, *rest)
+        )
     drprune("prune", "recipe.yaml")
     assert sorted(looked) == sorted(set(looked))
     assert len(looked) == 6
+    assert read == ["model"] * 2, "for the plan, and by the guard of loading, maybe hours later"
 
 
 def test_several_targets_look_for_the_text_once(

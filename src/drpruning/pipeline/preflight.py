@@ -294,8 +294,10 @@ def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[],
     ]
     if shape is not None:
         name, source = recipe.model.tokenizer_source, str(recipe.model.source)
+        # A shape in the recipe is no config.json: that may say more of what loading would follow.
+        config = None if plan.config is recipe.model.shape else plan.config
         checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
-        checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD)))
+        checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD, config)))
     return checks
 
 
