@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning.recipe import schema as recipe
+from drpruning import recipe
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [

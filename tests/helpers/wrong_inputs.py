@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from drpruning.pruning import ModelShape, PruningPlan
 from helpers.logged_run import LoggedRun
-from helpers.spoiled import Place, Row, both, config, field, file, line, nothing, shape
+from helpers.spoiled import DOMAINS, Place, Row, both, config, field, file, line, nothing, shape
 
 PLAN = ("plan", "recipe.yaml")
 BOMB = "\n".join(
@@ -118,9 +118,9 @@ RECIPES = [
         ("recipe.yaml", "UTF-8")),
     Row("recipe-null-byte", line("a: b\0\n"), ("recipe.yaml: line", "U+0000", "take it out")),
     Row("recipe-tab", line("a:\n\t- 1\n"), ("recipe.yaml: line", "'\\t'")),
-    Row("recipe-bad-flag", line("a: !!bool b\n"), ("recipe.yaml: line", "'b' is no bool")),
+    Row("recipe-bad-flag", line("a: !!bool b\n"), ("recipe.yaml: line", "tag:yaml.org,2002:bool")),
     Row("recipe-time", line("a: !!timestamp b\n"), ("recipe.yaml: line", "timestamp")),
-    Row("recipe-long-number", line(f"a: {'9' * 5000}\n"), ("recipe.yaml: line", "no int")),
+    Row("recipe-long-number", line(f"a: {'9' * 5000}\n"), ("recipe.yaml: line", "64 bits")),
     Row("merge-of-a-number", line("<<: 3\n"), ("recipe.yaml: line", "merging")),
     Row("key-is-a-list", line("? [a]\n: 1\n"), ("recipe.yaml: line", "in the place of a key")),
     Row("key-is-null", line("~: 1\n"), ("recipe.yaml: line", "in quotes: '~'")),
@@ -173,6 +173,25 @@ RECIPES = [
         ("data.domains", "'/x'", "letters")),
     Row("domain-name-long", field("data.domains", {"x" * 300: {"source": "x", "share": 1.0}}),
         ("data.domains", "100")),
+    Row("domain-names-alike", field("data.domains", {
+        "web": {"source": "x", "share": 0.5}, "Web": {"source": "y", "share": 0.5},
+    }), ("data.domains", "web and Web differ by case alone")),
+    Row("target-names-alike", field("model", {
+        "source": "model", "targets": {"small": {"num_layers": 1}, "SMALL": {"num_layers": 2}},
+    }), ("model.targets", "small and SMALL differ by case alone")),
+    Row("target-name-taken", field("model", {
+        "source": "model", "targets": {"Data": {"num_layers": 1}},
+    }), ("model.targets", "'Data'", "another name")),
+    Row("floor-of-another-domain", field("scheduling.floor", {"web": 0.1}),
+        ("scheduling.floor", "exactly the domains", "['web']")),
+    Row("floors-too-high", field("scheduling.floor", dict.fromkeys(DOMAINS, 0.5)),
+        ("scheduling.floor", "sum to 1.5")),
+    Row("floor-in-words", field("scheduling.floor", "small"),
+        ("scheduling.floor", "smallest_reference", "'small'")),
+    Row("floor-negative", field("scheduling.floor", {"numbers": -0.1, "colours": 0, "animals": 0}),
+        ("scheduling.floor.numbers", "greater than or equal to 0")),
+    Row("set-quote-open", nothing, ("--set", "a quote is not closed", "in quotes"),
+        asked('data.domains."my.domain.share=0.2')),
     Row("domain-name-number", field("data.domains", {1: {"source": "x", "share": 1.0}}),
         ("recipe.yaml: line", "the key 1", "in quotes: '1'")),
     Row("where-null", field("data.domains.numbers.where", {"k": None}), ("where.k", "None")),
@@ -419,14 +438,16 @@ OUTPUTS = [
     Row("prepared-as-a-result", field("data.prepared", "out/pruned"),
         ("data.prepared: out/pruned lies among the files of the run",)),
     Row("prepared-other-types", file("out/data/manifest.json", json.dumps({
-        "version": 1, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
+        "version": 2, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
+        "tokenized": {},
         "identity": {"tokenizer": "a", "settings": {}, "domains": {"../a": {}}},
     })), ("out/data/manifest.json is damaged",)),
     Row("output-is-the-model", field("output", "model"), ("output", "holds no run")),
     Row("output-of-another-recipe", both(
         begun,
         field("prune.steps", 6),
-    ), ("output", "prune.steps is 6 here and 4 there", "another folder")),
+        file("out/checkpoints/prune-00000002/state.json", "{}"),
+    ), ("output", "prune.steps is 6 here and 4 there", "another output", "out/data")),
     Row("output-of-another-program", file("out/recipe.yaml", "dish: soup\n"),
         ("out/recipe.yaml", "dish: unknown key")),
     Row("output-damaged", file("out/recipe.yaml", b"\xff\xfe"), ("out/recipe.yaml", "UTF-8")),
@@ -449,6 +470,16 @@ OUTPUTS = [
         lambda place: shutil.copytree(place / "model", place / "large"),
         cut("large/model.safetensors"),
     ), ("scheduling.reference_loss", "large/model.safetensors", "not a complete")),
+    Row("result-was-emptied", lambda place: [begun(place), (place / "out/pruned").mkdir()],
+        ("out/pruned: the model that prune wrote is not complete", "config.json", "to prune again"),
+        ("pretrain", "recipe.yaml")),
+    Row("result-without-weights", both(begun, file("out/model/config.json", "{}")),
+        ("out/model: the model that pretrain wrote", "model.safetensors", "remove the folder")),
+    Row("larger-target-was-emptied", both(
+        field("model", {"source": "model", "targets": {
+            "large": {"num_layers": 2}, "small": {"num_layers": 1}}}),
+        begun, file("out/large/pruned/README.md", ""),
+    ), ("out/large/pruned: the model that prune wrote is not complete",)),
     Row("prepared-is-no-data", file("out/data/thesis.txt", "mine"),
         ("data.prepared", "out/data", "another folder")),
 ]  # fmt: skip

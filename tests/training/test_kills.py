@@ -71,7 +71,7 @@ def test_killed_run_ends_as_if_nothing_had_happened(
     assert killed(recipe, "micro-batch", 2 + 2 * 8 + 1).returncode == -9  # in pretraining
     done = plain(recipe)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 5" in done.stdout
+    assert "resuming from step 5" in done.stdout
     assert_equal_to_the_bit(Path(values["output"]), whole)
 
 
@@ -135,7 +135,7 @@ def test_other_numbers_of_ranks_go_on_with_the_same_data(
     assert killed(recipe, "step", 13).returncode == -9
     both = torchrun(2, HERE / "killed_command.py", "step", "17", "SIGKILL", "run", recipe)
     assert both.returncode != 0
-    assert "going on from step 10" in both.stdout, both.stderr
+    assert "resuming from step 10" in both.stdout, both.stderr
     folder = Path(values["output"])
     assert (folder / "checkpoints" / "pretrain-00000005").is_dir(), both.stderr
     run(values, "prune", "pretrain")

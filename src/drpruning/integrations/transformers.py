@@ -1,6 +1,5 @@
 """Data scheduling in the Transformers `Trainer` and in trainers built on it."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from drpruning.common.errors import BadInput
+from drpruning.common.unknown import record_fields
 from drpruning.data import Mixture
 from drpruning.integrations.sampling import DomainDataset, SegmentSampler
 from drpruning.scheduling import Decision, Policy
@@ -212,7 +212,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             "loss": {name: known.get(name) for name in self.policy.domains},
             "realised_share": realised,
             "epochs": self.mixture.epochs,
-            **dataclasses.asdict(self.decision),
+            **record_fields(self.decision),
             "ratio": self.ratio,
         }
         state.log_history.append({"step": state.global_step, "epoch": state.epoch, _ENTRY: record})

@@ -18,8 +18,8 @@ from drpruning.models.files import (
 )
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
 from drpruning.pruning.families import undoes_centring
+from drpruning.pruning.shapes import PRUNABLE
 from drpruning.recipe import Recipe, Target
-from drpruning.recipe.model import DIMENSIONS
 
 SOURCE_FIELD = "model.source"
 """The field that names the source model."""
@@ -126,7 +126,7 @@ def resolve_target(
         except BadInput as error:
             raise BadInput(f"{field}.params: {error}") from None
         shape = proposals[0].shape
-    return target.model_copy(update={name: getattr(shape, name) for name in DIMENSIONS}), proposals
+    return target.model_copy(update={name: getattr(shape, name) for name in PRUNABLE}), proposals
 
 
 def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> ModelShape:
@@ -138,7 +138,7 @@ def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> Mo
         model = ModelShape.of(config or path)
     except BadInput as error:
         raise BadInput(f"{field}: {name}: {error}") from None
-    wanted = {n: getattr(model, n) for n in DIMENSIONS} | target.dimensions()
+    wanted = {n: getattr(model, n) for n in PRUNABLE} | target.dimensions()
     heads = {"num_heads", "num_kv_heads"}
     if named := heads & target.dimensions().keys():
         wanted = {n: size for n, size in wanted.items() if n not in heads - named}

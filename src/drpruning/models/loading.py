@@ -1,4 +1,4 @@
-"""TODO."""
+"""Loading and saving of Transformers models, from and to safetensors only."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def load_model(
     training: Training | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> "PreTrainedModel":
-    """A causal language model, from safetensors only, without remote code.
+    """Load a causal language model, from safetensors only, without remote code.
 
     Args:
         source: A folder, or a name on the Hub.
@@ -104,19 +104,22 @@ def check_loadable(source: str, field: str) -> None:
 
 
 def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
-    """Write a Hugging Face folder (weights, tokenizer, model card) that appears whole or not."""
+    """Write a Hugging Face folder (weights, tokenizer, model card), complete or not at all."""
     from transformers import AutoTokenizer
 
     with atomic_folder(folder) as temporary, storage_errors():
         model.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False)
         tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        readme = temporary / "README.md"
+        readme.write_text(card, encoding="utf-8")
+        for file in filter(Path.is_file, temporary.iterdir()):
+            file.chmod(readme.stat().st_mode)  # safetensors lets the owner alone read its files
 
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """A full or failing disk is an `OSError` also where safetensors found it."""
+    """Raise `OSError` for a full or failing disk also where safetensors found it."""
     try:
         yield
     except SafetensorError as error:
@@ -128,7 +131,7 @@ def storage_errors() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no advice from the libraries below; errors still come through."""
+    """Turn off progress bars and advice of the libraries below; errors are still shown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # asks a service on the Hub
     import transformers

@@ -74,6 +74,11 @@ class PruningPlan:
                     f"the plan's heads of layer {layer} must be {count} in each kept key-value head"
                 )
 
+    @property
+    def removed_layers(self) -> list[int]:
+        """Layers of the source that are removed."""
+        return sorted(set(range(self.source.num_layers)) - set(self.layers))
+
     def indices(self, axis: Axis, position: int | None = None) -> Indices | None:
         """The indices that stay along an axis of a parameter.
 
@@ -235,8 +240,7 @@ class PruningPlan:
         for name in PRUNABLE:
             old, new = getattr(source, name), getattr(target, name)
             lines.append(f"  {name:<18} {old:>6} -> {new:<6} {new / old:.0%} stay")
-        removed = sorted(set(range(source.num_layers)) - set(self.layers))
-        lines.append(f"  layers removed: {', '.join(map(str, removed)) or 'none'}")
+        lines.append(f"  layers removed: {', '.join(map(str, self.removed_layers)) or 'none'}")
         return "\n".join(lines)
 
 

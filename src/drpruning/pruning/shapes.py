@@ -18,8 +18,16 @@ from drpruning.pruning.families import (
     with_stacked,
 )
 
-PRUNABLE = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
-"""Dimensions that a target may name."""
+PRUNABLE_LABELS = {
+    "num_layers": "layers",
+    "hidden_size": "hidden size",
+    "intermediate_size": "intermediate size",
+    "num_heads": "query heads",
+    "num_kv_heads": "key/value heads",
+}
+"""Dimensions that a target may name, and what to call them for people."""
+PRUNABLE = tuple(PRUNABLE_LABELS)
+"""Their names."""
 LARGEST = {
     "num_layers": 10_000,
     "hidden_size": 2**20,
