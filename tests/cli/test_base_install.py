@@ -1,7 +1,5 @@
 """What must work with the base install alone: every package of the extras is made unimportable."""
 
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,23 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers.base_install import without_extras
 from helpers.logged_run import LoggedRun
 
 ROOT = Path(__file__).parents[2]
 BASE = {"numpy", "scipy", "pydantic", "typer", "rich", "pyyaml"}
-TRAIN = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors",
-         "zstandard", "matplotlib", "jinja2", "pyarrow", "huggingface_hub", "pandas")  # fmt: skip
-BLOCK = f"""
-import sys
-for name in {TRAIN!r}:
-    sys.modules[name] = None
-"""
-
-
-def without_extras(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", BLOCK + code], capture_output=True, text=True, check=False
-    )
 
 
 def test_base_dependencies_are_the_light_ones() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_base_install import without_extras
 from typer.testing import CliRunner
 
 from drpruning.cli.commands import app
@@ -16,6 +15,7 @@ from drpruning.cli.pruning_plan_tables import SHADES, picture, print_pruning_pla
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.pruning.similarity import chance_similarity, compare_plans
 from drpruning.runs.plans import compare_files, compare_history, find_plan
+from helpers.base_install import without_extras
 from helpers.small_runs import altered_model
 
 MULTI_HEAD = ModelShape(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from test_base_install import without_extras
 
 from drpruning.common.errors import BadInput
 from drpruning.pipeline.run import Run
@@ -15,6 +14,7 @@ from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.runs.policy import phase_policy
 from drpruning.runs.schedule_start import export_schedule, start_text
 from drpruning.scheduling import POLICY_NAMES, Policy, worst_case_ratio
+from helpers.base_install import without_extras
 from helpers.small_runs import DOMAINS, FOUND, drprune, evaluations, only_pretraining, run, write
 
 
