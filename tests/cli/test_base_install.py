@@ -11,7 +11,7 @@ from helpers.base_install import without_extras
 from helpers.logged_run import LoggedRun
 
 ROOT = Path(__file__).parents[2]
-BASE = {"numpy", "scipy", "pydantic", "typer", "rich", "pyyaml"}
+BASE = {"numpy", "scipy", "pydantic", "typer", "rich", "ruamel.yaml"}
 
 
 def test_base_dependencies_are_the_light_ones() -> None:

@@ -181,13 +181,19 @@ def test_model_with_another_tokenizer_is_not_measured(
 def test_output_with_another_run_is_refused_and_kept(
     recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:
+    recipe_values["prune"].update(steps=4)
     path = write(recipe_values, tmp_path)
-    assert runner.invoke(app, ["prepare", str(path)]).exit_code == 0
+    assert runner.invoke(app, ["prune", str(path)]).exit_code == 0
     folder = Path(recipe_values["output"])
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     message = refused("run", path, "--set", "prune.steps=21")
-    assert "prune.steps is 21 here and 20 there" in message
+    assert "prune.steps is 21 here and 4 there" in message
+    assert f"data.prepared: {folder / 'data'}" in message
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    later = runner.invoke(app, ["plan", str(path), "--set", "pretrain.learning_rate=1e-5"])
+    assert later.exit_code == 0, "pretrain has not begun"
+    message = refused("plan", path, "--set", "scheduling.rho=0.2")
+    assert "scheduling.rho is 0.2 here and 0.1 there" in message
 
 
 def test_pretrain_before_prune_says_what_to_do(

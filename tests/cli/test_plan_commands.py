@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from drpruning.cli.commands import app
-from drpruning.cli.pruning_plan_tables import SHADES, picture, print_pruning_plan, ranges
+from drpruning.cli.pruning_plan_tables import SHADES, picture, print_pruning_plan
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.pruning.similarity import chance_similarity, compare_plans
+from drpruning.report.formats import ranges
 from drpruning.runs.plans import compare_files, compare_history, find_plan
 from helpers.base_install import without_extras
 from helpers.small_runs import altered_model
@@ -63,6 +65,10 @@ def random_plan(source: ModelShape, rng: random.Random, **target: int) -> Prunin
             some(source.intermediate_size, shape.intermediate_size) for _ in range(shape.num_layers)
         ),
     )
+
+
+def spans(indices: Sequence[int]) -> str:
+    return ranges(indices, " ", "-") or "none"
 
 
 def refused(*arguments: str | Path) -> str:
@@ -172,7 +178,7 @@ def test_every_pair_is_compared_on_the_command_line(tmp_path: Path) -> None:
         assert pair in text
     assert "by chance" in text
     assert f"{found[2]['similarity']['hidden']:.1%}" in text
-    assert f"layers only A keeps: {ranges(found[0]['only_first'])}" in text
+    assert f"layers only A keeps: {spans(found[0]['only_first'])}" in text
 
 
 def test_pairs_of_other_shapes_have_their_own_chance(tmp_path: Path) -> None:
@@ -271,10 +277,10 @@ def test_show_plan_counts_and_names_what_stays(tmp_path: Path) -> None:
     )
     assert "hidden size 24 12 50.0%" in rows
     removed = sorted(set(range(6)) - set(plan.layers))
-    assert f"layers removed: {ranges(removed)}" in rows
+    assert f"layers removed: {spans(removed)}" in rows
     for layer, groups, heads in zip(plan.layers, plan.kv_groups, plan.heads, strict=True):
         (row,) = [row for row in rows if row.startswith(f"{layer} ")]
-        assert row.endswith(f"{ranges(groups)} {ranges(heads)}")
+        assert row.endswith(f"{spans(groups)} {spans(heads)}")
     for layer in removed:
         (row,) = [row for row in rows if row.startswith(f"{layer} ")]
         assert SHADES[-1] not in row
@@ -431,7 +437,7 @@ def test_models_without_whole_safetensors_are_refused(
     model = altered_model(model_folder, tmp_path / "model")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "not a whole safetensors" in refused("apply-plan", plan_file, model, tmp_path / "out")
+    assert "not a complete safetensors" in refused("apply-plan", plan_file, model, tmp_path / "out")
     weights.rename(model / "pytorch_model.bin")
     assert "no safetensors" in refused("apply-plan", plan_file, model, tmp_path / "out")
     assert "MODEL" in refused("apply-plan", plan_file, "no/such/model", tmp_path / "out")

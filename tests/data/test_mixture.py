@@ -169,6 +169,24 @@ def test_rows_of_a_batch_are_shuffled():
     assert set(first[0][:32]) == set(first[0][32:]) == {0, 1, 2}
 
 
+def test_rows_are_shuffled_by_the_step_of_the_run_not_by_the_place_in_the_segment():
+    ratio = {"a": 1.0}  # of one domain, so that a batch has the same blocks in every segmentation
+    whole = batches(Mixture({"a": 1000}, global_batch=64, seed=2).plan_segment(ratio, 6))
+    mixture, in_parts = Mixture({"a": 1000}, global_batch=64, seed=2), []
+    for steps in (1, 3, 2):
+        segment = mixture.plan_segment(ratio, steps)
+        in_parts += batches(segment)
+        mixture.advance(segment)
+    assert same(whole, in_parts)
+    unshuffled = keyed_permutation(1000, ("order", 2, "a"))(np.arange(6 * 64)).reshape(6, 64)
+    orders = set()
+    for (_, block), row in zip(whole, unshuffled, strict=True):
+        assert sorted(block.tolist()) == sorted(row.tolist())
+        orders.add(tuple(row.tolist().index(index) for index in block.tolist()))
+    assert len(orders) == 6
+    assert tuple(range(64)) not in orders
+
+
 def test_plan_is_pure_and_does_not_depend_on_how_it_is_consumed():
     mixture = Mixture(SIZES, global_batch=8, seed=3)
     before = mixture.state_dict()

@@ -298,7 +298,7 @@ def test_prepared_data_is_not_read_again(tokenizer, tmp_path, monkeypatch):
     assert again.summary()[0]["domain"] == "cc"
 
 
-def test_interrupted_preparation_goes_on_with_the_rest(tokenizer, tmp_path, monkeypatch):
+def test_interrupted_preparation_is_resumed_with_the_rest(tokenizer, tmp_path, monkeypatch):
     domains = [
         source(write(tmp_path / f"{name}.jsonl", texts(100, first)), name)
         for name, first in (("a", 0), ("b", 1000), ("c", 2000))
@@ -330,7 +330,17 @@ def test_interrupted_preparation_goes_on_with_the_rest(tokenizer, tmp_path, monk
             ).read_bytes()
 
 
-def test_failed_preparation_goes_on_with_a_corrected_recipe(tokenizer, tmp_path):
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that are read, in order."""
+    names, file_rows = [], RowReader._file_rows
+    monkeypatch.setattr(
+        RowReader, "_file_rows", lambda self, file: names.append(file.name) or file_rows(self, file)
+    )
+    return names
+
+
+def test_failed_preparation_is_resumed_with_a_corrected_recipe(tokenizer, tmp_path, opened):
     good = source(write(tmp_path / "a.jsonl", texts(100)), "a")
     path = write(tmp_path / "b.jsonl", texts(100, first=1000))
     with pytest.raises(BadInput, match="no field 'body'"):
@@ -339,9 +349,57 @@ def test_failed_preparation_goes_on_with_a_corrected_recipe(tokenizer, tmp_path)
         run(tokenizer, tmp_path / "out", good, source(path, "b", text_field="body"))
     with pytest.raises(BadInput, match="seed"):
         run(tokenizer, tmp_path / "out", good, source(path, "b"), seed=1)
-    stamp = (tmp_path / "out/a/train.bin").stat().st_mtime_ns
+    opened.clear()
     assert list(run(tokenizer, tmp_path / "out", good, source(path, "b")).domains) == ["a", "b"]
-    assert (tmp_path / "out/a/train.bin").stat().st_mtime_ns == stamp
+    assert opened == ["b.jsonl"]
+
+
+def test_too_little_text_costs_only_its_own_domain(tokenizer, tmp_path, opened):
+    good = source(write(tmp_path / "a.jsonl", texts(100)), "a")
+    own = source(write(tmp_path / "o.jsonl", texts(50, first=700)), "own", validation=str(
+        write(tmp_path / "v.jsonl", texts(20, first=500))))  # fmt: skip
+    path = write(tmp_path / "b.jsonl", texts(3, first=1000))
+    out = tmp_path / "out"
+    with pytest.raises(
+        BadInput, match=r"domains\.b: no complete documents .* lower data\.sequence"
+    ):
+        run(tokenizer, out, good, own, source(path, "b"), sequence_length=24)
+    assert sorted(f.name for f in out.iterdir()) == [".cache", ".lock", "manifest.json"]
+    write(path, texts(60, first=1000))
+    opened.clear()
+    data = run(tokenizer, out, good, own, source(path, "b"), sequence_length=24)
+    assert opened == ["b.jsonl"]
+    assert list(data.domains) == ["a", "own", "b"]
+    reference = run(tokenizer, tmp_path / "other", good, own, source(path, "b"), sequence_length=24)
+    assert data.summary() == reference.summary()
+
+
+def test_another_block_length_reads_only_validation_sources_again(tokenizer, tmp_path, opened):
+    good = source(write(tmp_path / "a.jsonl", texts(100)), "a")
+    own = source(write(tmp_path / "o.jsonl", texts(50, first=700)), "own", validation=str(
+        write(tmp_path / "v.jsonl", texts(60, first=500))))  # fmt: skip
+    short = source(write(tmp_path / "b.jsonl", texts(25, first=1000)), "b")
+    with pytest.raises(BadInput, match=r"domains\.b: no complete documents"):
+        run(tokenizer, tmp_path / "out", good, own, short, sequence_length=64)
+    opened.clear()
+    data = run(tokenizer, tmp_path / "out", good, own, short, sequence_length=8)
+    assert opened == ["o.jsonl", "v.jsonl", "b.jsonl"]
+    reference = run(tokenizer, tmp_path / "other", good, own, short, sequence_length=8)
+    assert data.summary() == reference.summary()
+
+
+def test_tokens_that_are_damaged_before_they_are_packed_are_named(tokenizer, tmp_path):
+    good = source(write(tmp_path / "a.jsonl", texts(100)), "a")
+    short = write(tmp_path / "b.jsonl", texts(3, first=1000))
+    with pytest.raises(BadInput, match="no complete documents"):
+        run(tokenizer, tmp_path / "out", good, source(short, "b"))
+    cached = tmp_path / "out/.cache/a/source"
+    cached.write_bytes(cached.read_bytes()[:-2])
+    write(short, texts(100, first=1000))
+    with pytest.raises(
+        BadInput, match=r"unfinished data in .* is damaged .*; delete .*out and prep"
+    ):
+        run(tokenizer, tmp_path / "out", good, source(short, "b"))
 
 
 def test_other_data_in_the_folder_is_refused_and_the_difference_named(tokenizer, tmp_path):
@@ -355,8 +413,8 @@ def test_other_data_in_the_folder_is_refused_and_the_difference_named(tokenizer,
         assert "data.prepared" in str(caught.value)
 
     refused("differs: the tokenizer. Give", source(file), tokenizer=other)
-    refused(r"sequence_length \(16 there, 8 here\)\. Give", source(file), sequence_length=8)
-    refused(r"seed \(0 there, 1 here\); domain c4 \(only here\)", source(file),
+    refused(r"sequence_length \(saved 16, now 8\)\. Give", source(file), sequence_length=8)
+    refused(r"seed \(saved 0, now 1\); domain c4 \(new\)", source(file),
             source(write(tmp_path / "b.jsonl", texts(9)), "c4"), seed=1)  # fmt: skip
     refused("the where of domain cc", source(file, where={"text": "x"}))
     write(file, [*texts(99), "w1 w2"])
@@ -389,7 +447,7 @@ def test_damaged_data_is_refused(tokenizer, tmp_path, damage):
     if damage == "manifest":
         manifest.write_text("{")
     elif damage == "version":
-        manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 0'))
+        manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
     elif damage == "cut":
         blocks.write_bytes(blocks.read_bytes()[:-32])
     elif damage == "missing":

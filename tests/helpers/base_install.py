@@ -1,13 +1,13 @@
-"""Python as after `pip install drpruning` alone: packages of the extras cannot be imported."""
+"""Python as with the base install alone: every package of the extras is made unimportable."""
 
 import subprocess
 import sys
 
-EXTRAS = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors",
+TRAIN = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors",
          "zstandard", "matplotlib", "jinja2", "pyarrow", "huggingface_hub", "pandas")  # fmt: skip
 BLOCK = f"""
 import sys
-for name in {EXTRAS!r}:
+for name in {TRAIN!r}:
     sys.modules[name] = None
 """
 

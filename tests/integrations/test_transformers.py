@@ -402,7 +402,7 @@ def test_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     saved["mixture"]["step"] = 0
     path.write_text(json.dumps(state))
     other, _ = prepared(tmp_path / "other")
-    with pytest.raises(BadInput, match="has the place in the data of step 0"):
+    with pytest.raises(BadInput, match="has the position in the data of step 0"):
         other.train(resume_from_checkpoint=str(checkpoint))
 
     del state["stateful_callbacks"]["drpruning.domain_scheduling"]

@@ -126,13 +126,14 @@ def test_models_of_other_values(place: Place) -> None:
 def test_manifests_of_other_values(place: Place) -> None:
     rng = random.Random(3)
     counts = dict.fromkeys(
-        ("documents", "tokens", "empty_documents", "duplicates", "validation_documents",
-         "train_blocks", "validation_blocks", "dropped_tokens"), 1,
+        ("documents", "tokens", "empty_documents", "duplicates", "in_other_validation",
+         "validation_documents", "train_blocks", "validation_blocks", "dropped_tokens"), 1,
     )  # fmt: skip
     identity = {"tokenizer": "a", "settings": {"seed": 0}, "domains": {"web": {"source": []}}}
     good = {
-        "version": 1, "fingerprint": "a", "tokenizer": "model", "eos_id": 0, "sequence_length": 16,
+        "version": 2, "fingerprint": "a", "tokenizer": "model", "eos_id": 0, "sequence_length": 16,
         "dtype": "uint16", "identity": identity, "domains": {"web": counts},
+        "tokenized": {"web": {"source": {"documents": 1, "tokens": 1, "empty": 0}}},
     }  # fmt: skip
     place.write("manifest.json", json.dumps(good))
     assert read_manifest(place.folder) == good

@@ -134,6 +134,7 @@ def test_chosen_dimensions_stand_whatever_the_search_says_later(
                              target.dimensions()}}), "by hand", ["prepare"])  # fmt: skip
     assert load_recipe(file).model.target is not None
     assert load_recipe(file).model.target.dimensions() == target.dimensions()  # type: ignore[union-attr]
+    (Path(recipe.output) / "checkpoints" / "prune-00000002").mkdir(parents=True)
     message = problems(recipe_values, target={"params": 9_000})
     assert "another recipe" in message
 

@@ -496,3 +496,12 @@ def test_bad_targets_and_models_are_refused():
         attach_masks(foreign, shape.pruned_to(num_layers=1))
     with pytest.raises(BadInput, match="not a LlamaForCausalLM"):
         attach_masks(tiny().model, shape.pruned_to(num_layers=1))
+
+
+def test_dropout_that_undoes_the_centring_is_refused_before_masks_are_attached():
+    model = tiny("gpt_neox", hidden_dropout=0.1)
+    shape = ModelShape.of(model)
+    with pytest.raises(BadInput, match=r"hidden_dropout 0\.1 does not go with masks .* set it to"):
+        attach_masks(model, shape.pruned_to(hidden_size=16, num_heads=2))
+    assert ModelShape.of(model) == shape
+    attach_masks(model, shape.pruned_to(num_layers=2))  # without masks over hidden dimensions

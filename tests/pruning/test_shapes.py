@@ -218,7 +218,7 @@ def test_fields_that_are_not_there_mean_what_transformers_takes_for_them(family)
         (LLAMA_7B | {"num_key_value_heads": 5}, "multiple of num_kv_heads 5"),
         (LLAMA_7B | {"architectures": "LlamaForCausalLM"}, "must be a list"),
         (17, "not from int"),
-        ("nowhere/at-all", "does not exist"),
+        ("nowhere/at-all", "cannot be read: no such file"),
     ],
 )
 def test_what_is_no_prunable_model_is_refused(config, told):

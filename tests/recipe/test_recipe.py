@@ -1,6 +1,7 @@
 """Recipes: what is accepted, what the message says of what is not, defaults of the paper."""
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import yaml
 from drpruning.common.errors import BadInput
 from drpruning.pipeline.preflight import domain_sources
 from drpruning.recipe import load_recipe, parse_recipe
+from drpruning.recipe.changes import fixed_settings
+from drpruning.recipe.scheduling import DEFAULTS
+from drpruning.runs.policy import phase_policy
+from drpruning.scheduling import policy_settings
+from drpruning.scheduling.registry import _POLICIES
 
 SMALLEST = {
     "model": {"source": "m"},
@@ -250,3 +256,84 @@ def test_start_file_must_have_a_name(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(changed("scheduling.start", "")))
     with pytest.raises(BadInput, match=r"scheduling\.start: is empty; write the name of a file"):
         load_recipe(file)
+
+
+@pytest.mark.parametrize("key", ['"my.domain"', "'my.domain'"])
+def test_a_key_with_a_dot_is_named_in_quotes(tmp_path: Path, key: str) -> None:
+    values = changed("data.domains.other", {"source": "b.jsonl", "share": 0.5})
+    values["data"]["domains"]["my.domain"] = {"source": "c=d.jsonl", "share": 0.3}
+    values["data"]["domains"]["a"]["share"] = 0.3
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(values))
+    domains = load_recipe(
+        file, [f"data.domains.{key}.share=0.2", f"data.domains.{key}.source=a=b.jsonl"]
+    ).data.domains
+    assert (domains["my.domain"].share, domains["my.domain"].source) == (0.2, "a=b.jsonl")
+
+
+@pytest.mark.parametrize("policy", ["drpruning", "naive_dro", "sheared", "group_dro", "cvar"])
+def test_every_default_of_the_policy_is_written_out(policy: str) -> None:
+    start = {"reference_loss": {"a": 1.0}}
+    recipe = parse_recipe(changed("scheduling", {"policy": policy, "start": start}))
+    written = yaml.safe_load(recipe.to_yaml())["scheduling"]
+    signature = inspect.signature(_POLICIES[policy]).parameters
+    for name in policy_settings(policy):
+        default = signature[name].default
+        if name == "reference_loss":
+            continue
+        assert written[name] == ("smallest_reference" if name == "floor" else default), name
+        assert name in DEFAULTS[policy]
+    foreign = set().union(*DEFAULTS.values()) - set(DEFAULTS[policy])
+    assert all(written[name] is None for name in foreign)
+    assert recipe.scheduling.options() == {}
+    older = changed("scheduling", {"policy": policy, "start": start, "rho": None, "floor": None})
+    assert parse_recipe(older) == recipe == parse_recipe(yaml.safe_load(recipe.to_yaml()))
+    assert fixed_settings(parse_recipe(older)) == fixed_settings(recipe)
+
+
+def test_another_policy_can_be_set_for_a_recipe_that_has_every_default(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(parse_recipe(changed("scheduling", {"rho": 0.1, "delta": 0.1})).to_yaml())
+    scheduling = load_recipe(file, ["scheduling.policy=group_dro"]).scheduling
+    assert (scheduling.policy, scheduling.eta, scheduling.rho) == ("group_dro", 0.01, None)
+    assert load_recipe(file, ["scheduling.rho=0.3"]).scheduling.options() == {"rho": 0.3}
+
+
+def two_domains(floor: Any) -> dict[str, Any]:
+    values = changed("scheduling", {"policy": "naive_dro", "floor": floor})
+    values["data"]["domains"] = {
+        "web": {"source": "a.jsonl", "share": 0.7},
+        "code": {"source": "b.jsonl", "share": 0.3},
+    }
+    return values
+
+
+@pytest.mark.parametrize(
+    ("floor", "expected"),
+    [
+        (None, {"web": 0.3, "code": 0.3}),
+        ("smallest_reference", {"web": 0.3, "code": 0.3}),
+        (0.1, {"web": 0.1, "code": 0.1}),
+        ({"web": 0.6, "code": 0.05}, {"web": 0.6, "code": 0.05}),
+    ],
+)
+def test_floors_hold_for_all_or_by_domain(floor: Any, expected: dict[str, float]) -> None:
+    recipe = parse_recipe(two_domains(floor))
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert recipe.scheduling.floors(recipe.initial_ratio) == expected
+    assert recipe.pretrain is not None
+    policy = phase_policy(recipe, recipe.pretrain, 1.0)
+    decision = policy.update(0, {"web": 0.0, "code": 5.0})
+    assert decision.explanation["floor"] == expected
+    assert decision.ratio["web"] >= expected["web"] - 1e-12
+    if isinstance(floor, dict):
+        assert decision.ratio["web"] == pytest.approx(0.6)
+
+
+def test_start_below_the_floor_of_its_domain_is_refused() -> None:
+    values = two_domains({"web": 0.6, "code": 0.05})
+    values["scheduling"]["start"] = {"ratio": {"web": 0.5, "code": 0.5}}
+    recipe = parse_recipe(values)
+    assert recipe.pretrain is not None
+    with pytest.raises(BadInput, match=r"start.ratio: 0.5 for web is below scheduling.floor \(0.6"):
+        phase_policy(recipe, recipe.pretrain, 1.0)

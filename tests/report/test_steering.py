@@ -12,11 +12,11 @@ import pytest
 from parsed_page import Page, line_of, report
 
 from drpruning.common.files import dumps
+from drpruning.common.unknown import record_fields
 from drpruning.report.decision import (
     LastDecision,
     last_decision,
     skipped_updates,
-    skipped_updates_note,
     steps_text,
 )
 from drpruning.runs.records import load_run
@@ -41,10 +41,8 @@ class PolicyRun:
         for step in range(0, STEPS + 1, EVERY):
             losses = losses_at(step / STEPS, noise)
             decision = decide.update(step=step, losses=losses, params=1e6)
-            fields = ("reference_loss", "forecast", "reference_ratio", "ratio", "excess")
             record: dict[str, Any] = {"kind": "eval", "phase": "pretrain", "step": step}
-            record |= {"loss": losses, "explanation": decision.explanation}
-            self.evals.append(record | {name: getattr(decision, name) for name in fields})
+            self.evals.append(record | {"loss": losses} | record_fields(decision))
         self.write()
 
     def write(self) -> "PolicyRun":
@@ -99,7 +97,7 @@ def test_the_last_decision_is_that_of_the_log(steered: PolicyRun, steered_page: 
         )
         assert ("not used" in cell["quality"]) == (name in said["refused"])
         assert cell["ratio"].startswith(f"{last['ratio'][name]:.2%} ×")
-        assert ("binds" in cell["floor"]) == said["at_floor"][name]
+        assert ("reached" in cell["floor"]) == said["at_floor"][name]
         assert f"{said['floor'][name]:.2%}" in cell["floor"]
 
 
@@ -116,16 +114,18 @@ def test_the_ratio_lies_in_the_ball_around_the_shares_beside_it(steered: PolicyR
     said = steered.evals[-1]["explanation"]
     assert said["reference_ratio_updated"]
     assert divergence == pytest.approx(said["divergence"], abs=1e-3)
-    assert "The ratio uses 0.1 of the 0.1 that the ball allows: the ball binds." in decision.remarks
+    assert decision.distance == "0.1 of 0.1 (limit reached)"
 
 
-def test_a_wide_ball_leaves_all_free_mass_on_one(tmp_path: Path) -> None:
+def test_a_wide_limit_is_not_reached_and_all_shares_but_one_are_at_their_floor(
+    tmp_path: Path,
+) -> None:
     run = PolicyRun(tmp_path / "wide", "drpruning", rho=20.0, floor=0.02)
     decision, said = run.decision(), run.evals[-1]["explanation"]
-    (free,) = [name for name, binds in said["at_floor"].items() if not binds]
     assert decision is not None
-    assert decision.remarks[0].endswith(f"all mass that the floors leave free is on {free}.")
-    assert decision.remarks[1] == "The floor binds for 4 of 5 domains."
+    assert decision.distance == f"{said['divergence']:.3g} of 20"
+    floors = [cells[decision.columns.index("floor")] for cells in decision.rows.values()]
+    assert [cell.mark for cell in floors].count("reached") == 4
 
 
 def test_averaged_losses_have_their_own_column(tmp_path: Path) -> None:
@@ -155,11 +155,11 @@ def test_every_policy_says_what_it_knows(
     run = PolicyRun(tmp_path / policy, policy, **settings)
     decision = run.decision()
     assert (decision.columns[-len(columns) :] if decision and columns else decision) == columns
-    held = report(run).cells("run1-pretrain-held-back")
-    assert held[1:] == [["Ratio not updated", "its loss is nan", f"gap at step {STEPS // 2}"]]
+    skipped = report(run).cells("run1-pretrain-skipped-updates")
+    assert skipped[1:] == [["Ratio not updated", "its loss is nan", f"gap at step {STEPS // 2}"]]
 
 
-def test_held_back_covers_the_log(steered: PolicyRun) -> None:
+def test_skipped_updates_cover_the_log(steered: PolicyRun) -> None:
     run = load_run(steered.folder)
     lines = skipped_updates(run.phases["pretrain"], run.domains)
     logged = {
@@ -185,22 +185,31 @@ def test_held_back_covers_the_log(steered: PolicyRun) -> None:
     assert ("Ratio not updated", "gap", STEPS // 2) in told
 
 
-def test_a_refused_forecast_leaves_what_the_log_says_it_left(
-    steered: PolicyRun, tmp_path: Path
-) -> None:
-    """The smallest loss seen is gone by only where a model of final size was evaluated."""
-    larger = PolicyRun(tmp_path / "larger", "drpruning", final_params=5e5)
-    for run, makes_do in ((steered, True), (larger, False)):
-        known = [
-            (record["reference_loss"] or {}).get(name) is not None
-            for record in run.evals
-            for name in record["explanation"].get("refused", {})
-        ]
-        assert any(known) == makes_do
-        text = skipped_updates_note(load_run(run.folder).phases["pretrain"])
-        assert ("goes by the smallest loss seen" in text) == makes_do
-        assert ("leaves a domain without a reference loss" in text) == (not all(known))
-        assert text in " ".join(report(run).text.split())
+def test_decisions_are_counted_as_the_log_has_them(steered: PolicyRun, steered_page: Page) -> None:
+    said = [record["explanation"] for record in steered.evals]
+    counts = dict(steered_page.cells("run1-pretrain-counts")[1:])
+    assert counts["evaluations"] == str(len(said))
+    updated = [e for e in said if e["ratio_updated"]]
+    assert counts["ratio updated"] == str(len(updated))
+    limits = [e["divergence"] >= e["rho"] * (1 - 1e-6) for e in updated]
+    assert sum(limits) > 0
+    assert counts["limit reached (rho)"] == str(sum(limits))
+    moved = [r["step"] for r in steered.evals if r["explanation"]["reference_ratio_updated"]]
+    assert counts["reference ratio moved"] == f"{len(moved)}, from step {moved[0]}"
+    floors = {name: sum(e["at_floor"][name] for e in said) for name in SHARES}
+    shown = dict(part.rsplit(" ", 1) for part in counts["share at its floor"].split(", "))
+    assert shown == {name: str(times) for name, times in floors.items() if times}
+
+
+def test_first_step_of_a_fit_is_that_of_the_log(steered: PolicyRun) -> None:
+    decision, since = steered.decision(), steered.evals[-1]["explanation"]["forecast_since"]
+    assert decision is not None
+    assert since
+    at = decision.columns.index("fitted from step")
+    shown = {name: cells[at].text for name, cells in decision.rows.items()}
+    assert {name: text for name, text in shown.items() if text != "–"} == {
+        name: f"{step:,.0f}" for name, step in since.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -241,17 +250,12 @@ def marks(figure: Any, name: str) -> int:
 
 def test_every_forecast_has_its_mark(steered: PolicyRun, steered_page: Page) -> None:
     figure = steered_page.figures()["run1-pretrain-validation-loss"]
-    text = "".join(figure.itertext())
     for name in SHARES:
         made = [r for r in steered.evals if name in (r["forecast"] or {})]
         refused = sum(name in r["explanation"]["refused"] for r in made)
         assert marks(figure, f"refused-{name}") == refused
         assert marks(figure, f"forecast-{name}") == len(made) - refused
         assert line_of(figure, f"interval-{name}") is not None
-    made = sum(len(r["forecast"] or {}) for r in steered.evals)
-    refused = sum(len(r["explanation"].get("refused", {})) for r in steered.evals)
-    assert refused
-    assert f"{refused} of {made} forecasts were not used" in text
 
 
 def loss_path(page: Page, name: str) -> str | None:
@@ -271,19 +275,18 @@ def test_absurd_intervals_leave_the_scale_alone(tmp_path: Path, steered_page: Pa
         assert loss_path(page, name) == loss_path(steered_page, name)
 
 
-def test_the_ball_over_steps(steered: PolicyRun, steered_page: Page) -> None:
+def test_skipped_updates_are_marked_in_the_figure(steered: PolicyRun, steered_page: Page) -> None:
     figure = steered_page.figures()["run1-pretrain-steering"]
     kept = [r for r in steered.evals if not r["explanation"]["ratio_updated"]]
-    assert marks(figure, "kept") == len(kept)
+    assert kept
+    assert marks(figure, "not-updated") == len(kept)
     assert line_of(figure, "floor") is not None
     assert line_of(figure, "forecast") is not None
-    updates = len(steered.evals) - len(kept)
-    assert f"of {updates} updates" in "".join(figure.itertext())
 
 
 def test_a_page_of_decisions_is_well_formed(steered_page: Page) -> None:
     assert len(steered_page.ids) == len(set(steered_page.ids))
-    assert {"run1-pretrain-decision", "run1-pretrain-held-back"} <= set(steered_page.ids)
+    assert {"run1-pretrain-decision", "run1-pretrain-skipped-updates"} <= set(steered_page.ids)
     for figure in steered_page.figures().values():
         assert not re.search(r"#[0-9a-f]{6}\b", "".join(e.get("style", "") for e in figure.iter()))
 
@@ -303,5 +306,5 @@ def test_a_log_without_explanations(fake_run: MakeRun) -> None:
         "excess",
         "ratio",
     ]
-    assert "run1-prune-held-back" not in page.ids
+    assert "run1-prune-skipped-updates" not in page.ids
     assert "run1-prune-steering" not in page.figures()

@@ -20,6 +20,7 @@ from drpruning.cli.commands import app
 from drpruning.cli.replay_tables import describe, print_replay, sparkline, write_replay
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
+from drpruning.common.unknown import record_fields
 from drpruning.recipe import Scheduling
 from drpruning.runs.replay import replay_run
 from drpruning.scheduling import POLICY_NAMES, make_policy
@@ -151,7 +152,7 @@ def test_a_missing_loss_leaves_the_ratio_where_it_is(logged: LoggedRun) -> None:
     logged.write()
     (phase,) = replay_run(logged.folder, "group_dro", (), ["pretrain"]).phases
     ratios = {point.logged.step: point.decision.ratio for point in phase.points}
-    unusable = {p.logged.step: p.decision.explanation["unusable"] for p in phase.points}
+    unusable = {p.logged.step: p.decision.explanation.unusable for p in phase.points}
     assert ratios[120] == ratios[140] == ratios[160] != ratios[180]
     assert set(unusable[140]) == {"code"}
     assert set(unusable[160]) == {"web"}
@@ -291,14 +292,14 @@ def test_json_holds_every_decision(logged: LoggedRun, tmp_path: Path) -> None:
     written = json.loads(file.read_text())
     replay = replay_run(logged.folder, settings=["rho=0.3"])
     assert written["replayed"]["rho"] == 0.3
-    assert written["used"]["rho"] is None
+    assert written["used"]["rho"] == 0.1
     for phase in replay.phases:
         rows = written["phases"][phase.phase]["evaluations"]
         for row, point in zip(rows, phase.points, strict=True):
             assert row["step"] == point.logged.step
             assert row["used"]["ratio"] == point.logged.ratio
             assert row["replayed"]["ratio"] == point.decision.ratio
-            assert row["replayed"]["explanation"] == point.decision.explanation
+            assert row["replayed"]["explanation"] == record_fields(point.decision.explanation)
 
 
 def test_the_page_is_whole_and_has_both_lines_of_every_domain(

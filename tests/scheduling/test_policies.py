@@ -4,12 +4,12 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from drpruning.common.unknown import record_fields
 from drpruning.scheduling import (
     POLICY_NAMES,
     CVaR,
@@ -66,9 +66,9 @@ def test_naive_dro_by_hand():
     decision = policy.update(step=0, losses={"a": 2.0, "b": 3.5})
     assert decision.ratio == pytest.approx({"a": 0.6, "b": 0.4})
     assert decision.excess == pytest.approx({"a": 1.0, "b": 0.5})
-    assert decision.explanation["divergence"] == pytest.approx(0.02)
-    assert decision.explanation["at_floor"] == {"a": False, "b": False}
-    json.dumps(decision.explanation, allow_nan=False)
+    assert decision.explanation.divergence == pytest.approx(0.02)
+    assert decision.explanation.at_floor == {"a": False, "b": False}
+    json.dumps(record_fields(decision.explanation), allow_nan=False)
 
 
 def test_naive_dro_without_reference_goes_by_the_losses():
@@ -112,17 +112,17 @@ def test_ratio_stays_until_there_is_a_reference():
     for step, decision in zip(range(0, 200, 50), decisions, strict=False):
         assert step < 200
         assert decision.ratio == decisions[0].ratio
-        assert not decision.explanation["ratio_updated"]
+        assert not decision.explanation.ratio_updated
         assert decision.reference_loss is None
         assert decision.forecast is None
-    assert decisions[4].explanation["ratio_updated"]
+    assert decisions[4].explanation.ratio_updated
     assert decisions[4].ratio != decisions[0].ratio
 
 
 def test_initial_reference_moves_the_ratio_at_step_0_and_is_replaced_by_the_first_forecast():
     low = dict.fromkeys(RATIO, 0.5)
     decisions = run(DRPruning(RATIO, STEPS, reference_loss=low), range(0, 300, 50))
-    assert decisions[0].explanation["ratio_updated"]
+    assert decisions[0].explanation.ratio_updated
     assert decisions[3].reference_loss == low
     assert decisions[4].reference_loss == decisions[4].forecast
     assert min(decisions[4].reference_loss.values()) > 0.5
@@ -157,9 +157,9 @@ def test_reference_ratio_waits_then_moves_after_the_decision_and_keeps_its_bound
     before = array(RATIO)
     for step, decision in zip(range(0, 1001, 50), run(policy, range(0, 1001, 50)), strict=True):
         after, ratio = array(decision.reference_ratio), array(decision.ratio)
-        assert decision.explanation["reference_ratio_updated"] == (step >= 400)
+        assert decision.explanation.reference_ratio_updated == (step >= 400)
         assert divergence(ratio, before) <= 0.5 + 1e-12
-        assert decision.explanation["divergence"] == pytest.approx(divergence(ratio, before))
+        assert decision.explanation.divergence == pytest.approx(divergence(ratio, before))
         assert np.all(ratio >= before.min() - 1e-12)
         if step < 400:
             np.testing.assert_allclose(after, array(RATIO), atol=1e-15)
@@ -236,10 +236,10 @@ def test_an_unusable_loss_keeps_the_ratio_and_says_so(name, bad):
         del losses["wiki"]
     decision = policy.update(500, losses)
     assert decision.ratio == policy.ratio == before
-    assert list(decision.explanation["unusable"]) == ["wiki"]
-    assert not decision.explanation["ratio_updated"]
-    json.dumps([decision.explanation, policy.state_dict()], allow_nan=False)
-    assert policy.update(550, losses_at(550)).explanation["ratio_updated"]
+    assert list(decision.explanation.unusable) == ["wiki"]
+    assert not decision.explanation.ratio_updated
+    json.dumps([record_fields(decision), policy.state_dict()], allow_nan=False)
+    assert policy.update(550, losses_at(550)).explanation.ratio_updated
 
 
 def test_a_domain_without_enough_points_has_no_forecast_but_keeps_its_initial_reference():
@@ -248,10 +248,10 @@ def test_a_domain_without_enough_points_has_no_forecast_but_keeps_its_initial_re
         losses = losses_at(step) | ({"book": math.nan} if step < 300 else {})
         decision = policy.update(step, losses)
     assert "book" not in decision.forecast
-    assert "3 of the 4" in decision.explanation["no_forecast"]["book"]
+    assert "3 of the 4" in decision.explanation.no_forecast["book"]
     assert decision.reference_loss["book"] == REFERENCE["book"]
     assert decision.reference_loss["cc"] == pytest.approx(decision.forecast["cc"])
-    assert decision.explanation["ratio_updated"]
+    assert decision.explanation.ratio_updated
 
 
 # --- state
@@ -310,7 +310,7 @@ def test_continue_from_takes_reference_loss_and_ratio_but_no_history():
     decision = second.update(0, losses_at(0))
     assert decision.reference_loss == last.reference_loss
     assert decision.reference_ratio == last.reference_ratio
-    assert decision.explanation["ratio_updated"]
+    assert decision.explanation.ratio_updated
     assert decision.forecast is None
     third = DRPruning(RATIO, STEPS)
     third.continue_from(first.state_dict())
@@ -370,18 +370,7 @@ def test_bad_names_are_refused():
         policy.update(50, losses_at(50))
 
 
-# --- light and fast
-
-
-def test_an_update_of_seven_domains_is_fast():
-    policy = built("drpruning")
-    run(policy, range(10, 640, 10))
-    times = []
-    for step in range(640, 680, 10):
-        start = time.perf_counter()
-        policy.update(step, losses_at(step))
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.2  # 20 ms on a quiet machine
+# --- light
 
 
 def test_the_documented_example_runs():
@@ -389,7 +378,7 @@ def test_the_documented_example_runs():
     code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     names = {}
     exec(code, names)  # noqa: S102
-    assert names["decision"].explanation["ratio_updated"]
+    assert names["decision"].explanation.ratio_updated
 
 
 def test_import_needs_neither_torch_nor_scipy():

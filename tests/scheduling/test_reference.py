@@ -35,10 +35,10 @@ def test_a_bad_fit_keeps_the_given_reference_and_says_so(kind):
     for decision in followed(policy, lambda s: {"good": good(s), "bad": BAD[kind](s)})[5:]:
         assert decision.reference_loss["bad"] == given["bad"]
         assert decision.reference_loss["good"] != given["good"]
-        assert set(decision.explanation["refused"]) == {"bad"}
-        assert decision.explanation["forecast_quality"]["bad"] < 0.5
-        assert decision.explanation["ratio_updated"]
-    why = decision.explanation["refused"]["bad"]
+        assert set(decision.explanation.refused) == {"bad"}
+        assert decision.explanation.forecast_quality["bad"] < 0.5
+        assert decision.explanation.ratio_updated
+    why = decision.explanation.refused["bad"]
     assert why == "its losses rise" if kind != "noisy" else "quality" in why
 
 
@@ -47,7 +47,7 @@ def test_a_bad_fit_after_a_good_one_keeps_what_was_forecast():
         return {"good": good(step), "bad": good(step) + max(0, step - 400) / 200}
 
     decisions = followed(DRPruning(PAIR, STEPS, floor=0.1), losses, range(50, 901, 50))
-    held = [d for d in decisions if "bad" in d.explanation.get("refused", {})]
+    held = [d for d in decisions if "bad" in d.explanation.refused]
     assert len(held) >= 3
     before = decisions[decisions.index(held[0]) - 1].reference_loss["bad"]
     assert all(d.reference_loss["bad"] == before for d in held)
@@ -61,17 +61,17 @@ def test_without_any_reference_a_bad_fit_leaves_the_smallest_loss_until_a_good_o
     policy = DRPruning(PAIR, STEPS, floor=0.1)
     decisions = followed(policy, losses, range(50, 1001, 50))
     early, late = decisions[5], decisions[-1]
-    assert early.explanation["refused"] == {"bad": "its losses rise"}
+    assert early.explanation.refused == {"bad": "its losses rise"}
     assert early.reference_loss["bad"] == losses(50)["bad"]
-    assert early.explanation["ratio_updated"]
-    assert late.explanation["refused"] == {}
+    assert early.explanation.ratio_updated
+    assert late.explanation.refused == {}
     assert late.reference_loss["bad"] != losses(50)["bad"]
 
 
 def test_every_finite_fit_is_taken_at_quality_0():
     policy = DRPruning(PAIR, STEPS, floor=0.1, min_quality=0)
     for decision in followed(policy, lambda s: {"good": good(s), "bad": BAD["noisy"](s)}):
-        assert not decision.explanation.get("refused")
+        assert not decision.explanation.refused
 
 
 def test_intervals_hold_the_forecast_and_left_out_points_are_named():
@@ -79,12 +79,12 @@ def test_intervals_hold_the_forecast_and_left_out_points_are_named():
         return {"good": good(step), "bad": 2 + 0.2 * (min(step, 300) / STEPS) ** -0.5}
 
     last = followed(DRPruning(PAIR, STEPS, floor=0.1), losses, range(25, 1001, 25))[-1]
-    for name, (low, high) in last.explanation["forecast_interval"].items():
+    for name, (low, high) in last.explanation.forecast_interval.items():
         assert low <= last.forecast[name] <= high
-    assert list(last.explanation["forecast_since"]) == ["bad"]
-    assert 200 <= last.explanation["forecast_since"]["bad"] <= 350
+    assert list(last.explanation.forecast_since) == ["bad"]
+    assert 200 <= last.explanation.forecast_since["bad"] <= 350
     assert last.forecast["bad"] == pytest.approx(losses(1000)["bad"], abs=1e-3)
-    assert last.explanation["loss"] == losses(1000)
+    assert last.explanation.loss == losses(1000)
 
 
 def noisy_losses(step):
@@ -103,7 +103,7 @@ def test_reference_rules_are_ordered_and_the_credible_one_lies_in_the_newest_int
     for i in forecasting:
         lowest, credible, latest = (rules[r][i].reference_loss for r in rules)
         for name in PAIR:
-            low = rules["credible"][i].explanation["forecast_interval"][name][0]
+            low = rules["credible"][i].explanation.forecast_interval[name][0]
             seen = min(noisy_losses(s)[name] for s in range(25, 25 * (i + 2), 25))
             assert lowest[name] <= credible[name] + 1e-12
             assert credible[name] >= min(low, seen)
@@ -148,14 +148,14 @@ def test_a_new_domain_begins_with_its_share_and_one_that_is_gone_leaves_its_own(
     )
     assert sum(policy.ratio.values()) == pytest.approx(1, abs=1e-12)
     first = policy.update(650, {"a": good(650), "b": good(650) + 0.1, "new": 3.0})
-    assert not first.explanation["ratio_updated"]
-    assert first.explanation["unusable"] == {"new": "it has no reference loss yet"}
+    assert not first.explanation.ratio_updated
+    assert first.explanation.unusable == {"new": "it has no reference loss yet"}
     assert first.reference_loss["a"] <= before["reference_loss"]["a"]
     for step in range(700, 851, 50):
         decision = policy.update(
             step, {"a": good(step), "b": good(step) + 0.1, "new": 2 + (step / 600) ** -3}
         )
-    assert decision.explanation["ratio_updated"]
+    assert decision.explanation.ratio_updated
     assert set(decision.reference_loss) == set(shares)
 
 
@@ -167,7 +167,7 @@ def test_a_new_domain_with_a_reference_loss_is_steered_at_once():
         policy = type(old)(shares, reference_loss=dict.fromkeys(shares, 9.0))
         policy.load_state_dict(state)
         decision = policy.update(20, {"good": 2.1, "bad": 2.1, "new": 4.0})
-        assert decision.explanation["ratio_updated"]
+        assert decision.explanation.ratio_updated
         assert decision.reference_loss["new"] == 1.0
         assert decision.ratio["new"] > 0.2
 
@@ -178,16 +178,16 @@ def test_a_new_domain_takes_the_reference_loss_of_the_policy_that_loads_the_stat
     given.load_state_dict(state)
     decision = given.update(20, {"good": 2.0, "new": 3.0})
     assert decision.reference_loss == {"good": 0.0, "new": 1.0}
-    assert decision.explanation["ratio_updated"]
+    assert decision.explanation.ratio_updated
 
 
 def test_a_pruned_model_that_never_was_of_final_size_is_named():
     policy = DRPruning(PAIR, STEPS, 1e9, floor=0.1)
     noisy = {"good": BAD["noisy"], "bad": BAD["noisy"]}
     last = followed(policy, lambda s: {d: f(s) for d, f in noisy.items()}, params=2e9)[-1]
-    assert not last.explanation["ratio_updated"]
+    assert not last.explanation.ratio_updated
     why = "it has no reference loss yet: no model of final size was evaluated"
-    assert last.explanation["unusable"] == dict.fromkeys(PAIR, why)
+    assert last.explanation.unusable == dict.fromkeys(PAIR, why)
 
 
 @pytest.mark.parametrize(

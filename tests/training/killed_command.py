@@ -15,14 +15,14 @@ CHECKPOINT = "drpruning.training.checkpoint"
 PHASES = "drpruning.training.phases"
 
 MOMENTS = {
-    "preparing": ("drpruning.data.preparation", "_write", "before"),
+    "preparing": ("drpruning.data.packing", "_write", "before"),
     "prepared": ("drpruning.data.preparation", "write_manifest", "after"),
     "step": (LOOP, "Trainer._train_step", "after"),
     "micro-batch": (LOOP, "Trainer._backward", "after"),
     "evaluation": (LOOP, "domain_losses", "after"),
     "decision": (LOOP, "Trainer.after_evaluation", "after"),
     "line": ("drpruning.runs.log", "JsonLines.write", "torn"),
-    "tensors": ("drpruning.training.tensors", "write_tensors", "after"),
+    "tensors": (LOOP, "write_tensors", "after"),
     "manifest": (CHECKPOINT, "write_manifest", "after"),
     "publishing": (CHECKPOINT, "publish", "before"),
     "published": (CHECKPOINT, "publish", "after"),

@@ -1,6 +1,5 @@
-"""Checkpoints: what is whole is used, what is not is named and left alone, nothing good is lost."""
+"""Checkpoints: good ones are used, damaged ones are named and left alone, nothing good is lost."""
 
-import io
 import json
 import re
 import resource
@@ -12,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch import nn
+from torch.distributed.checkpoint import filesystem
 
-from drpruning.common.console import Reporter
+from drpruning.common import files
 from drpruning.common.errors import BadInput
 from drpruning.recipe import Checkpoint
 from drpruning.training import checkpoint as checkpoint_module
-from drpruning.training import checkpoint as manifest
-from drpruning.training import tensors
+from drpruning.training import manifest, tensors
 from drpruning.training.checkpoint import (
     CheckpointManager,
     list_checkpoints,
@@ -29,19 +27,19 @@ from drpruning.training.checkpoint import (
 )
 from drpruning.training.tensors import read_tensors, write_tensors
 from helpers.file_faults import FULL, content, cut, failing, flip
+from helpers.warned import warned
 
 Spoil = Callable[[Path], None]
+TENSORS = "shard-00001-model-00001-of-00001.safetensors"
 
 
 class Shelf:
-    """Checkpoints of a small layer, and the lines that were said about them."""
+    """Checkpoints of a small layer."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.text = io.StringIO()
-        reporter = Reporter(console=Console(file=self.text, width=500))
         self.folder = folder
         self.kept = CheckpointManager(
-            folder, "prune", Checkpoint(**settings), Accelerator(cpu=True), reporter
+            folder, "prune", Checkpoint(**settings), Accelerator(cpu=True)
         )
         self.layer = nn.Linear(40, 30)
         self.optimizer = torch.optim.AdamW(self.layer.parameters(), lr=0.1, fused=True)
@@ -67,9 +65,6 @@ class Shelf:
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
-
-    def lines(self) -> list[str]:
-        return self.text.getvalue().splitlines()
 
 
 def test_what_is_read_is_what_was_written_to_the_bit(tmp_path: Path) -> None:
@@ -110,12 +105,12 @@ def of_another_step(folder: Path) -> None:
 
 def with_another_number(folder: Path) -> None:
     listed = json.loads((folder / "manifest.json").read_text())
-    listed["files"]["weights.safetensors"]["crc32"][0] += 1
+    listed["files"][TENSORS]["crc32"] += 1
     (folder / "manifest.json").write_text(json.dumps(listed))
 
 
-def of_another_version(folder: Path) -> None:
-    manifest.write_manifest(folder, {"version": 99, "phase": "prune", "step": 3})
+def of_an_older_version(folder: Path) -> None:
+    manifest.write_manifest(folder, {"version": 1, "phase": "prune", "step": 3})
 
 
 def emptied(folder: Path) -> None:
@@ -137,27 +132,19 @@ def with_a_list_as_manifest(folder: Path) -> None:
 
 
 SPOILED: dict[str, tuple[Spoil, str]] = {
-    "torn weights": (
-        lambda f: cut(f / "weights.safetensors"), r"weights.safetensors has \d+ bytes, not \d+"
-    ),
-    "altered weights": (
-        lambda f: flip(f / "weights.safetensors"), "weights.safetensors is altered"
-    ),
-    "altered moments": (
-        lambda f: flip(f / "optimizer.safetensors", 5000), "optimizer.safetensors is altered"
-    ),
+    "torn tensors": (lambda f: cut(f / TENSORS), rf"{TENSORS} has \d+ bytes, not \d+"),
+    "altered tensors": (lambda f: flip(f / TENSORS), f"{TENSORS} is altered"),
+    "altered header": (lambda f: flip(f / TENSORS, 100), f"{TENSORS} is altered"),
     "altered state": (lambda f: flip(f / "state.json", 2), "state.json is altered"),
     "no state": (lambda f: (f / "state.json").unlink(), "state.json is missing"),
-    "no moments": (
-        lambda f: (f / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"
-    ),
+    "no tensors": (lambda f: (f / TENSORS).unlink(), f"{TENSORS} is missing"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
     "torn manifest": (lambda f: cut(f / "manifest.json"), "manifest.json is damaged"),
     "a list as manifest": (with_a_list_as_manifest, "manifest.json is damaged"),
     "a deep manifest": (with_a_deep_manifest, "manifest.json is damaged"),
     "altered manifest": (with_another_number, "manifest.json is damaged"),
     "another step's": (of_another_step, "manifest.json has step 2, not 3"),
-    "another version": (of_another_version, "manifest.json has version 99, not 1"),
+    "older version": (of_an_older_version, "manifest.json has version 1, not 2"),
     "empty folder": (emptied, "manifest.json is missing"),
     "a folder for a file": (with_a_folder_for_a_file, "state.json (has|cannot be read)"),
 }  # fmt: skip
@@ -165,7 +152,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
 
 @pytest.mark.parametrize(("spoil", "words"), SPOILED.values(), ids=SPOILED)
 def test_the_last_good_one_is_used_and_one_line_says_why(
-    tmp_path: Path, spoil: Spoil, words: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Spoil, words: str
 ) -> None:
     Shelf(tmp_path, keep=3).save(1, 2, 3)
     good, bad = tmp_path / "prune-00000002", tmp_path / "prune-00000003"
@@ -173,19 +160,21 @@ def test_the_last_good_one_is_used_and_one_line_says_why(
     before = content(tmp_path)
     shelf = Shelf(tmp_path)
     assert shelf.kept.latest() == good
-    (line,) = shelf.lines()
-    assert line.startswith("warning: checkpoint prune-00000003 is passed over: ")
+    (line,) = warned(caplog)
+    assert line.startswith("checkpoint prune-00000003 is passed over: ")
     assert re.search(words, line)
     assert content(tmp_path) == before
 
 
-def test_every_newer_one_that_is_bad_gets_a_line(tmp_path: Path) -> None:
+def test_every_newer_one_that_is_bad_gets_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Shelf(tmp_path, keep=3).save(1, 2, 3)
     cut(tmp_path / "prune-00000002" / "state.json")
-    (tmp_path / "prune-00000003" / "weights.safetensors").unlink()
+    (tmp_path / "prune-00000003" / TENSORS).unlink()
     shelf = Shelf(tmp_path)
     assert shelf.kept.latest() == tmp_path / "prune-00000001"
-    assert len(shelf.lines()) == 2
+    assert len(warned(caplog)) == 2
 
 
 def test_vanished_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
@@ -201,10 +190,12 @@ def test_vanished_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
 def test_no_good_one_left_is_an_error_and_not_a_start_from_scratch(tmp_path: Path) -> None:
     Shelf(tmp_path).save(1, 2)
     for path in tmp_path.iterdir():
-        cut(path / "weights.safetensors")
+        cut(path / TENSORS)
     before = content(tmp_path)
     for _ in range(2):
-        with pytest.raises(BadInput, match=r"no checkpoint .* whole .*weights.*remove .*prune-\*"):
+        with pytest.raises(
+            BadInput, match=r"no checkpoint of prune can be used .*shard.*remove .*prune-\*"
+        ):
             Shelf(tmp_path).kept.latest()
     assert content(tmp_path) == before
 
@@ -220,7 +211,7 @@ def test_what_a_crash_left_unfinished_is_removed(tmp_path: Path) -> None:
 def test_bad_ones_do_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
     Shelf(tmp_path, keep=4).save(1, 2, 3, 4)
     for step in (3, 4):
-        cut(tmp_path / f"prune-0000000{step}" / "weights.safetensors")
+        cut(tmp_path / f"prune-0000000{step}" / TENSORS)
     shelf = Shelf(tmp_path, keep=2)
     assert shelf.kept.latest() == tmp_path / "prune-00000002"
     shelf.save(3)  # replaces the bad one
@@ -262,7 +253,11 @@ def test_due_by_steps_by_minutes_and_where_one_stays(
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(tensors, "save_file"), (checkpoint_module, "write_manifest"), (checkpoint_module, "publish")],
+    [
+        (filesystem.os, "fsync"),
+        (checkpoint_module, "write_manifest"),
+        (checkpoint_module, "publish"),
+    ],
     ids=["tensors", "manifest", "publishing"],
 )
 def test_full_disk_harms_nothing_and_the_next_save_is_made(
@@ -273,7 +268,9 @@ def test_full_disk_harms_nothing_and_the_next_save_is_made(
     before = content(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(place, name, failing)
-        assert shelf.save(2) is FULL
+        error = shelf.save(2)
+    assert error is not None
+    assert (error.errno, FULL.strerror in str(error)) == (FULL.errno, True)
     assert content(tmp_path) == before
     assert shelf.names() == ["prune-00000001"]
     assert shelf.save(3) is None
@@ -316,21 +313,50 @@ def small_files() -> Iterator[None]:
 @pytest.mark.usefixtures("small_files")
 def test_file_that_the_system_refuses_to_write(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
-    error = shelf.save(1)  # weights of 4,920 bytes fit, moments of twice that do not
+    error = shelf.save(1)  # weights and moments take 14,760 bytes
     assert isinstance(error, OSError)
     assert "too large" in str(error)
     assert shelf.names() == []
 
 
-def test_pieces_of_large_files_are_checked_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manifest, "PIECE_BYTES", 1000)
-    (tmp_path / "a.bin").write_bytes(bytes(3500))
+def test_files_larger_than_a_buffer_and_empty_ones_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "large.bin").write_bytes(bytes(3_500_000))
     (tmp_path / "empty.bin").touch()
     manifest.write_manifest(tmp_path, {})
-    listed = json.loads((tmp_path / "manifest.json").read_text())["files"]
-    assert (len(listed["a.bin"]["crc32"]), listed["empty.bin"]["crc32"]) == (4, [])
     assert manifest.verify(tmp_path, {}) is None
-    flip(tmp_path / "a.bin", 2500)
-    assert "from byte 2000" in (manifest.verify(tmp_path, {}) or "")
+    flip(tmp_path / "large.bin", 2_500_000)
+    assert manifest.verify(tmp_path, {}) == "large.bin is altered (its checksum differs)"
+
+
+def test_several_files_are_read_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "FILE_BYTES", 2000)
+    one, two = Shelf(tmp_path), Shelf(tmp_path)
+    one.save(1)
+    path = tmp_path / "prune-00000001"
+    assert len(list(path.glob("*.safetensors"))) > 2
+    read_tensors(path, two.parameters, two.optimizer)
+    assert torch.equal(one.layer.weight, two.layer.weight)
+    for mine, theirs in zip(one.layer.parameters(), two.layer.parameters(), strict=True):
+        states = one.optimizer.state[mine], two.optimizer.state[theirs]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][slot], states[1][slot]) for slot in states[0])
+
+
+def test_files_are_on_the_disk_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, plain_fsync, plain_rename = set[str](), files.fsync_path, Path.rename
+
+    def fsync(path: Path) -> None:
+        plain_fsync(path)
+        synced.add(path.name)
+
+    def rename(path: Path, target: Path) -> Path:
+        assert synced >= {file.name for file in path.iterdir()} | {path.name}
+        return plain_rename(path, target)
+
+    monkeypatch.setattr(files, "fsync_path", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    shelf = Shelf(tmp_path)
+    assert shelf.save(1) is None
+    assert synced >= {TENSORS, "state.json", "manifest.json"}

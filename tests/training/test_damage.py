@@ -15,6 +15,7 @@ from drpruning.common.errors import BadInput
 from drpruning.training.trainer import Trainer
 from helpers.file_faults import content, cut, flip
 from helpers.small_runs import drprune, logged, run, write
+from helpers.warned import warned
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def with_another_place(file: Path) -> None:
         (lambda file: flip(file, 0), "is damaged"),
         (lambda file: file.write_text("{}"), "is damaged"),
         (deep, "is damaged"),
-        (with_another_place, r"is damaged \(does not fit its checksum\)"),
+        (with_another_place, r"is damaged \(does not match its checksum\)"),
     ],
     ids=["gone", "torn", "flipped", "empty", "deep", "altered"],
 )
@@ -97,18 +98,17 @@ def test_schedule_is_needed_to_begin_the_second_phase_only(
 
 
 def test_damaged_lines_cost_these_lines_alone(
-    values: dict[str, Any], dies: Dies, capsys: pytest.CaptureFixture[str]
+    values: dict[str, Any], dies: Dies, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = dies(values, "prune", 3)
     for file in (folder / "metrics.jsonl", folder / "prune" / "plans.jsonl"):
         lines = file.read_bytes().splitlines(keepends=True)
         assert len(lines) > 1
         file.write_bytes(b"\xff" + lines[0][1:] + b"".join(lines[1:]))
-    capsys.readouterr()
     run(values, "prune", "pretrain")
-    said = capsys.readouterr().out
-    assert "metrics.jsonl has lost lines from before step 2" in said
+    said = "\n".join(warned(caplog))
     assert "plans.jsonl has lost plans from before step 2" in said
+    assert "metrics.jsonl has lost lines from before step 2" in said
     similarity = json.loads((folder / "prune" / "similarity.json").read_text())
     assert [row["step"] for row in similarity["rows"]] == [2, 4]
     assert json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])["kind"] == "end"
@@ -161,7 +161,8 @@ def test_full_disk_while_the_model_is_written(
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedModel, "save_pretrained", full)
         said = drprune("run", recipe, status=FAILED)
-    assert "No space left on device; what was saved stands" in said
+    assert f"prune 4: the model cannot be written to {folder / 'pruned'} (No space left" in said
+    assert "the latest checkpoint is of step 4: make room on the disk" in said
     assert not (folder / "pruned").exists()
     assert not list(folder.glob(".*.partial"))
     drprune("run", recipe)

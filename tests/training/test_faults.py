@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from drpruning.training import perplexity
 from drpruning.training import trainer as loop_module
 from drpruning.training.optimizer import step_unless
 from drpruning.training.perplexity import perplexity_fields
+from drpruning.training.pruning_trainer import deviation_text
 from drpruning.training.skipped_steps import StepMetrics
 from drpruning.training.trainer import Trainer
 from helpers.small_runs import (
@@ -440,7 +442,7 @@ def test_a_domain_that_runs_out_follows_its_rule(
     (warning,) = logged(folder, "warning")
     assert warning["step"] == out["step"]
     assert warning["message"] in said
-    assert "animals is used up" in warning["message"]
+    assert "the data of animals are exhausted" in warning["message"]
     assert warning["message"] in (folder / "report.html").read_text()
     assert all(r["ratio"]["animals"] == pytest.approx(0.8999) for r in evals)
     later = [r["realised_share"]["animals"] for r in evals if r["step"] > out["step"]]
@@ -475,7 +477,7 @@ def test_the_plan_warns_of_a_domain_that_runs_out(
     assert plan.problems == []
     (line,) = [w for w in plan.warnings if "data.domains.animals" in w]
     assert said in line
-    assert plan.domains["animals"].used_up_at is not None
+    assert plan.domains["animals"].exhausted_at is not None
     epochs = plan.domains["animals"].epochs
     assert epochs is not None
     assert epochs > 1 if rule == "repeat" else epochs == 1
@@ -509,18 +511,33 @@ def test_sparsities_off_their_target_are_reported_and_the_cut_is_exact(
     folder = Path(values["output"])
     warnings = logged(folder, "warning")
     assert {record["step"] for record in warnings} == {8, 20}
-    names = {"layer", "hidden", "group", "intermediate"}
     for step in (8, 20):
-        lines = [r["message"] for r in warnings if r["step"] == step]
-        assert len(lines) == len(names)
-        for line in lines:
-            assert line in said
-        assert any("the sparsity of hidden is 0.00" in line for line in lines)
+        (line,) = [r["message"] for r in warnings if r["step"] == step]
+        assert line in said
+        assert line.startswith("masks are below their target sparsity: ")
+        assert "hidden 0.00" in line
+        assert all(f"{name} 0." in line for name in ("layer", "group", "intermediate"))
     page = (folder / "report.html").read_text()
-    assert page.count("where its target is") == 2 * len(names)
+    assert page.count("masks are below their target sparsity") == 2
     config = json.loads((folder / "pruned" / "config.json").read_text())
     assert (config["num_hidden_layers"], config["hidden_size"]) == (2, 16)
     assert (config["intermediate_size"], config["num_attention_heads"]) == (24, 2)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_advice_for_masks_depends_on_the_side_of_the_target(last: bool) -> None:
+    names = ("layer", "hidden", "group", "intermediate")
+    target = dict.fromkeys(names, 0.5)
+    deviation = dict(zip(names, (0.2, 0.3, 0.01, 0.06), strict=True))
+    sparsity = dict(zip(names, (0.3, 0.8, 0.51, 0.5), strict=True))
+    below, above = deviation_text(sparsity, target, deviation, last=last)
+    assert "layer 0.300 of 0.500 (0.200 off in a layer), intermediate 0.500" in below
+    assert "more prune.steps or a higher prune.mask_learning_rate" in below
+    assert "hidden 0.800 of 0.500" in above
+    assert "a lower prune.mask_learning_rate or multiplier_learning_rate" in above
+    assert "group" not in below + above
+    assert ("exact all the same" in below) == ("exact all the same" in above) == last
+    assert deviation_text(sparsity, target, dict.fromkeys(names, 0.05), last=last) == []
 
 
 def test_no_warning_where_all_goes_well(recipe_values: dict[str, Any]) -> None:
@@ -542,6 +559,47 @@ def test_a_source_of_numbers_that_are_not_finite_is_refused(
     said = drprune("run", write(recipe_values, tmp_path / "recipe.yaml"), status=2)
     assert f"model.source: the weights in {broken} hold numbers that are not finite" in said
     assert "model.layers.1.mlp.up_proj.weight" in said
+
+
+def without_rotary_base(model_folder: Path, folder: Path) -> str:
+    return str(altered_model(model_folder, folder, rope_parameters={"rope_theta": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("masks", "words"),
+    [("noise", "the validation loss is not finite in any domain"), ("taylor", "the importance of")],
+)
+def test_a_model_that_computes_no_numbers_is_refused_before_training(
+    recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path, masks: str, words: str
+) -> None:
+    values = recipe_values
+    values["model"]["source"] = without_rotary_base(model_folder, tmp_path / "broken")
+    values["prune"].update(initial_masks=masks, calibration_batches=2)
+    said = drprune("run", write(values, tmp_path / "recipe.yaml"), status=1)
+    assert f"drprune: prune 0: {words}" in said
+    assert "check its config.json" in said
+    assert not any((Path(values["output"]) / name).exists() for name in ("checkpoints", "pruned"))
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "words"),
+    [
+        (9, "pretrain 4: the validation loss is not finite in any domain"),
+        (1, r"pretrain 1: \d+ of the trained tensors hold numbers that are not finite"),
+    ],
+)
+def test_training_that_diverges_ends_without_a_model(
+    recipe_values: dict[str, Any], tmp_path: Path, every_steps: int, words: str
+) -> None:
+    values = only_pretraining(recipe_values)
+    values["pretrain"].update(learning_rate=1e300, evaluate_every=4)
+    values["training"]["checkpoint"] = {"every_steps": every_steps}
+    said = drprune("run", write(values, tmp_path / "recipe.yaml"), status=1)
+    assert re.search(words, said)
+    assert "no model is written; lower pretrain.learning_rate, and start again" in said
+    folder = Path(values["output"])
+    assert not (folder / "model").exists()
+    assert not list(folder.glob("checkpoints/*"))
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])

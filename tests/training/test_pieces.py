@@ -3,21 +3,36 @@
 import io
 import itertools
 import json
+import logging
 import math
+import os
+import pty
 import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from drpruning.common.console import Reporter, seconds_text
+from drpruning.cli.app import check_launch, interrupt_on_signals
+from drpruning.common.console import Reporter, seconds_text, warnings_shown
 from drpruning.common.errors import BadInput, Interrupted
 from drpruning.recipe import Pretrain
+from drpruning.runs.lines import Warned
 from drpruning.runs.log import MetricsLog
+from drpruning.training.distributed import check_device
+from drpruning.training.messages import evaluation_text, exhausted_text
 from drpruning.training.optimizer import learning_rate_factor, micro_batches
-from drpruning.training.signals import InterruptGuard
+from drpruning.training.signals import SIGNALS, InterruptGuard
+from helpers.small_runs import drprune
+from helpers.warned import warned
+
+LAUNCHED = {
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "head", "MASTER_PORT": "29500"
+}  # fmt: skip
 
 
 def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
@@ -63,15 +78,14 @@ def test_batch_that_ranks_cannot_share_is_refused() -> None:
 
 def test_metrics_are_json_without_nan_and_can_be_cut_back(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", "prune")
-    log.record("step", 1, loss=math.nan, ratio={"a": 0.5, "b": math.inf})
+    log.write({"step": 1, "loss": math.nan, "ratio": {"a": 0.5, "b": math.inf}})
     size = log.size()
-    log.record("step", 2, loss=1.0)
+    log.write({"step": 2, "loss": 1.0})
     assert [r["step"] for r in log.read()] == [1, 2]
     log.truncate(size)
     (record,) = log.read()
     assert record["loss"] is None
     assert record["ratio"] == {"a": 0.5, "b": None}
-    assert record["phase"] == "prune"
     json.loads((tmp_path / "metrics.jsonl").read_text())
 
 
@@ -88,6 +102,137 @@ def test_first_signal_is_noted_and_the_second_acts() -> None:
     with pytest.raises(Interrupted):
         work()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_were_ignored_at_the_start_stay_ignored(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    interrupt_on_signals()
+    with InterruptGuard() as guard:
+        signal.raise_signal(number)
+    assert not guard.requested
+    assert signal.getsignal(number) is signal.SIG_IGN
+    others = [name for name in SIGNALS if name != number]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(others[0])
+    assert signal.getsignal(number) is signal.SIG_IGN
+    assert all(signal.getsignal(name) is signal.SIG_DFL for name in others)
+
+
+def test_a_terminal_that_closes_asks_to_stop_and_takes_no_more_output() -> None:
+    def hang_up() -> None:
+        other_end, terminal = pty.openpty()
+        kept = os.dup(1)
+        os.dup2(terminal, 1)
+        os.close(other_end)
+        try:
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(1, b"x")
+            with InterruptGuard() as guard:
+                signal.raise_signal(signal.SIGHUP)
+                assert guard.requested
+                os.write(1, b"x")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+            os.close(terminal)
+
+    with pytest.raises(Interrupted):
+        hang_up()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "banana"}, "RANK=banana: not a whole number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1: not a whole number"),
+        ({"RANK": "0"}, "RANK=0 is set, but not LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"LOCAL_RANK": "7"}, "LOCAL_RANK=7 is set, but not RANK, WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, but not RANK"),
+        (LAUNCHED | {"MASTER_PORT": "ssh"}, "MASTER_PORT=ssh: not a whole number"),
+        (LAUNCHED | {"RANK": "2"}, "RANK=2: with WORLD_SIZE=2 ranks"),
+        (LAUNCHED | {"LOCAL_RANK": "7"}, "LOCAL_RANK=7: with WORLD_SIZE=2 ranks"),
+    ],
+)
+def test_environment_that_no_launcher_sets_is_refused(
+    environment: dict[str, str], words: str
+) -> None:
+    with pytest.raises(BadInput, match=rf"^{words}.*; start it by torchrun .* or unset "):
+        check_launch(environment)
+
+
+def test_environment_of_a_launcher_or_none_is_accepted() -> None:
+    for environment in ({}, {"MASTER_ADDR": "head"}, LAUNCHED, LAUNCHED | {"RANK": "1"}):
+        check_launch(environment)
+
+
+def test_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    with pytest.raises(BadInput, match="LOCAL_RANK=7: this machine has 4 GPUs; start at most 4"):
+        check_device()
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    check_device()
+
+
+def test_a_command_of_a_wrong_rank_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "banana")
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert "RANK=banana: not a whole number" in drprune("report", "nowhere", status=2)
+
+
+def test_warnings_of_a_library_can_be_redirected(caplog: pytest.LogCaptureFixture) -> None:
+    Reporter().warn("look here")
+    Reporter(silent=True).warn("not here")
+    assert warned(caplog) == ["look here"]
+
+
+def test_a_command_shows_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("drpruning.training.checkpoint")
+    with warnings_shown():
+        logger.warning("look at %s", "this")
+        logger.info("not at this")
+    with warnings_shown(silent=True):
+        logger.warning("nor at this")
+    assert capsys.readouterr().out == "warning: look at this\n"
+    assert logging.getLogger("drpruning").handlers == []
+
+
+def on_a_terminal(width: int) -> tuple[Reporter, io.StringIO]:
+    screen = io.StringIO()
+    return Reporter(
+        console=Console(file=screen, force_terminal=True, width=width, highlight=False)
+    ), screen
+
+
+def test_lines_on_a_terminal_are_broken_between_words_only() -> None:
+    reporter, screen = on_a_terminal(width=20)
+    reporter.line("the model lies in /a/very/long/path/that/stays/in/one/piece now")
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    assert lines == ["the model lies in", "/a/very/long/path/that/stays/in/one/piece", "now"]
+
+
+def test_what_was_done_during_an_evaluation_does_not_stay_on_the_screen() -> None:
+    reporter, screen = on_a_terminal(width=80)
+    with reporter.task("prune", 10) as task:
+        task.update(1, "loss 3.0")
+        task.show_activity("validation: 3 of 6 blocks")
+        assert task._shown.plain == "validation: 3 of 6 blocks"
+        task.show_activity("")
+        task.update(2)
+        assert task._shown.plain == "loss 3.0"
+    assert "validation" not in screen.getvalue().rsplit("2/10", 1)[-1]
+
+
+def test_evaluations_read_as_sentences() -> None:
+    losses, ratio = {"code": 3.6, "docs": 4.75, "web": math.nan}, {"code": 0.55, "docs": 0.45}
+    assert evaluation_text(losses, ratio) == (
+        "validation loss 4.175 on average, 4.750 on docs (highest) | until the next evaluation: "
+        "data ratio code 55.0% docs 45.0%"
+    )
+    first, second = exhausted_text({"a": "stop", "b": "repeat", "c": "repeat"})
+    assert first == "the data of a are exhausted: the phase ends (on_exhausted: stop)"
+    assert second.startswith("the data of b, c are exhausted: they are read again in another order")
 
 
 def test_without_a_terminal_progress_is_plain_lines() -> None:
@@ -115,10 +260,10 @@ def test_a_phase_that_starts_from_scratch_drops_only_its_own_records(tmp_path: P
     prune, pretrain = (
         MetricsLog(tmp_path / "metrics.jsonl", phase) for phase in ("prune", "pretrain")
     )
-    prune.record("end", 9)
+    prune.record(Warned(phase="prune", step=9, time=0.0, message="careful"))
     kept = (tmp_path / "metrics.jsonl").read_bytes()
-    pretrain.record("start", 0)
-    pretrain.record("step", 1)
+    for step in (0, 1):
+        pretrain.record(Warned(phase="pretrain", step=step, time=0.0, message="careful"))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "ste')
     assert len(pretrain.read()) == 3

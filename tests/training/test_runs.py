@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import signal
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +54,21 @@ def test_whole_run_leaves_what_the_documents_promise(recipe_values: dict[str, An
         assert model.generate(tokens, max_new_tokens=4, do_sample=False).shape == (1, 6)
     assert not list(folder.rglob("*.bin")) or all("data" in p.parts for p in folder.rglob("*.bin"))
     assert not list(folder.rglob("*.pt"))
+
+
+def test_files_have_the_mode_that_umask_gives(recipe_values: dict[str, Any]) -> None:
+    for phase in ("prune", "pretrain"):
+        recipe_values[phase]["steps"] = 2
+    recipe_values["training"]["checkpoint"] = {"keep_every": 1}
+    before = os.umask(0o027)
+    try:
+        folder = run(recipe_values)
+    finally:
+        os.umask(before)
+    assert list(folder.glob("checkpoints/*/*.safetensors"))
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
+    wrong = {p.name: oct(m) for p, m in modes.items() if m != (0o750 if p.is_dir() else 0o640)}
+    assert wrong == {}
 
 
 def test_metrics_hold_every_decision(recipe_values: dict[str, Any]) -> None:
@@ -306,7 +323,7 @@ def test_rank_that_does_not_see_the_run_folder_says_so(recipe_values: dict[str, 
 
 
 def test_checkpoint_survives_only_for_its_recipe(recipe_values: dict[str, Any]) -> None:
-    run(recipe_values, "prepare")
+    (run(recipe_values, "prepare") / "checkpoints" / "prune-00000005").mkdir(parents=True)
     recipe_values["training"]["seed"] = 99
     with pytest.raises(BadInput, match=r"another recipe \(training.seed is 99 here and 17 there\)"):
         run(recipe_values, "prepare")

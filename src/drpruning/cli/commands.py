@@ -18,7 +18,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY.PATH=VALUE",
-        help="Change a field of the recipe; may be given several times. The value is YAML.",
+        help="Change a field of the recipe; may be given several times. The value is YAML; a key "
+        "with a dot in it stands in quotes.",
     ),
 ]
 
@@ -43,9 +44,9 @@ def _program(
 
 
 def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
-    from drpruning.recipe import load_recipe
+    from drpruning.runs.folder import open_recipe
 
-    parsed = load_recipe(recipe, overrides or [])
+    parsed = open_recipe(recipe, overrides or [])
     from drpruning.pipeline.targets import run_recipe
 
     run_recipe(parsed, " ".join(sys.argv), stages)
@@ -53,7 +54,7 @@ def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
 
 @command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")
 def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Do everything: prepare, prune, pretrain, evaluate, report. Goes on where it stopped."""
+    """Do everything: prepare, prune, pretrain, evaluate, report. Resumes where it stopped."""
     _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report")
 
 
@@ -62,9 +63,9 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Say what a recipe will do and what in it cannot work, without loading weights."""
     from drpruning.cli.run_plan_tables import print_plan
     from drpruning.pipeline.targets import plan_recipe
-    from drpruning.recipe import load_recipe
+    from drpruning.runs.folder import open_recipe
 
-    outcome = plan_recipe(load_recipe(recipe, overrides or []))
+    outcome = plan_recipe(open_recipe(recipe, overrides or []))
     for title, part in outcome.plans.items():
         print_plan(part.recipe, part, title)
     if outcome.problems:

@@ -4,26 +4,19 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from string import ascii_uppercase
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from drpruning.common.console import make_table, plain_console
 from drpruning.pruning import ModelShape, PruningPlan
+from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.pruning.similarity import PlanComparison
-from drpruning.report.formats import consecutive
+from drpruning.report.formats import ranges
 
 SHADES, ASCII_SHADES = "·░▒▓█", ".:-=#"
 """Nothing of a run of units stays, up to a third, up to two thirds, more, all of it."""
 LAYER_CELLS, HIDDEN_CELLS = 24, 64
 """Characters of a picture of the feed-forward dimensions of a layer, and of the hidden ones."""
-_PLAIN_WIDTH = 120
-_SIZES = {
-    "layers": "num_layers",
-    "hidden size": "hidden_size",
-    "intermediate size": "intermediate_size",
-    "query heads": "num_heads",
-    "key/value heads": "num_kv_heads",
-}
 
 
 def print_pruning_plan(plan: PruningPlan, *, layers: bool, console: Console | None = None) -> None:
@@ -34,14 +27,13 @@ def print_pruning_plan(plan: PruningPlan, *, layers: bool, console: Console | No
         layers: Whether to name the heads that each layer keeps.
         console: Where to; default: standard output.
     """
-    console = console or _console()
+    console = console or plain_console()
     source = plan.source
     shades = _shades(console)
     console.print(_shape_table(source, plan.target))
-    removed = sorted(set(range(source.num_layers)) - set(plan.layers))
     console.print(f"layers  {picture(plan.layers, source.num_layers, source.num_layers, shades)}")
     console.print(f"hidden  {picture(plan.hidden, source.hidden_size, HIDDEN_CELLS, shades)}")
-    console.print(f"layers removed: {ranges(removed)}", soft_wrap=True)
+    console.print(f"layers removed: {_spans(plan.removed_layers)}", soft_wrap=True)
     if source.differences(plan.target).keys() & {"num_heads", "intermediate_size"}:
         console.print(_layer_table(plan, shades, numbers=layers))
     console.print(
@@ -53,7 +45,7 @@ def print_comparisons(
     comparisons: Sequence[PlanComparison], console: Console | None = None
 ) -> None:
     """Print how far each pair of plans agrees, under letters for the plans."""
-    console = console or _console()
+    console = console or plain_console()
     names = dict.fromkeys(name for c in comparisons for name in (c.first, c.second))
     letters = dict(zip(names, _letters(len(names)), strict=True))
     for name, letter in letters.items():
@@ -62,18 +54,18 @@ def print_comparisons(
     console.print(_similarity_table("plans", pairs))
     for pair, comparison in pairs:
         first, second = pair.split()
-        told = {
+        differences = {
             f"layers only {first} keeps": comparison.only_first,
             f"layers only {second} keeps": comparison.only_second,
             "layers with other heads": comparison.other_heads,
         }
-        lines = [f"{what}: {ranges(which)}" for what, which in told.items() if which]
+        lines = [f"{what}: {_spans(which)}" for what, which in differences.items() if which]
         console.print(f"{pair}  {'; '.join(lines) or 'the same layers and heads'}", soft_wrap=True)
 
 
 def print_history(comparisons: Sequence[PlanComparison], console: Console | None = None) -> None:
     """Print how far the plan at each evaluation agrees with the last one of the run."""
-    console = console or _console()
+    console = console or plain_console()
     console.print(f"share of decisions as in the {comparisons[-1].second} plan")
     rows = [(comparison.first, comparison) for comparison in comparisons]
     console.print(_similarity_table("plan at", rows))
@@ -98,15 +90,8 @@ def picture(kept: Collection[int], size: int, cells: int, shades: str = SHADES) 
     return text
 
 
-def ranges(indices: Sequence[int]) -> str:
-    """Ascending indices with neighbours joined: `0-2 5`; `none` where there are none."""
-    spans = (f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in consecutive(indices))
-    return " ".join(spans) or "none"
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+def _spans(indices: Sequence[int]) -> str:
+    return ranges(indices, separator=" ", dash="-") or "none"
 
 
 def _shades(console: Console) -> str:
@@ -119,17 +104,12 @@ def _letters(count: int) -> list[str]:
     return [f"{number}" for number in range(1, count + 1)]
 
 
-def _table(*headers: str, right: Collection[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in headers:
-        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
-    return table
-
-
 def _shape_table(source: ModelShape, target: ModelShape) -> Table:
-    headers = ("before", "after", "stays")
-    table = _table(source.model_type, *headers, right=headers)
-    counts = {name: (getattr(source, at), getattr(target, at)) for name, at in _SIZES.items()}
+    table = make_table(source.model_type, "before", "after", "stays")
+    counts = {
+        label: (getattr(source, name), getattr(target, name))
+        for name, label in PRUNABLE_LABELS.items()
+    }
     total = source.num_parameters(), target.num_parameters()
     embedding = source.num_embedding_parameters(), target.num_embedding_parameters()
     counts |= {
@@ -149,15 +129,15 @@ def _layer_table(plan: PruningPlan, shades: str, *, numbers: bool) -> Table:
     if "num_heads" in cut:
         pictures["heads"] = [_head_picture(source, kept, shades) for kept in plan.heads]
         if numbers and source.queries_per_group > 1:
-            indices["key/value heads"] = [ranges(kept) for kept in plan.kv_groups]
+            indices["key/value heads"] = [_spans(kept) for kept in plan.kv_groups]
         if numbers:
-            indices["query heads"] = [ranges(kept) for kept in plan.heads]
+            indices["query heads"] = [_spans(kept) for kept in plan.heads]
     if "intermediate_size" in cut:
         size = source.intermediate_size
         pictures["intermediate"] = [
             picture(kept, size, LAYER_CELLS, shades) for kept in plan.intermediate
         ]
-    table = _table("layer", *pictures, *indices, right=("layer",))
+    table = make_table("layer", *pictures, *indices, left=range(1, 5))
     blank = str.maketrans(shades[1:], shades[0] * (len(shades) - 1))
     removed = [column[0].translate(blank) for column in pictures.values()]
     places = {layer: place for place, layer in enumerate(plan.layers)}
@@ -182,7 +162,7 @@ def _similarity_table(title: str, rows: Sequence[tuple[str, PlanComparison]]) ->
     """A row a comparison; what chance gives below, or in brackets where it differs between them."""
     names = list(dict.fromkeys(name for _, c in rows for name in c.similarity))
     same = all(c.chance == rows[0][1].chance for _, c in rows)
-    table = _table(title, *names, right=names)
+    table = make_table(title, *names)
 
     def cell(comparison: PlanComparison, name: str) -> str:
         chance = "" if same else f" ({_percent(comparison.chance, name)})"

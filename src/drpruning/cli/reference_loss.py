@@ -1,6 +1,5 @@
 """`drprune reference-loss`: measure models on the validation blocks of a recipe or a run."""
 
-import math
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
@@ -9,9 +8,10 @@ from drpruning.pipeline.reference_losses import (
     measure_reference_losses,
     reference_losses_table,
 )
-from drpruning.pipeline.run import Run, run_as_it_is
-from drpruning.recipe import ReferenceModels, load_recipe
+from drpruning.pipeline.run import Run, open_prepared
+from drpruning.recipe import ReferenceModels
 from drpruning.recipe.yaml_io import dump_yaml
+from drpruning.runs.folder import open_recipe
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 from drpruning.runs.schedule_start import check_start_file, next_command, start_text, write_start
 
@@ -53,10 +53,10 @@ def compute_reference_losses(
     if target.is_dir():
         if overrides:
             raise BadInput(f"--set: {target} is a run, which stays as it is; name a recipe")
-        run = run_as_it_is(target)
+        run = open_prepared(target)
         found = _reference_losses(run, wanted, parameters, output)
     else:
-        with Run(load_recipe(target, overrides)).session(None) as run:
+        with Run(open_recipe(target, overrides)).session(None) as run:
             found = _reference_losses(run, wanted, parameters, output)
     run.reporter.console.print(reference_losses_table(found))
     start = {} if found.reference_loss is None else {"reference_loss": found.reference_loss}
@@ -72,7 +72,7 @@ def compute_reference_losses(
 def _reference_losses(
     run: Run, wanted: ReferenceModels | None, parameters: int | None, output: Path
 ) -> ReferenceLosses:
-    """Of the models wanted, or else of the recipe's; what the run has measured is not again."""
+    """Measure the models wanted, or else the recipe's, but for those that the run has measured."""
     models = wanted or run.recipe.scheduling.reference_models
     if models is None:
         raise BadInput(
@@ -93,17 +93,23 @@ def _reference_losses(
     if not {model.path for model in measured} >= set(models.models):
         check_reference_models(models, run.recipe.model.tokenizer_source)
     return measure_reference_losses(
-        models, run.recipe, run.data, run.accelerator, run.reporter, parameters, measured
+        models,
+        run.recipe,
+        run.data,
+        run.accelerator,
+        run.reporter,
+        parameters or run.plan.final_shape.num_parameters(),
+        measured,
     )
 
 
 def _comments(found: ReferenceLosses) -> list[str]:
-    """What was measured, to the bit, and what was made of it."""
+    """Comments for the file: every measured loss, to the bit, and what was made of them."""
     law = f"; the law over them at {found.parameters:,} parameters" if found.law else ""
     lines = [f"reference losses: from the models below{law}"]
     if found.reference_loss is None:
         lines = ["no reference losses: no law over sizes describes those of the models below"]
     for model in found.models:
-        losses = dump_yaml(model.loss, default_flow_style=True, width=math.inf)
+        losses = dump_yaml(model.loss, default_flow_style=True)
         lines.append(f"{model.path} ({model.parameters:,} parameters): {losses.strip()}")
     return lines

@@ -4,24 +4,26 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from drpruning.common.console import make_table
 from drpruning.common.errors import BadInput
-from drpruning.common.files import atomic_write, check_writable, dumps
+from drpruning.common.files import atomic_write, check_output_file, dumps, parse_json
+from drpruning.common.unknown import record_fields
 from drpruning.recipe import Scheduling
 from drpruning.report import render_replay_page
+from drpruning.report.own_pages import is_page
 from drpruning.report.replay_page import percent_text, points_text
 from drpruning.runs.replay import Replay, ReplayPoint
 from drpruning.runs.replay_curves import CAVEAT, ReplayCurves
 
 JSON_VERSION = 1
+_JSON_KEYS = ("version", "run", "used", "replayed", "notes", "phases")
 PAGE_PACKAGES = ("matplotlib", "jinja2")
 """What a page is made with; they are not part of the base install."""
 MOST_ENTRIES, MOST_INNER_ENTRIES = 8, 3
@@ -80,10 +82,9 @@ def sparkline(shares: Sequence[float], low: float, high: float, levels: str) -> 
 
 def _table(curves: ReplayCurves) -> Table:
     """Shares of every domain; where both are the same, once."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("share", overflow="fold", min_width=4)
-    for header in _ONCE if curves.identical else _TWICE:
-        table.add_column(header, justify="right", overflow="fold")
+    table = make_table("share", *(_ONCE if curves.identical else _TWICE))
+    table.collapse_padding = True
+    table.columns[0].min_width = 4
     for row in curves.rows():
         if curves.identical:
             shares = [row.initial, row.used_end, row.used_mean]
@@ -136,7 +137,9 @@ def _columns(count: int, width: int) -> list[int]:
 
 def describe(section: Scheduling) -> str:
     """A policy and its settings in one line: numbers rounded, long mappings cut short."""
-    chosen = section.model_dump(exclude={"policy"}, exclude_defaults=True, exclude_none=True)
+    chosen = section.options() | section.model_dump(
+        include={"handover", "start"}, exclude_defaults=True, exclude_none=True
+    )
     said = ", ".join(f"{name}={_short(value, MOST_ENTRIES)}" for name, value in chosen.items())
     return f"{section.policy} ({said})" if said else f"{section.policy} (its defaults)"
 
@@ -159,8 +162,8 @@ def check_outputs(outputs: Sequence[Path]) -> None:
     """Refuse files that could not be written, before the work whose result goes there.
 
     Raises:
-        BadInput: A name ends neither in .html nor in .json, there can be no file in its place, or
-            a page is wanted and what it is made with is not installed.
+        BadInput: A name ends neither in .html nor in .json, there is something else than an earlier
+            replay in its place, or a page is wanted and what it is made with is not installed.
     """
     for output in outputs:
         if output.suffix not in {".html", ".json"}:
@@ -172,7 +175,18 @@ def check_outputs(outputs: Sequence[Path]) -> None:
                 "'drpruning[train]', or write a name that ends in .json"
             )
     for output in outputs:
-        check_writable(output, "--output")
+        check_output_file(output, "--output", _is_replay)
+
+
+def _is_replay(path: Path) -> bool:
+    """Whether a file was written by `write_replay`."""
+    if path.suffix == ".html":
+        return is_page(path, "replay")
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and tuple(found) == _JSON_KEYS
 
 
 def write_replay(replay: Replay, outputs: Sequence[Path]) -> None:
@@ -189,7 +203,7 @@ def write_replay(replay: Replay, outputs: Sequence[Path]) -> None:
         try:
             atomic_write(output, text)
         except OSError as error:
-            raise BadInput(f"--output {output}: {error.strerror}") from None
+            raise BadInput(f"--output {output}: {error.strerror}; name another file") from None
 
 
 def _file_text(replay: Replay, suffix: str) -> str:
@@ -212,7 +226,7 @@ def _as_json(replay: Replay) -> dict[str, Any]:
             "loss": of.logged.loss,
             "parameters": of.logged.parameters,
             "used": used,
-            "replayed": asdict(of.decision),
+            "replayed": record_fields(of.decision),
         }
 
     return {

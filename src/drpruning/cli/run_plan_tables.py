@@ -1,12 +1,12 @@
 """What `drprune plan` prints."""
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from drpruning.common.console import make_table, plain_console
 from drpruning.models.memory import SHARDED_OVER
 from drpruning.pipeline.preflight import DomainPlan, RunPlan
 from drpruning.pruning import ModelShape, Proposal
+from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.recipe import Recipe
 
 MEMORY_NOTE = (
@@ -19,13 +19,6 @@ PARALLELISM_NOTES = {
 }
 
 
-def _grid(*headers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, header in enumerate(headers):
-        table.add_column(header, justify="left" if position == 0 else "right", no_wrap=True)
-    return table
-
-
 def _shapes(plan: RunPlan) -> Table:
     shapes: dict[str, ModelShape] = {}
     if plan.source:
@@ -33,17 +26,9 @@ def _shapes(plan: RunPlan) -> Table:
     if plan.target:
         shapes["target"] = plan.target
     headers = [*shapes, "target/source"] if len(shapes) > 1 else [*shapes]
-    table = _grid("shape", *headers)
-    rows = {
-        "layers": "num_layers",
-        "hidden size": "hidden_size",
-        "intermediate size": "intermediate_size",
-        "query heads": "num_heads",
-        "key/value heads": "num_kv_heads",
-        "head dimension": "head_dim",
-        "vocabulary": "vocab_size",
-    }
-    for name, attribute in rows.items():
+    table = make_table("shape", *headers)
+    rows = PRUNABLE_LABELS | {"head_dim": "head dimension", "vocab_size": "vocabulary"}
+    for attribute, name in rows.items():
         table.add_row(name, *_with_ratio([getattr(s, attribute) for s in shapes.values()]))
     total = [s.num_parameters() for s in shapes.values()]
     embedding = [s.num_embedding_parameters() for s in shapes.values()]
@@ -59,7 +44,7 @@ def _with_ratio(values: list[int]) -> list[str]:
 
 
 def _proposals(proposals: list[Proposal]) -> Table:
-    table = _grid("proposed", "layers", "hidden", "intermediate", "heads", "parameters")
+    table = make_table("proposed", "layers", "hidden", "intermediate", "heads", "parameters")
     table.add_column("why")
     for position, proposal in enumerate(proposals):
         shape = proposal.shape
@@ -79,7 +64,7 @@ def _proposals(proposals: list[Proposal]) -> Table:
 
 
 def _phases(recipe: Recipe, plan: RunPlan) -> Table:
-    table = _grid("phase", "steps", "tokens", "evaluations", "ratio updates")
+    table = make_table("phase", "steps", "tokens", "evaluations", "ratio updates")
     for name, phase in recipe.phases.items():
         tokens = phase.steps * phase.global_batch * recipe.data.sequence_length
         evaluations = plan.evaluations[name]
@@ -94,12 +79,12 @@ def _phases(recipe: Recipe, plan: RunPlan) -> Table:
 
 
 def _memory(plan: RunPlan, parallelism: str) -> Table:
-    """What the recipe's parallelism takes, then what the other one would."""
+    """The memory that the recipe's parallelism takes, then that of the other one."""
     several = [count for count in SHARDED_OVER if count > 1]
     columns = [f"sharded over {count}" for count in several]
     first = len(columns) if parallelism == "fsdp2" else 0
     columns.insert(first, "whole on each")
-    table = _grid("GiB a GPU", *columns)
+    table = make_table("GiB per GPU", *columns)
     for name, memory in plan.memory.items():
         sizes = [memory.sharded[count] for count in several]
         sizes.insert(first, memory.whole)
@@ -114,16 +99,18 @@ def _available(domain: DomainPlan) -> str:
 
 
 def _domains(plan: RunPlan) -> Table:
-    table = _grid("domain", "share", "tokens planned", "tokens there", "epochs", "used up at")
+    table = make_table(
+        "domain", "share", "tokens planned", "tokens available", "epochs", "exhausted at"
+    )
     for name, domain in plan.domains.items():
-        used_up = domain.used_up_at
+        exhausted = domain.exhausted_at
         table.add_row(
             name,
             f"{100 * domain.share:.2f}%",
             f"{domain.planned:,}",
             _available(domain),
             "?" if domain.epochs is None else f"{domain.epochs:.2f}",
-            f"{used_up[0]} step {used_up[1]:,}" if used_up else "",
+            f"{exhausted[0]} step {exhausted[1]:,}" if exhausted else "",
         )
     return table
 
@@ -168,9 +155,7 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
         plan: The outcome.
         title: Stands above it, where it is one of several.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+    console = plain_console()
     if title:
         console.print(title, style="bold", markup=False, soft_wrap=True)
     for proposals in plan.proposals.values():

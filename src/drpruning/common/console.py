@@ -1,16 +1,52 @@
-"""What a person sees while something runs: a live bar on a terminal, plain lines elsewhere."""
+"""What a person sees while something runs: a live bar on a terminal, plain lines elsewhere.
 
+Progress goes through a `Reporter`. Warnings are log records of the loggers `drpruning.*`, so that
+another program can quiet or redirect them; the command line shows them by `warnings_shown`.
+"""
+
+import errno
+import logging
+import os
+import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from textwrap import TextWrapper
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
+
+logger = logging.getLogger(__name__)
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines of one task."""
+WIDEST_BAR, BESIDE_THE_BAR = 32, 48
+"""Columns of a progress bar, at most, and of the text on its line."""
+PLAIN_WIDTH = 120
+"""Characters of a line where standard output is no terminal, as in a file or a pipe."""
+
+
+def plain_console() -> Console:
+    """Standard output for tables and text, numbers uncoloured."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def make_table(*headers: str | Text, left: Collection[int] = (0,)) -> Table:
+    """An empty table in the style of all tables.
+
+    Args:
+        headers: One for each column.
+        left: Positions of the columns that are text; all others are numbers, aligned at the right.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="left" if position in left else "right", overflow="fold")
+    return table
 
 
 def seconds_text(seconds: float) -> str:
@@ -22,43 +58,57 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it is; a terminal gets it wrapped between words, never within one."""
+    if console.is_terminal:  # rich would also break a word, such as a path, that is too long
+        wrapper = TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(wrapper.fill(line) for line in text.splitlines())
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
 class Task:
-    """Something with a known number of steps that is under way."""
+    """Work with a known number of steps."""
 
     def __init__(self, reporter: "Reporter", title: str, total: int, done: int = 0):
-        """Begin at `done` of `total` steps (an interrupted task goes on)."""
+        """Start at `done` of `total` steps; more than 0 where the work is resumed."""
         self._reporter, self._title, self._total = reporter, title, total
         self._first, self._start = done, time.monotonic()
         self._last_plain = float("-inf")
         self._live: Live | None = None
         if reporter.live:
+            width = reporter.console.width - BESIDE_THE_BAR
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=32),
+                BarColumn(bar_width=max(1, min(WIDEST_BAR, width))),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 console=reporter.console,
             )
             self._id = self._progress.add_task(title, total=total, completed=done, left="")
-            self._detail = Text()
+            self._detail, self._shown = "", Text()
             self._live = Live(
-                Group(self._progress, self._detail), console=reporter.console, transient=True
+                Group(self._progress, self._shown), console=reporter.console, transient=True
             )
             self._live.start()
 
     def update(self, done: int, detail: str = "") -> None:
-        """Say how far it is, with details under the bar; plain lines come only now and then."""
+        """Show how many steps are done, and details: under the bar, or in a line now and then."""
         now = time.monotonic()
         left = self._seconds_left(done, now)
         if self._live is not None:
             self._progress.update(self._id, completed=done, total=self._total, left=left)
             if detail:
-                self._detail.plain = detail
+                self._detail = self._shown.plain = detail
         elif detail and (now - self._last_plain >= PLAIN_INTERVAL or done == self._total):
             self._last_plain = now
             words = [f"{self._title} {done:,}/{self._total:,}", detail, left]
             self._reporter.line("  ".join(filter(None, words)))
+
+    def show_activity(self, text: str) -> None:
+        """Show what is being done in place of the details, on a terminal only; "" ends it."""
+        if self._live is not None:
+            self._shown.plain = text or self._detail
 
     def _seconds_left(self, done: int, now: float) -> str:
         if done <= self._first or done >= self._total:
@@ -67,13 +117,13 @@ class Task:
         return f"{seconds_text(pace * (self._total - done))} left"
 
     def close(self) -> None:
-        """Take the live lines away."""
+        """Remove the live lines from the terminal."""
         if self._live is not None:
             self._live.stop()
 
 
 class Reporter:
-    """Where progress and messages go; a silent one for the ranks that do not speak."""
+    """Shows progress to a person; a silent one is for all ranks but the first."""
 
     def __init__(self, *, silent: bool = False, console: Console | None = None):
         """Write to `console` (default: standard output), or nowhere if `silent`."""
@@ -81,18 +131,59 @@ class Reporter:
         self.live = self.console.is_terminal and not silent
 
     def line(self, text: str) -> None:
-        """A line of its own, above the live ones."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Print a line of its own, above the live ones."""
+        print_line(self.console, text)
 
     def warn(self, text: str) -> None:
-        """A line that asks for attention."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        """Log a warning, unless this reporter is silent."""
+        if not self.console.quiet:
+            logger.warning("%s", text)
+
+    def status(self, text: str) -> AbstractContextManager[object]:
+        """Show what is being waited for while the block runs, on a terminal only."""
+        return self.console.status(text) if self.live else nullcontext()
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
-        """A task with a progress bar; it is closed at the end of the block."""
+        """Show a progress bar while the block runs."""
         task = Task(self, title, total, done)
         try:
             yield task
         finally:
             task.close()
+
+
+class _WarningLines(logging.Handler):
+    """Shows log records as lines `warning: ...`."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_line(self._console, f"warning: {record.getMessage()}", "yellow")
+
+
+@contextmanager
+def warnings_shown(*, silent: bool = False) -> Iterator[None]:
+    """Show the package's warnings on standard output while the block runs, or nowhere if silent."""
+    # It has no stream of its own, so that a live display puts the lines above itself.
+    handler = _WarningLines(Console(highlight=False, quiet=silent))
+    package = logging.getLogger("drpruning")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+
+
+def detach_closed_terminal() -> None:
+    """Let output go nowhere where its terminal has been closed, so that writing does not fail."""
+    for stream in (1, 2):
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # a terminal without its other end
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)

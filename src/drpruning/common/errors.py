@@ -4,19 +4,19 @@ LONGEST_SHOWN = 100
 """Characters of a value in a message."""
 
 
-class BadInput(ValueError):  # noqa: N818 - named for what the user is told, not for Python
+class BadInput(ValueError):  # noqa: N818 - named for the user, not for Python
     """Something the user gave cannot work; the message names it and says what to write instead.
 
-    The command line prints the message alone and leaves with status 2.
+    The command line prints the message alone and exits with status 2.
     """
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; what was saved stands. The command line leaves with status 1."""
+    """Training cannot continue; what was saved remains. The command line exits with status 1."""
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: its `repr`, cut where it is long."""
+    """Quote a value for a message: its `repr`, cut off where it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 

@@ -1,11 +1,13 @@
-"""Writing a file so that it appears whole or not at all, and where that is possible."""
+"""Files and folders that appear complete or not at all, locks, JSON, and checks of places."""
 
 import contextlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,25 @@ from typing import Any
 from drpruning.common.errors import BadInput
 
 LOCK_FILE = ".lock"
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+"""Names that become a folder's: none of them leads out of the folder that it is put in."""
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+"""Names that a model or a dataset on the Hugging Face Hub can have."""
+LARGEST_JSON = 100_000_000
+"""Bytes of a JSON file that is read, unless a reader says otherwise."""
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write UTF-8 text beside its place and move it there in one step.
+    """Write UTF-8 text to a file under a temporary name, and rename it in one step.
 
     Raises:
-        OSError: It cannot be written; what was there stays, and no draft is left behind.
+        OSError: It cannot be written; an earlier file stays, and no draft is left behind.
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.unlink(missing_ok=True)  # of a crash, or a link that someone has put there
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(text)
         atomic_replace(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -32,14 +42,18 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def atomic_replace(draft: Path, path: Path) -> None:
-    """Give a file that is written its name in one step; once this returns, it is on the disk."""
+    """Rename a complete file in one step; it is on the disk once this returns.
+
+    The order matters: content first, then the name, then the folder's list of names. Otherwise a
+    power failure could leave the final name on a file without its content.
+    """
     fsync_path(draft)
     draft.replace(path)
     fsync_path(path.parent)
 
 
 def fsync_path(path: Path) -> None:
-    """Have the system write a file or a folder's list of names to the disk, and wait for it."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,10 +63,10 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
-    """Only one process works in a folder; the lock, `.lock` in it, goes when the process ends.
+    """Let only one process work in a folder; the lock, `.lock` in it, ends with the process.
 
     Raises:
-        BadInput: Another one does; `refusal` is the message.
+        BadInput: Another process holds the lock; `refusal` is the message.
     """
     import fcntl
 
@@ -61,20 +75,20 @@ def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BadInput(refusal) from None
-        # Worker processes that outlive a killed parent must not go on holding it.
+        # Worker processes that outlive a killed parent must not keep holding it.
         os.register_at_fork(after_in_child=file.close)
         yield
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Refuse a folder that could not be made, or not be written to; nothing is made.
+    """Refuse a folder that could not be made or not be written to; nothing is made.
 
     Args:
-        folder: The folder to be, or that is there.
+        folder: An existing folder, or one to be made.
         option: What named it, for the message.
 
     Raises:
-        BadInput: So.
+        BadInput: It is not a folder, cannot be made, or cannot be written to.
     """
     try:
         there = next(
@@ -117,10 +131,44 @@ def check_writable(path: Path, option: str) -> None:
             raise BadInput(f"{option} {path}: is no name of a file; add one")
         path.parent.mkdir(parents=True, exist_ok=True)
         trial = path.with_name(f".{path.name}.partial")
-        trial.touch()
+        trial.unlink(missing_ok=True)  # of a crash, or a link that someone has put there
+        trial.touch(exist_ok=False)
         trial.unlink()
     except OSError as error:
         raise BadInput(f"{option} {path}: {error.strerror}; name another file") from None
+
+
+def check_output_file(path: Path, option: str, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse an output file that could not be written, or whose place holds something of the user.
+
+    What may be written to is a new place, or a file that this program wrote for the same purpose.
+
+    Args:
+        path: The file to be; folders above it are made.
+        option: What named it, for the message.
+        is_ours: Whether an existing regular file is one of these.
+
+    Raises:
+        BadInput: There is another file, a link, or anything else; or as `check_writable`.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{option} {path}: {reason}; name another file") from None
+    if mode is not None and not stat.S_ISDIR(mode):
+        if stat.S_ISLNK(mode):
+            raise BadInput(f"{option} {path}: is a symbolic link; name the file itself")
+        if not stat.S_ISREG(mode):
+            raise BadInput(f"{option} {path}: exists and is no regular file; name another")
+        if not is_ours(path):
+            raise BadInput(
+                f"{option} {path}: exists and was not written by this command, which would "
+                "replace it; name another file, or remove this one"
+            )
+    check_writable(path, option)
 
 
 def _finite(value: Any) -> Any:
@@ -134,10 +182,10 @@ def _finite(value: Any) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that a JSON text stands for.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: It is no JSON, no UTF-8, or nested too deeply.
+        ValueError: It is not JSON, not UTF-8, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -151,17 +199,55 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("a number has more than 4,300 digits") from None
 
 
+def read_json_object(path: Path, label: str = "", largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        label: What the user named it with (a field, an option), for the message.
+        largest: Bytes beyond which it is not read: a file that long is not what it should be.
+
+    Raises:
+        BadInput: It cannot be read, is too large, or does not hold a JSON object.
+    """
+    name = f"{label}: {path}" if label else str(path)
+    try:
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= largest else b""
+    except OSError as error:
+        raise unreadable(name, error) from None
+    if size > largest:
+        raise BadInput(
+            f"{name} has {size:,} bytes, more than the {largest:,} that such a file can have; "
+            "name another file"
+        )
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{name} does not hold a JSON object")
+    return content
+
+
+def unreadable(name: str, error: OSError) -> BadInput:
+    """The error for a file that the system does not let us read."""
+    reason = (error.strerror or str(error)).lower()
+    remedy = "change its permissions" if isinstance(error, PermissionError) else "name another"
+    return BadInput(f"{name} cannot be read: {reason}; {remedy}")
+
+
 def dumps(value: Any, indent: int | None = None) -> str:
     """The value as JSON; numbers keep every bit, those that are not finite become null."""
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-# Folders that appear and disappear at once.
+# Folders that appear and disappear in one step.
 
 
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
-    """A new folder that is filled in the block and put in its place at its end, or is gone."""
+    """Fill a new folder in the block; it appears complete at the end, or not at all."""
     temporary = final.with_name(f".{final.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -174,7 +260,11 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Put a folder that is complete in its place, so that a crash leaves it whole or absent."""
+    """Rename a complete folder to its final name, so that a crash leaves it complete or absent.
+
+    Every file is on the disk before the folder is renamed. An earlier folder is renamed away first,
+    for a folder cannot replace one that has files.
+    """
     for path in [*temporary.rglob("*"), temporary]:
         fsync_path(path)
     if final.exists():
@@ -184,7 +274,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a folder so that no part of it is ever seen in its place."""
+    """Remove a folder, renamed first so that no part of it is ever seen under its name."""
     hidden = path.with_name(f".{path.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)

@@ -9,7 +9,8 @@ from drpruning.data.blocks import DomainBlocks, DomainCounts, PreparedData, Toke
 from drpruning.data.mixture import Mixture, OnExhausted, Segment
 from drpruning.data.permutation import keyed_permutation
 from drpruning.data.preparation import check_prepared_folder, prepare
-from drpruning.data.sources import DomainSource, check_sources, estimate_tokens, may_be_hub_name
+from drpruning.data.sources import DomainSource, check_sources, may_be_hub_name
+from drpruning.data.token_estimate import estimate_tokens
 from drpruning.data.tokenization import tokenizer_digest
 
 Blocks = TokenBlocks

@@ -14,7 +14,7 @@ from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, parse_json
 
 MANIFEST_FILE = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 _DTYPES = {"uint16", "uint32"}
 
 
@@ -66,7 +66,8 @@ class DomainCounts:
         documents: with text, that `where` lets through.
         tokens: in those documents.
         empty_documents: without text, left out.
-        duplicates: documents left out of train because their text is in validation.
+        duplicates: documents left out of train because their text is in the domain's validation.
+        in_other_validation: those left out because it is in another domain's validation alone.
         validation_documents: held out, or read from the validation source.
         train_blocks: for training.
         validation_blocks: for evaluation.
@@ -77,6 +78,7 @@ class DomainCounts:
     tokens: int
     empty_documents: int
     duplicates: int
+    in_other_validation: int
     validation_documents: int
     train_blocks: int
     validation_blocks: int
@@ -149,10 +151,11 @@ class PreparedData:
         if manifest is None:
             raise BadInput(f"{folder} has no prepared data; run `drprune prepare` first")
         wanted = manifest["identity"]["domains"]
-        if missing := [name for name in wanted if name not in manifest["domains"]]:
+        if not all(name in manifest["domains"] for name in wanted):
+            missing = ", ".join(name for name in wanted if name not in manifest["tokenized"])
             raise BadInput(
-                f"the data in {folder} is not complete ({', '.join(missing)} missing); run "
-                "`drprune prepare` again, it goes on where it stopped"
+                f"the data in {folder} is not complete ({missing or 'blocks'} missing); run "
+                "`drprune prepare` again, which resumes where it stopped"
             )
         length, dtype = manifest["sequence_length"], manifest["dtype"]
         domains = {}
@@ -178,6 +181,15 @@ class PreparedData:
             domains=domains,
         )
 
+    def overlap_warnings(self) -> list[str]:
+        """One line for each domain that lost training text to the validation of other domains."""
+        return [
+            f"data.domains.{name}: {domain.counts.in_other_validation:,} documents are not trained "
+            "on, because the same text is in the validation set of another domain"
+            for name, domain in self.domains.items()
+            if domain.counts.in_other_validation
+        ]
+
     def summary(self) -> list[dict[str, Any]]:
         """One row a domain, for a table: name, tokens of an epoch and every count."""
         return [
@@ -198,7 +210,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = parse_json(file.read_bytes())
         version = manifest["version"]
-        if version == MANIFEST_VERSION and not _is_whole(manifest):
+        if version == MANIFEST_VERSION and not _is_complete(manifest):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file} is damaged; delete {folder} and prepare again") from error
@@ -210,10 +222,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _is_whole(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest has what is read of it; what is not even looked up raises."""
+def _is_complete(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has all that is read from it; what is not even looked up raises."""
     identity, length = manifest["identity"], manifest["sequence_length"]
     counts = [count for domain in manifest["domains"].values() for count in domain.values()]
+    for parts in manifest["tokenized"].values():
+        counts += [part[key] for part in parts.values() for key in ("documents", "tokens", "empty")]
     return (
         isinstance(manifest["fingerprint"], str)
         and manifest["dtype"] in _DTYPES
@@ -222,6 +236,8 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
             domain.keys() == DomainCounts.__annotations__.keys()
             for domain in manifest["domains"].values()
         )
+        and all("source" in parts for parts in manifest["tokenized"].values())
+        and manifest["domains"].keys() <= manifest["tokenized"].keys() <= identity["domains"].keys()
         and isinstance(identity["tokenizer"], str)
         and all(isinstance(identity[part], dict) for part in ("settings", "domains"))
         and not any("/" in name or name in {"", ".", ".."} for name in identity["domains"])

@@ -1,8 +1,9 @@
 """Documents of several domains, tokenized into temporary files in one pass over their source."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput, shown
+from drpruning.common.files import fsync_path
 from drpruning.data.permutation import Indices
 from drpruning.data.readers import Row, RowReader, field_names, longest_document, lookup, too_long
 from drpruning.data.sources import DomainSource
@@ -20,35 +22,87 @@ _VALUES_SHOWN = 5
 _LONG = 1 << 24  # characters of a document whose memory is worth a look
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Documents:
-    """Tokenized documents.
+    """Tokenized documents on disk: their ids in one file, lengths and hashes in two beside it.
 
     Attributes:
-        tokens: ids of all documents, one after the other.
+        file: ids of all documents, one after the other.
+        dtype: of the ids.
         lengths: tokens of each document, int64 [documents].
         hashes: keyed hash of the text of each, uint64 [documents]; equal texts, equal hashes.
-        empty: documents without text, not among these.
+        empty: number of documents without text, which are not among these.
     """
 
-    tokens: NDArray[Any]
+    file: Path
+    dtype: np.dtype[Any]
     lengths: Indices
     hashes: NDArray[np.uint64]
     empty: int
 
-    @property
+    @classmethod
+    def open(cls, file: Path, dtype: np.dtype[Any], counts: Mapping[str, int]) -> "Documents":
+        """Open what a `DomainWriter` has written.
+
+        Args:
+            file: of the ids; it is read when `tokens` is.
+            dtype: of the ids.
+            counts: from `Documents.counts`.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: a file is cut off.
+        """
+        lengths = np.memmap(_beside(file, "lengths"), dtype=np.int64, mode="r")
+        hashes = np.memmap(_beside(file, "hashes"), dtype=np.uint64, mode="r")
+        documents = cls(
+            file=file, dtype=dtype, lengths=lengths, hashes=hashes, empty=counts["empty"]
+        )
+        if documents.counts() != dict(counts) or len(hashes) != len(lengths):
+            raise ValueError(f"{file} does not have the documents that it should have")
+        return documents
+
+    def counts(self) -> dict[str, int]:
+        """Number of documents, of their tokens, and of documents without text."""
+        return {"documents": len(self.lengths), "tokens": self.total, "empty": self.empty}
+
+    def check_tokens(self) -> None:
+        """Compare the size of the file of ids with the lengths.
+
+        Raises:
+            OSError: the file is missing.
+            ValueError: it has another size.
+        """
+        if self.file.stat().st_size != self.total * self.dtype.itemsize:
+            raise ValueError(f"{self.file} is cut off")
+
+    @cached_property
+    def total(self) -> int:
+        """Tokens of all documents."""
+        return int(self.lengths.sum())
+
+    @cached_property
+    def tokens(self) -> NDArray[Any]:
+        """Ids of all documents, one after the other."""
+        return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(self.total,))
+
+    @cached_property
     def offsets(self) -> Indices:
         """Where each document begins in `tokens`, and the end: int64 [documents + 1]."""
         return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
 
 
+def _beside(file: Path, kind: str) -> Path:
+    return file.with_name(f"{file.name}.{kind}")
+
+
 @dataclass
 class DomainWriter:
-    """Takes the documents of one domain as they are tokenized.
+    """Writes the documents of one domain to disk as they are tokenized.
 
     Attributes:
-        domain: whose documents; its `where` selects them.
-        file: temporary file for the ids.
+        domain: the domain; its `where` selects the documents.
+        file: temporary file for the ids; there is none yet.
         limit: tokens that are enough, None for all.
     """
 
@@ -89,19 +143,22 @@ class DomainWriter:
         self._lengths.append(lengths)
         self._hashes.append(hashes)
 
-    def result(self, dtype: np.dtype[Any], label: str) -> Documents:
-        """All documents.
+    def finish(self, dtype: np.dtype[Any], label: str) -> Documents:
+        """Write lengths and hashes beside the ids; all three files are on the disk then.
 
         Raises:
-            BadInput: there are none.
+            BadInput: there are no documents.
         """
         if not self.tokens:
             raise BadInput(f"{label}: {self._why_nothing()}")
+        lengths, hashes = np.concatenate(self._lengths), np.concatenate(self._hashes)
+        for kind, values in (("lengths", lengths), ("hashes", hashes)):
+            file = _beside(self.file, kind)
+            file.write_bytes(values.data)
+            fsync_path(file)
+        fsync_path(self.file)
         return Documents(
-            tokens=np.memmap(self.file, dtype=dtype, mode="r"),
-            lengths=np.concatenate(self._lengths),
-            hashes=np.concatenate(self._hashes),
-            empty=self.empty,
+            file=self.file, dtype=dtype, lengths=lengths, hashes=hashes, empty=self.empty
         )
 
     def _why_nothing(self) -> str:

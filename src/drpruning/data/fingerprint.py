@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, resolve
+from drpruning.common.errors import BadInput
+from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, resolve, unreadable
 
 _END_BYTES = 1 << 16
 _MIDDLE_BYTES = 1 << 14
@@ -38,38 +39,70 @@ def fingerprint_of(identity: Identity) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def differences(there: Identity, here: Identity) -> list[str]:
-    """What differs between prepared data and what is asked for, in words."""
+def identity_differences(
+    saved: Mapping[str, Any], current: Mapping[str, Any], part: str = "{}"
+) -> list[str]:
+    """What differs between saved data and the data that is asked for, in words.
+
+    Args:
+        saved: an `Identity`, or only some of its parts.
+        current: another one, with the same parts.
+        part: words for one entry of a domain, with {} for its key.
+    """
     found = []
-    if there["tokenizer"] != here["tokenizer"]:
+    if saved.get("tokenizer") != current.get("tokenizer"):
         found.append("the tokenizer")
-    for key, value in here["settings"].items():
-        if there["settings"].get(key) != value:
-            found.append(f"{key} ({there['settings'].get(key)} there, {value} here)")
-    for name in [*there["domains"], *(set(here["domains"]) - set(there["domains"]))]:
-        if name not in here["domains"]:
-            found.append(f"domain {name} (only there)")
-        elif name not in there["domains"]:
-            found.append(f"domain {name} (only here)")
+    settings = saved.get("settings", {})
+    for key, value in current.get("settings", {}).items():
+        if settings.get(key) != value:
+            found.append(f"{key} (saved {settings.get(key)}, now {value})")
+    old, new = saved["domains"], current["domains"]
+    for name in [*old, *(name for name in new if name not in old)]:
+        if name not in new:
+            found.append(f"domain {name} (no longer given)")
+        elif name not in old:
+            found.append(f"domain {name} (new)")
         else:
-            old, new = there["domains"][name], here["domains"][name]
-            found += [f"the {key} of domain {name}" for key in new if old.get(key) != new[key]]
+            keys = [key for key in new[name] if old[name].get(key) != new[name][key]]
+            found += [f"the {part.format(key)} of domain {name}" for key in keys]
     return found
 
 
+def check_unchanged(domain: DomainSource, identity: Identity) -> None:
+    """Compare the text of a domain that has been read with what it was before.
+
+    Args:
+        domain: as it was given to `identify`.
+        identity: its part of the result, from before the text was read.
+
+    Raises:
+        BadInput: a file was removed, added, shortened or replaced since.
+    """
+    current: Identity = json.loads(json.dumps(_domain_identity(domain), default=str))
+    if current != identity:
+        changed = " and ".join(key for key in current if current[key] != identity[key])
+        raise BadInput(
+            f"data.domains.{domain.name}.{changed}: the text was changed while it was read; leave "
+            "it as it is during the preparation, and run the same command again"
+        )
+
+
 def _domain_identity(domain: DomainSource) -> Identity:
-    own = domain.validation is not None
+    label = f"data.domains.{domain.name}"
+    validation = None
+    if domain.validation is not None:
+        validation = _source_identity(resolve(domain, validation=True), f"{label}.validation")
     return {
         "text_field": domain.text_field,
         "where": dict(domain.where),
-        "source": _source_identity(resolve(domain)),
-        "validation": _source_identity(resolve(domain, validation=True)) if own else None,
+        "source": _source_identity(resolve(domain), f"{label}.source"),
+        "validation": validation,
     }
 
 
-def _source_identity(source: LocalFiles | HubDataset) -> Any:
+def _source_identity(source: LocalFiles | HubDataset, label: str) -> Any:
     if isinstance(source, LocalFiles):
-        return [_file_identity(file) for file in source.files]
+        return [_file_identity(file, label) for file in source.files]
     identity: dict[str, Any] = {
         "dataset": source.name,
         "config": source.config,
@@ -77,11 +110,23 @@ def _source_identity(source: LocalFiles | HubDataset) -> Any:
     }
     if source.folder is not None:
         files = sorted(f for f in source.folder.rglob("*.arrow") if f.is_file())
-        identity["files"] = [_file_identity(file) for file in files]
+        identity["files"] = [_file_identity(file, label) for file in files]
     return identity
 
 
-def _file_identity(file: Path) -> dict[str, Any]:
+def _file_identity(file: Path, label: str) -> dict[str, Any]:
+    """Name, size and a digest of samples.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    try:
+        return _sampled(file)
+    except OSError as error:
+        raise unreadable(label, file, error) from error
+
+
+def _sampled(file: Path) -> dict[str, Any]:
     size = file.stat().st_size
     digest = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:

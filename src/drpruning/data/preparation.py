@@ -1,20 +1,16 @@
-"""Text -> tokenized blocks on disk: every source read once, an interruption costs one domain."""
+"""Text -> tokenized blocks on disk: each source is read once; an interruption costs one domain."""
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from drpruning.common.errors import BadInput
 from drpruning.common.files import (
     LOCK_FILE,
-    atomic_replace,
     check_folder,
     folder_lock,
     missing_folders,
@@ -23,20 +19,22 @@ from drpruning.common.files import (
 from drpruning.data.blocks import (
     MANIFEST_FILE,
     MANIFEST_VERSION,
-    DomainCounts,
     PreparedData,
     read_manifest,
     write_manifest,
 )
 from drpruning.data.documents import Documents, DomainWriter, collect
-from drpruning.data.fingerprint import Identity, differences, fingerprint_of, identify
-from drpruning.data.permutation import Indices
+from drpruning.data.fingerprint import (
+    Identity,
+    check_unchanged,
+    fingerprint_of,
+    identify,
+    identity_differences,
+)
+from drpruning.data.packing import DomainDocuments, DomainSplit, TooLittleText, split_domains
 from drpruning.data.readers import RowReader
 from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, check_sources, resolve
 from drpruning.data.tokenization import DocumentTokenizer
-
-_HELD_OUT_AT_MOST = 0.1
-_COPY_TOKENS = 1 << 24
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,12 +54,12 @@ def prepare(
     """Tokenize every domain and pack it into blocks of `sequence_length` tokens.
 
     Documents end with the tokenizer's EOS token and follow one another without padding; only what
-    fills no block at the end is dropped. Documents without text are left out. A document of the
-    validation set is in no train block, nor is another document with the same text.
+    fills no block at the end is dropped. Documents without text are left out. Text that is in the
+    validation set of any domain is in the train blocks of none.
 
-    Existing data with the same fingerprint is not prepared again. A preparation that was
-    interrupted or refused resumes with the domains that were not finished; one that was refused
-    before the first leaves nothing behind. A source shared by several domains is read once.
+    Existing data with the same fingerprint is not prepared again. What was interrupted or refused
+    resumes with the domains that were not tokenized; what was refused before the first leaves
+    nothing behind. A source shared by several domains is read once.
 
     Args:
         domains: what to read.
@@ -112,7 +110,8 @@ def check_prepared_folder(folder: Path) -> None:
     """Refuse a folder that holds something else than prepared data, or where none can be made.
 
     Raises:
-        BadInput: So, or its manifest is damaged.
+        BadInput: the folder holds other files, cannot be made or written to, or its manifest is
+            damaged.
     """
     label = "data.prepared"
     try:
@@ -152,7 +151,7 @@ class _Preparation:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from preparing in the folder, unless all is there already."""
+        """Keep other processes from preparing in the folder, unless the data is complete."""
         found = read_manifest(self.folder)
         if found and _is_finished(found):
             yield
@@ -167,30 +166,63 @@ class _Preparation:
                     (self.folder / LOCK_FILE).unlink()
 
     def prepare(self, domains: Sequence[DomainSource]) -> None:
-        """Prepare the domains that are not there yet."""
+        """Prepare the domains that are not finished yet.
+
+        All domains are tokenized before the first is packed, since what one has for validation is
+        left out of the training blocks of the others. The tokens wait in the cache.
+        """
         manifest = self.manifest(domains)
-        finished = manifest["domains"]
-        unfinished = [domain for domain in domains if domain.name not in finished]
+        if not _is_finished(manifest):
+            try:
+                self.tokenize(domains, manifest)
+                self.pack(domains, manifest)
+            except BadInput:
+                if not manifest["tokenized"]:
+                    (self.folder / MANIFEST_FILE).unlink()
+                raise
+            finally:
+                self._clear_cache({} if _is_finished(manifest) else manifest["tokenized"])
+
+    def tokenize(self, domains: Sequence[DomainSource], manifest: dict[str, Any]) -> None:
+        """Tokenize into the cache the domains that are not in the manifest yet."""
+        tokenized = manifest["tokenized"]
+        for source, group in _grouped([d for d in domains if d.name not in tokenized]):
+            train = self._collect(source, group, validation=False)
+            validation: dict[str, Documents] = {}
+            own = [domain for domain in group if domain.validation is not None]
+            for validation_source, readers in _grouped(own, validation=True):
+                validation |= self._collect(validation_source, readers, validation=True)
+            for domain in group:
+                check_unchanged(domain, manifest["identity"]["domains"][domain.name])
+                name = domain.name  # too little text is refused now, not after the last domain
+                self._split([DomainDocuments(name, train[name], validation.get(name))])
+            for name, documents in train.items():
+                tokenized[name] = {"source": documents.counts()}
+            for name, documents in validation.items():
+                tokenized[name]["validation"] = documents.counts()
+            write_manifest(self.folder, manifest)
+
+    def pack(self, domains: Sequence[DomainSource], manifest: dict[str, Any]) -> None:
+        """Write the blocks of the domains that are tokenized and not finished."""
         try:
-            for source, group in _grouped(unfinished):
-                for name, counts in self.run(source, group).items():
-                    finished[name] = asdict(counts)
-                write_manifest(self.folder, manifest)
-        except BadInput:
-            for domain in unfinished:
-                if domain.name not in finished:
-                    shutil.rmtree(self.folder / domain.name, ignore_errors=True)
-            if not finished:
-                (self.folder / MANIFEST_FILE).unlink()
+            splits = self._split([self._tokenized(domain.name, manifest) for domain in domains])
+        except TooLittleText as error:
+            del manifest["tokenized"][error.domain]
+            write_manifest(self.folder, manifest)
             raise
-        finally:
-            shutil.rmtree(self.cache, ignore_errors=True)
+        for split in splits:
+            name = split.found.name
+            if name not in manifest["domains"]:
+                split.write(self.folder / name)
+                manifest["domains"][name] = asdict(split.counts)
+                write_manifest(self.folder, manifest)
+                split.found.source.file.unlink()
 
     def manifest(self, domains: Sequence[DomainSource]) -> dict[str, Any]:
         """The manifest of this data in the folder, begun where there is none.
 
-        A preparation that failed can go on with another recipe, as long as the domains that were
-        finished are the same in it.
+        A preparation that failed can be resumed with another recipe, as long as the domains that
+        were tokenized are the same in it.
         """
         identity = identify(
             domains,
@@ -207,6 +239,10 @@ class _Preparation:
             return found
         if found and not _can_resume(found, identity):
             raise BadInput(_mismatch_message(self.folder, found["identity"], identity))
+        done = found["tokenized"] if found else {}
+        if found and found["identity"]["settings"] != identity["settings"]:
+            # The settings say where to stop reading a validation source, and nothing of the rest.
+            done = {name: parts for name, parts in done.items() if "validation" not in parts}
         manifest = {
             "version": MANIFEST_VERSION,
             "fingerprint": fingerprint,
@@ -215,26 +251,42 @@ class _Preparation:
             "sequence_length": self.sequence_length,
             "dtype": self.tokenizer.dtype.name,
             "identity": identity,
-            "domains": found["domains"] if found else {},
+            "tokenized": done,
+            "domains": {},
         }
         write_manifest(self.folder, manifest)
         return manifest
 
-    def run(
-        self, source: LocalFiles | HubDataset, domains: Sequence[DomainSource]
-    ) -> dict[str, DomainCounts]:
-        """Tokenize and pack domains that share a source and a text field."""
-        shutil.rmtree(self.cache, ignore_errors=True)
-        self.cache.mkdir()
-        train = self._collect(source, domains, validation=False)
-        validation: dict[str, Documents] = {}
-        own = [domain for domain in domains if domain.validation is not None]
-        for validation_source, group in _grouped(own, validation=True):
-            validation |= self._collect(validation_source, group, validation=True)
-        return {
-            domain.name: self._pack(domain, train[domain.name], validation.get(domain.name))
-            for domain in domains
-        }
+    def _split(self, domains: Sequence[DomainDocuments]) -> list[DomainSplit]:
+        return split_domains(
+            domains, sequence_length=self.sequence_length, validation_blocks=self.validation_blocks
+        )
+
+    def _tokenized(self, name: str, manifest: dict[str, Any]) -> DomainDocuments:
+        """The documents of a domain that is in the cache."""
+        parts = {}
+        for part, counts in manifest["tokenized"][name].items():
+            file = self._file(name, part)
+            try:
+                parts[part] = Documents.open(file, self.tokenizer.dtype, counts)
+                if name not in manifest["domains"]:
+                    parts[part].check_tokens()
+            except (OSError, ValueError) as error:
+                raise BadInput(
+                    f"the unfinished data in {self.folder} is damaged ({error}); delete "
+                    f"{self.folder} and prepare again"
+                ) from error
+        return DomainDocuments(name, parts["source"], parts.get("validation"))
+
+    def _file(self, name: str, part: str) -> Path:
+        return self.cache / name / part
+
+    def _clear_cache(self, kept: Container[str]) -> None:
+        """Remove the tokens of all domains but some."""
+        for folder in self.cache.glob("*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        remove_empty([self.cache])
 
     def _collect(
         self,
@@ -246,8 +298,11 @@ class _Preparation:
         part = "validation" if validation else "source"
         limit = self.validation_blocks * self.sequence_length if validation else None
         collectors = [
-            DomainWriter(domain, self.cache / f"{domain.name}.{part}", limit) for domain in domains
+            DomainWriter(domain, self._file(domain.name, part), limit) for domain in domains
         ]
+        for collector in collectors:
+            collector.file.parent.mkdir(parents=True, exist_ok=True)
+            collector.file.unlink(missing_ok=True)  # a process that was killed may have left one
         rows = RowReader(
             source,
             text_field=domains[0].text_field,
@@ -264,101 +319,11 @@ class _Preparation:
             report=lambda: self.on_progress(title, rows.done, rows.total),
         )
         return {
-            collector.domain.name: collector.result(
+            collector.domain.name: collector.finish(
                 self.tokenizer.dtype, f"data.domains.{collector.domain.name}.{part}"
             )
             for collector in collectors
         }
-
-    def _pack(
-        self, domain: DomainSource, documents: Documents, own_validation: Documents | None
-    ) -> DomainCounts:
-        """Write a domain's train.bin and validation.bin."""
-        length = self.sequence_length
-        label = f"data.domains.{domain.name}"
-        total = len(documents.tokens)
-        if own_validation is None:
-            held_out = _hold_out(documents, self.validation_blocks * length)
-            validation, chosen = documents, held_out
-        else:
-            total += len(own_validation.tokens)
-            validation, chosen = own_validation, np.arange(len(own_validation.lengths))
-        validation_blocks = min(
-            int(validation.lengths[chosen].sum()) // length, self.validation_blocks
-        )
-        if not validation_blocks:
-            raise BadInput(_no_validation(label, documents, length, own=own_validation is not None))
-        kept = ~np.isin(documents.hashes, validation.hashes[chosen])
-        train_blocks = int(documents.lengths[kept].sum()) // length
-        if not train_blocks:
-            raise BadInput(
-                f"{label}: {int(documents.lengths[kept].sum())} tokens are left for training (no "
-                "text that is in validation too), less than one block of "
-                f"{length}; give it more text or lower data.sequence_length"
-            )
-        target = self.folder / domain.name
-        target.mkdir(exist_ok=True)
-        _write(target / "train.bin", _runs(documents, kept), train_blocks * length)
-        _write(target / "validation.bin", _each(validation, chosen), validation_blocks * length)
-        return DomainCounts(
-            documents=len(documents.lengths),
-            tokens=total,
-            empty_documents=documents.empty,
-            duplicates=int((~kept).sum()) - (len(chosen) if own_validation is None else 0),
-            validation_documents=len(chosen),
-            train_blocks=train_blocks,
-            validation_blocks=validation_blocks,
-            dropped_tokens=total - (train_blocks + validation_blocks) * length,
-        )
-
-
-def _hold_out(documents: Documents, wanted: int) -> Indices:
-    """Whole documents for validation, in the order of their hashes; of equal texts the first.
-
-    The choice depends on texts and seed, not on how the documents are spread over files.
-    """
-    budget = int(_HELD_OUT_AT_MOST * len(documents.tokens))
-    shortest = int(documents.lengths.min())
-    order = np.argsort(documents.hashes, kind="stable")
-    repeated = np.zeros(len(order), dtype=bool)
-    repeated[1:] = np.diff(documents.hashes[order]) == 0
-    order = order[~repeated]
-    chosen, taken = [], 0
-    for index, length in zip(order.tolist(), documents.lengths[order].tolist(), strict=True):
-        if taken >= wanted or taken + shortest > budget:
-            break
-        if taken + length <= budget:
-            chosen.append(index)
-            taken += length
-    return np.array(chosen, dtype=np.int64)
-
-
-def _runs(documents: Documents, kept: NDArray[np.bool_]) -> Iterable[NDArray[Any]]:
-    """Tokens of the kept documents in their order, neighbours together."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]])))
-    offsets = documents.offsets
-    for first, last in edges.reshape(-1, 2):
-        for start in range(offsets[first], offsets[last], _COPY_TOKENS):
-            yield documents.tokens[start : min(start + _COPY_TOKENS, offsets[last])]
-
-
-def _each(documents: Documents, chosen: Indices) -> Iterable[NDArray[Any]]:
-    """Tokens of the chosen documents, in the order of the choice."""
-    offsets = documents.offsets
-    for index in chosen:
-        yield documents.tokens[offsets[index] : offsets[index + 1]]
-
-
-def _write(file: Path, pieces: Iterable[NDArray[Any]], count: int) -> None:
-    """Write the first `count` tokens; the file appears whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    left = count
-    with temporary.open("wb") as stream:
-        for piece in pieces:
-            part = piece[:left]
-            stream.write(part.astype(part.dtype.newbyteorder("<"), copy=False).data)
-            left -= len(part)
-    atomic_replace(temporary, file)
 
 
 def _grouped(
@@ -377,36 +342,20 @@ def _processors() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _can_resume(manifest: dict[str, Any], here: Identity) -> bool:
-    """Whether an unfinished preparation has finished nothing that differs from what is asked."""
-    there, finished = manifest["identity"], manifest["domains"]
-    if not finished:
-        return True
-    return (
-        len(finished) < len(there["domains"])
-        and there["tokenizer"] == here["tokenizer"]
-        and there["settings"] == here["settings"]
-        and all(there["domains"][name] == here["domains"].get(name) for name in finished)
+def _can_resume(manifest: dict[str, Any], current: Identity) -> bool:
+    """Whether nothing that is done differs from what is asked for, and more can be added to it."""
+    saved, tokenized = manifest["identity"], manifest["tokenized"]
+    return not tokenized or (
+        not manifest["domains"]
+        and saved["tokenizer"] == current["tokenizer"]
+        and saved["settings"].get("seed") == current["settings"]["seed"]
+        and all(saved["domains"][name] == current["domains"].get(name) for name in tokenized)
     )
 
 
-def _mismatch_message(folder: Path, there: Identity, here: Identity) -> str:
-    found = differences(there, here) or ["the program's version"]
+def _mismatch_message(folder: Path, saved: Identity, current: Identity) -> str:
+    found = identity_differences(saved, current) or ["the program's version"]
     return (
-        f"{folder} holds data that was prepared otherwise; what differs: {'; '.join(found)}. Give "
-        f"data.prepared another folder, or delete {folder}"
-    )
-
-
-def _no_validation(label: str, documents: Documents, length: int, *, own: bool) -> str:
-    if own:
-        return (
-            f"{label}.validation: its text does not fill one block of {length} tokens; give it "
-            "more text or lower data.sequence_length"
-        )
-    return (
-        f"{label}: no whole documents within a tenth of its {len(documents.tokens)} tokens "
-        f"({len(documents.lengths)} documents) fill one validation block of {length}; give "
-        f"{label}.validation a source, the domain more or shorter documents, or lower "
-        "data.sequence_length"
+        f"{folder} holds data that was prepared with other settings or other text; what differs: "
+        f"{'; '.join(found)}. Give data.prepared another folder, or delete {folder}"
     )

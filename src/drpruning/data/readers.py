@@ -1,8 +1,9 @@
-"""How much memory there is left to use."""
+"""The rows of a source, read one after the other, and how long a document may be."""
 
 import gzip
 import io
 import itertools
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -11,8 +12,15 @@ from typing import IO, Any, cast
 
 from drpruning.common.errors import LONGEST_SHOWN, BadInput
 from drpruning.common.files import parse_json
-from drpruning.data.sources import HubDataset, LocalFiles
+from drpruning.data.columns import ColumnError, path_of, rows_of
+from drpruning.data.columns import Path as ColumnPath
+from drpruning.data.sources import HubDataset, LocalFiles, unreadable
 
+_ROWS_AT_ONCE = 1000
+_NAMES_SHOWN = 20
+MEMORY_PER_BYTE = 12  # 6 to 9 were measured: as read, decoded, encoded, in Arrow, as ids
+_BOM = b"\xef\xbb\xbf"
+_LARGEST_WINDOW = 1 << 31  # the most that zstd itself has (`--long=31`); only what is used is taken
 _MEMORY = Path("/proc/meminfo")
 _LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -21,7 +29,7 @@ _LIMITS = (
 
 
 def free_memory() -> int | None:
-    """Bytes that are free on this machine, at most what a container may use.
+    """Bytes of memory that are free on this machine, at most what a container may use.
 
     Returns:
         None where the system does not say.
@@ -39,11 +47,6 @@ def _read(file: Path) -> str:
     except OSError:
         return ""
 
-
-_ROWS_AT_ONCE = 1000
-_NAMES_SHOWN = 20
-MEMORY_PER_BYTE = 12  # 6 to 9 were measured: as read, decoded, encoded, in Arrow, as ids
-_BOM = b"\xef\xbb\xbf"
 
 Row = Mapping[str, Any]
 Located = tuple[str, int, Row]
@@ -76,7 +79,7 @@ class RowReader:
         self._raw: IO[bytes] | None = None
         self._dataset: Any = None
         if isinstance(source, LocalFiles):
-            self.total = sum(f.stat().st_size for f in source.files)
+            self.total = sum(_size(file, label) for file in source.files)
         else:
             self._dataset = load_dataset(source, label)
             self.total = len(self._dataset)
@@ -94,69 +97,105 @@ class RowReader:
                 yield from self._file_rows(file)
 
     def _file_rows(self, file: Path) -> Iterator[Located]:
-        if not file.stat().st_size:
-            return
+        size = 0
         try:
             with file.open("rb") as raw:
+                size = os.fstat(raw.fileno()).st_size
                 self._raw = raw
+                if not size:
+                    return
                 if file.name.endswith(".parquet"):
                     yield from self._parquet_rows(file, raw)
                 elif file.name.endswith(".txt"):
                     limit = longest_document()
-                    if limit is not None and file.stat().st_size > limit:
+                    if limit is not None and size > limit:
                         raise too_long(str(file), limit)
                     yield str(file), 1, {self._text_field: _decoded(raw.read(), str(file))}
                 else:
                     yield from _json_rows(file, raw)
-        except (OSError, EOFError, zlib.error) as error:
+        except WindowTooLarge as error:
             raise BadInput(
-                f"{self._label}: {file} cannot be read: {error}; put a whole file in its place"
+                f"{self._label}: {file} cannot be decompressed here: {error}; compress it again "
+                "with `zstd --long=27` or less"
+            ) from error
+        except (OSError, EOFError, zlib.error) as error:
+            if isinstance(error, OSError):
+                raise unreadable(self._label, file, error) from error
+            raise BadInput(
+                f"{self._label}: {file} cannot be read: {error}; put a complete file in its place"
             ) from error
         finally:
             self._raw = None
-            self._read_before += file.stat().st_size
+            self._read_before += size
 
     def _parquet_rows(self, file: Path, raw: IO[bytes]) -> Iterator[Located]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        number = 0
         try:
             table = pq.ParquetFile(raw)
-            columns = self._columns(table.schema_arrow.names, str(file))
-            batches = table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield str(file), number, row
-        except (UnicodeDecodeError, OverflowError) as error:
-            raise BadInput(
-                f"{self._label}: {file}: row {number + 1} or one after it cannot be read: {error}; "
-                "write the file again"
-            ) from error
         except pa.ArrowException as error:
             raise BadInput(
-                f"{self._label}: {file} is not a parquet file: {error}; put a whole one in its "
+                f"{self._label}: {file} is not a parquet file: {error}; put a complete one in its "
                 "place"
+            ) from error
+        # Dotted names choose fields inside of structs, so that what is beside them is not read.
+        paths = self._paths(table.schema_arrow, str(file))
+        columns = [".".join(path) for path in paths.values()]
+        try:
+            batches = table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
+            yield from self._located(batches, paths, str(file))
+        except pa.ArrowException as error:
+            raise BadInput(
+                f"{self._label}: {file} cannot be read: {error}; write the file again, the columns "
+                f"{', '.join(columns)} as plain text"
             ) from error
 
     def _dataset_rows(self, name: str) -> Iterator[Located]:
         dataset = self._dataset
-        columns = self._columns(dataset.column_names, name)
+        paths = self._paths(dataset.features.arrow_schema, name)
+        columns = sorted({path[0] for path in paths.values()})
         batches = dataset.select_columns(columns).with_format("arrow").iter(_ROWS_AT_ONCE)
-        for batch in batches:
-            for number, row in enumerate(batch.to_pylist(), self._read_before + 1):
-                yield name, number, row
-            self._read_before += len(batch)
+        for located in self._located(batches, paths, name):
+            self._read_before = located[1]
+            yield located
 
-    def _columns(self, names: list[str], place: str) -> list[str]:
-        """The columns to read; the first part of a dotted name is the column."""
-        wanted = {field if field in names else field.split(".")[0] for field in self._fields}
-        if missing := sorted(wanted - set(names)):
+    def _located(
+        self, batches: Iterable[Any], paths: Mapping[str, ColumnPath], place: str
+    ) -> Iterator[Located]:
+        number = 0
+        try:
+            for batch in batches:
+                for row in rows_of(batch, paths):
+                    number += 1
+                    yield place, number, row
+        except ColumnError as error:
+            raise BadInput(
+                f"{self._label}: {place}: row {number + 1} or one after it cannot be read: {error};"
+                " write the file again with plain text in it"
+            ) from error
+
+    def _paths(self, schema: Any, place: str) -> dict[str, ColumnPath]:
+        """Where the fields are that will be looked up."""
+        try:
+            found = {field: path_of(schema, field) for field in self._fields}
+        except ColumnError as error:
+            raise BadInput(
+                f"{self._label}: {place}: {error}; write the file again with different names"
+            ) from error
+        if missing := [field for field, path in found.items() if path is None]:
             raise BadInput(
                 f"{self._label}: {place} has no field {missing[0]!r}; its fields are "
-                f"{field_names(names)}"
+                f"{field_names(schema.names)}"
             )
-        return sorted(wanted)
+        return {field: path for field, path in found.items() if path is not None}
+
+
+def _size(file: Path, label: str) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise unreadable(label, file, error) from error
 
 
 def field_names(names: Iterable[str]) -> str:
@@ -167,11 +206,13 @@ def field_names(names: Iterable[str]) -> str:
 
 
 def lookup(row: Row, dotted: str) -> tuple[bool, Any]:
-    """Whether a row has a field, and its value."""
+    """Whether a row has a field, and its value; what is inside of a null is null."""
     if dotted in row:
         return True, row[dotted]
     value: Any = row
     for part in dotted.split("."):
+        if value is None:
+            return True, None
         if not isinstance(value, Mapping) or part not in value:
             return False, None
         value = value[part]
@@ -212,7 +253,7 @@ def load_dataset(source: HubDataset, label: str) -> Any:
 
 def _json_rows(file: Path, raw: IO[bytes]) -> Iterator[Located]:
     name = str(file)
-    stream, limit = _uncompressed(file, raw), longest_document()
+    stream, limit = uncompressed(file, raw), longest_document()
     for number in itertools.count(1):
         line = stream.readline(-1 if limit is None else limit + 1)
         if not line:
@@ -250,12 +291,20 @@ def too_long(place: str, limit: int) -> BadInput:
     )
 
 
-def _uncompressed(file: Path, raw: IO[bytes]) -> IO[bytes]:
+def uncompressed(file: Path, raw: IO[bytes]) -> IO[bytes]:
+    """The bytes of a file without its compression, by its name."""
     if file.name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if file.name.endswith(".zst"):
         return io.BufferedReader(_ZstdStream(raw), 1 << 20)
     return raw
+
+
+_TOO_MUCH = ("too much memory", "not enough memory")
+
+
+class WindowTooLarge(Exception):  # noqa: N818 - says what is wrong with the file
+    """A zstandard file refers further back than memory or the library allows."""
 
 
 class _ZstdStream(io.RawIOBase):
@@ -286,10 +335,13 @@ class _ZstdStream(io.RawIOBase):
         import zstandard
 
         if self._frame is None or self._frame.eof:
-            self._frame = zstandard.ZstdDecompressor().decompressobj()
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+            self._frame = decompressor.decompressobj()
         try:
             data: bytes = self._frame.decompress(compressed)
         except zstandard.ZstdError as error:
+            if any(words in str(error) for words in _TOO_MUCH):
+                raise WindowTooLarge(str(error)) from error
             raise EOFError(f"not valid zstandard data ({error})") from error
         return data
 

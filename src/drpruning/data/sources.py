@@ -1,18 +1,23 @@
 """Where the text of a domain comes from, and what can be said of it without reading it."""
 
+import errno
 import glob
-import re
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
+from drpruning.common.files import FOLDER_NAME, HUB_NAME
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _SAVED_DATASET = ("dataset_dict.json", "state.json")  # what datasets' save_to_disk leaves
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_BYTES_PER_TOKEN = 4
+_SPECIAL: dict[str, Callable[[int], bool]] = {
+    "pipe": stat.S_ISFIFO,
+    "socket": stat.S_ISSOCK,
+    "device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +66,16 @@ class HubDataset:
     folder: Path | None = None
 
 
+_Part = Path | HubDataset
+_Where = tuple[str, ...]
+
+
 def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | HubDataset:
     """What the domain's source (or its validation source) means on this machine.
 
     Raises:
-        BadInput: a path, glob or folder that holds nothing readable, or an unknown extension.
+        BadInput: a path, glob or folder that holds nothing readable, an unknown extension, or what
+            is no regular file.
     """
     label = f"data.domains.{domain.name}.{'validation' if validation else 'source'}"
     source = domain.validation if validation else domain.source
@@ -76,33 +86,91 @@ def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | H
         path = Path(source).expanduser()
     except RuntimeError:
         raise BadInput(f"{label}: {source}: there is no such home folder") from None
-    if path.is_dir():
-        if any((path / marker).is_file() for marker in _SAVED_DATASET):
+    try:
+        if path.is_dir() and any((path / marker).is_file() for marker in _SAVED_DATASET):
             return HubDataset(path.name, domain.config, split, folder=path)
-        found = sorted(f for f in path.rglob("*") if f.is_file() and _readable(f, path))
+        found = _found(path, source, label)
+        if found is None and may_be_hub_name(source):
+            return HubDataset(source, domain.config, split)
+        if found is None:
+            raise BadInput(f"{label}: {source} does not exist")
+        for file in found:
+            _check_file(file, label)
+        if not any(file.stat().st_size for file in found):
+            raise BadInput(f"{label}: {source} is empty")
+    except OSError as error:  # from a folder on the way that may not be searched, for example
+        raise unreadable(label, error.filename or path, error) from error
+    return LocalFiles(tuple(found))
+
+
+def _found(path: Path, source: str, label: str) -> list[Path] | None:
+    """What a path, glob or folder names, in the order of reading; None: nothing of that name."""
+    if path.is_dir():
+        found = sorted(_below(path))
         if not found:
             raise BadInput(f"{label}: the folder {source} has no {_one_of(EXTENSIONS)} file")
-    elif path.is_file():
-        found = [path]
-    elif glob.has_magic(source):
-        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no "/"
-        found = sorted(f for f in map(Path, matches) if f.is_file())
-        if not found:
-            raise BadInput(f"{label}: no file matches {source}")
-    elif may_be_hub_name(source):
-        return HubDataset(source, domain.config, split)
-    else:
-        raise BadInput(f"{label}: {source} does not exist")
-    if unknown := [f for f in found if not f.name.endswith(EXTENSIONS)]:
-        raise BadInput(f"{label}: {unknown[0]} is not a {_one_of(EXTENSIONS)} file")
-    if not any(f.stat().st_size for f in found):
-        raise BadInput(f"{label}: {source} is empty")
-    return LocalFiles(tuple(found))
+        return found
+    if path.is_symlink() or path.exists():
+        return [path]
+    if not glob.has_magic(source):
+        return None
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no "/"
+    found = sorted(match for match in map(Path, matches) if not match.is_dir())
+    if not found:
+        raise BadInput(f"{label}: no file matches {source}")
+    return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What has the name of a text file in a folder and below it; hidden names are left out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (
+            Path(place, name)
+            for name in names
+            if name.endswith(EXTENSIONS) and not name.startswith(".")
+        )
+
+
+def _check_file(file: Path, label: str) -> None:
+    """Refuse what is no readable file of text; a file is read more than once, a pipe cannot be."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        raise BadInput(f"{label}: {file} is a link to a file that does not exist") from None
+    for kind, matches in _SPECIAL.items():
+        if matches(mode):
+            raise BadInput(
+                f"{label}: {file} is a {kind}, which cannot be read more than once; write the text "
+                "to a file and name that"
+            )
+    if not file.name.endswith(EXTENSIONS):
+        raise BadInput(f"{label}: {file} is not a {_one_of(EXTENSIONS)} file")
+    if not os.access(file, os.R_OK):
+        raise unreadable(label, file, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def unreadable(label: str, file: Path | str, error: OSError) -> BadInput:
+    """The error for a file or folder that the system does not let us read."""
+    if isinstance(error, PermissionError):
+        return BadInput(
+            f"{label}: {file} cannot be read: permission denied; allow reading it, or name another"
+        )
+    if isinstance(error, FileNotFoundError):
+        return BadInput(
+            f"{label}: {file} was removed while it was in use; put it back, or name another"
+        )
+    reason = error.strerror or error
+    return BadInput(f"{label}: {file} cannot be read: {reason}; put a complete file in its place")
 
 
 def may_be_hub_name(source: str) -> bool:
     """Whether a source can be the name of a dataset on the Hub."""
-    return bool(_HUB_NAME.fullmatch(source)) and not source.endswith(EXTENSIONS)
+    return bool(HUB_NAME.fullmatch(source)) and not source.endswith(EXTENSIONS)
 
 
 def check_sources(domains: Sequence[DomainSource]) -> None:
@@ -112,19 +180,21 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
 
     Raises:
         BadInput: no domains, an unusable or repeated name, a source that is missing, empty or of
-            an unknown kind, a file in both train and validation, or one file in two domains that
-            `where` does not tell apart.
+            an unknown kind, a file that may not be read, a file both for training and for
+            validation (of the same domain or of two that `where` does not tell apart), or one file
+            in two domains that `where` does not tell apart.
     """
     if not domains:
         raise BadInput("data.domains is empty: give at least one domain with a source")
     seen: set[str] = set()
-    users: dict[tuple[object, ...], str] = {}
+    users: dict[tuple[_Part, _Where], str] = {}
+    validators: dict[tuple[_Part, _Where], str] = {}
     for domain in domains:
         label = f"data.domains.{domain.name}"
-        if not _NAME.fullmatch(domain.name):
+        if not FOLDER_NAME.fullmatch(domain.name):
             raise BadInput(
-                f"{label}: a domain's name is made of letters, digits, '_', '-' and '.' and does "
-                "not start with '.'"
+                f"{label}: a domain's name is made of at most 100 letters, digits, '_', '-' and "
+                "'.', and does not start with '.'"
             )
         if domain.name.lower() in seen:
             raise BadInput(f"{label}: there is another domain of that name; rename one of them")
@@ -133,8 +203,9 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
             raise BadInput(f"{label}.text_field is empty: name the field that holds the text")
         train = _parts(resolve(domain))
         if domain.validation is not None:
-            both = train & _parts(resolve(domain, validation=True))
-            if both:
+            validation = _parts(resolve(domain, validation=True))
+            validators |= {(part, _frozen(domain.where)): domain.name for part in validation}
+            if both := train & validation:
                 raise BadInput(
                     f"{label}.validation: {_shown(min(both, key=str))} is in the source as well; "
                     "use other files, or leave validation out to hold documents out"
@@ -146,39 +217,26 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
                     f"{label}.source: {_shown(part)} is used by data.domains.{other} too, and "
                     "`where` does not tell them apart"
                 )
+    for part, where in users.keys() & validators.keys():
+        trained, validated = users[part, where], validators[part, where]
+        raise BadInput(
+            f"data.domains.{validated}.validation: {_shown(part)} is the training text of "
+            f"data.domains.{trained}; use other files, or leave validation out to hold documents "
+            "out"
+        )
 
 
-def estimate_tokens(domain: DomainSource) -> int | None:
-    """About how many tokens a domain has, at four bytes of file a token.
-
-    Returns:
-        None where file sizes do not tell: compressed files, parquet, Hugging Face datasets, and
-        rows chosen by `where`.
-    """
-    source = resolve(domain)
-    if isinstance(source, HubDataset) or domain.where:
-        return None
-    if not all(f.name.endswith((".jsonl", ".txt")) for f in source.files):
-        return None
-    return sum(f.stat().st_size for f in source.files) // _BYTES_PER_TOKEN
-
-
-def _readable(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.name.endswith(EXTENSIONS)
-
-
-def _parts(source: LocalFiles | HubDataset) -> set[Path | HubDataset]:
+def _parts(source: LocalFiles | HubDataset) -> set[_Part]:
     if isinstance(source, LocalFiles):
         return {f.resolve() for f in source.files}
     return {source}
 
 
-def _shown(part: Path | HubDataset) -> str:
+def _shown(part: _Part) -> str:
     return str(part) if isinstance(part, Path) else f"{part.name} (split {part.split})"
 
 
-def _frozen(where: Mapping[str, object]) -> tuple[str, ...]:
+def _frozen(where: Mapping[str, object]) -> _Where:
     return tuple(sorted(f"{key}={value!r}" for key, value in where.items()))
 
 

@@ -1,1 +1,1 @@
-"""Data scheduling in other trainers; each module needs the library that it is named after."""
+"""Data scheduling in other trainers; a module needs the library that it is named after."""

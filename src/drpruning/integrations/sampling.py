@@ -13,12 +13,12 @@ from drpruning.data import Mixture, Segment
 class DomainDataset(ConcatDataset[Any]):
     """The examples of all domains, one domain after the other.
 
-    Its length is not the number of examples but `length`, the examples of one segment: that is
-    what a trainer takes for an epoch. Indices reach over all examples.
+    Its length is not the number of examples but `length`, the number in one segment, because a
+    trainer takes the length of its training set for an epoch. Indices reach all examples.
 
     Args:
         domains: The examples of each domain; anything with a length and an index.
-        length: Examples a segment.
+        length: Examples per segment.
     """
 
     def __init__(self, domains: Mapping[str, Sequence[Any]], length: int) -> None:
@@ -34,10 +34,10 @@ class DomainDataset(ConcatDataset[Any]):
             yield super().__getitem__(index)  # type: ignore[no-untyped-call]
 
     def __getitem__(self, index: int) -> Any:
-        """The example at this place.
+        """Return the example at this index.
 
         Raises:
-            BadInput: No sampler has been set that knows the ratio; without one, only the first
+            BadInput: No sampler that follows the ratio has been set. Without one, only the first
                 examples of the first domains would be read.
         """
         if not self.scheduled:
@@ -51,12 +51,12 @@ class DomainDataset(ConcatDataset[Any]):
 class SegmentSampler(Sampler[int]):
     """The examples of one segment in the order of a mixture, as indices into a `DomainDataset`.
 
-    An iteration over it is one segment. It holds for every number of ranks and micro-batches:
-    consecutive runs of `mixture.global_batch` indices are the global batches.
+    One iteration over it is one segment. Consecutive runs of `mixture.global_batch` indices are the
+    global batches, whatever the number of ranks and micro-batches.
 
     Args:
-        mixture: Says which examples are next; its domains are in the order of the dataset's.
-        steps: Optimizer steps a segment.
+        mixture: Decides which examples are next; its domains are in the order of the dataset's.
+        steps: Optimizer steps per segment.
     """
 
     def __init__(self, mixture: Mixture, steps: int) -> None:
@@ -67,10 +67,10 @@ class SegmentSampler(Sampler[int]):
 
     @property
     def segment(self) -> Segment:
-        """The segment that iterations go through.
+        """The segment that an iteration goes through.
 
         Raises:
-            BadInput: None has begun.
+            BadInput: `begin` has not been called since the last segment ended.
         """
         if self._segment is None:
             raise BadInput(
@@ -79,11 +79,11 @@ class SegmentSampler(Sampler[int]):
         return self._segment
 
     def begin(self, ratio: Mapping[str, float]) -> None:
-        """Plan the next segment under this ratio; the mixture stays where it is."""
+        """Plan the next segment under this ratio, without advancing the mixture."""
         self._segment = self.mixture.plan_segment(ratio, self.steps)
 
     def end(self) -> dict[str, float]:
-        """Move the mixture past the segment; returns the share that each domain had in it."""
+        """Advance the mixture past the segment and return the share of each domain in it."""
         segment = self.segment
         self.mixture.advance(segment)
         self._segment = None

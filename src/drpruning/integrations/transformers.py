@@ -1,6 +1,5 @@
-"""Data scheduling in the Transformers `Trainer` and in trainers that are built on it."""
+"""Data scheduling in the Transformers `Trainer` and in trainers built on it."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from drpruning.common.errors import BadInput
+from drpruning.common.unknown import record_fields
 from drpruning.data import Mixture
 from drpruning.integrations.sampling import DomainDataset, SegmentSampler
 from drpruning.scheduling import Decision, Policy
@@ -31,21 +31,21 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
     evaluations. So nothing that reads ahead (the one batch of accelerate, workers, accumulation)
     reaches into the next segment, and a new ratio holds from the very next step.
 
-    A share counts examples. What a domain has had up to the end of a segment differs by less than
-    one example from what the ratios wanted (see `Mixture`).
+    A share counts examples. At the end of a segment, the number of examples that a domain has had
+    differs by less than one from what the ratios asked for (see `Mixture`).
 
     Every update appends an entry with the field `domain_scheduling` to `state.log_history`: `loss`,
     `realised_share` of the segment that ended (None at step 0), `epochs` (passes over each domain
-    so far) and the fields of `Decision`. The state goes into `trainer_state.json`; with
-    `resume_from_checkpoint` a run goes on as if it had not been interrupted. A second `train()`
-    that does not resume starts from where the policy was when the callback was made.
+    so far) and the fields of `Decision`. The state goes into `trainer_state.json`; a run resumed
+    with `resume_from_checkpoint` equals one that was not interrupted. A second `train()` that does
+    not resume starts from the state of the policy when the callback was created.
 
     Attributes:
-        policy: The policy; its `ratio` is the newest.
-        mixture: Where the training stands in each domain, as of the last evaluation.
-        train_dataset: For the Trainer.
+        policy: The policy; its `ratio` is the latest.
+        mixture: The position in each domain, as of the last evaluation.
+        train_dataset: The training set to give to the Trainer.
         ratio: Share of each domain in the current segment.
-        decision: The newest decision; None before the first.
+        decision: The latest decision; None before the first.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         self.train_dataset = DomainDataset(
             {name: train_domains[name] for name in policy.domains}, len(self._sampler)
         )
-        self._losses: dict[str, float] | None = None  # of an evaluation that is going on
+        self._losses: dict[str, float] | None = None  # of the evaluation in progress
         self._training = False
         self._start = self._state()
 
-    # Events of the Trainer, in the order of their time.
+    # Events of the Trainer, in the order in which they come.
 
     def on_train_begin(
         self,
@@ -91,7 +91,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,  # noqa: ARG002
         **kwargs: Any,
     ) -> None:
-        """Set the sampler and go to where the checkpoint was."""
+        """Set the sampler, and restore the state of a checkpoint when resuming."""
         if state.eval_steps != self.segment_steps:
             raise BadInput(
                 f"the callback was made for eval_steps = {self.segment_steps}, this training has "
@@ -111,8 +111,12 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        """Plan the segment that begins, or that the checkpoint lies in."""
-        self._settle(state)
+        """Plan the segment that begins, or the one in which the checkpoint was saved.
+
+        By then the evaluation is over: an epoch begins after it. So a domain without a loss is
+        noticed here, and the ratio is the one to plan with.
+        """
+        self._complete_evaluation(state)
         if self._at_end(state):
             if state.is_world_process_zero:
                 logger.warning(
@@ -163,18 +167,22 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        """Evaluations after training are not part of it."""
-        self._settle(state)
+        """Complete the last evaluation; evaluations after training do not count."""
+        self._complete_evaluation(state)
         self._training = False
 
     # The update.
 
     def _at_end(self, state: TrainerState) -> bool:
-        """Whether the last step of a segment is done and the segment has not been ended."""
+        """Whether all steps of the current segment are done and it has not been ended."""
         return bool(state.global_step == self.mixture.step + self.segment_steps)
 
-    def _settle(self, state: TrainerState) -> None:
-        """Update even though the evaluation is over and some domain had no loss."""
+    def _complete_evaluation(self, state: TrainerState) -> None:
+        """Update with the losses there are, if the evaluation ended without those of some domain.
+
+        Raises:
+            BadInput: It is the first evaluation, so the domain will never have a loss.
+        """
         if self._losses is None:
             return
         if not any(_ENTRY in entry for entry in state.log_history):
@@ -204,7 +212,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             "loss": {name: known.get(name) for name in self.policy.domains},
             "realised_share": realised,
             "epochs": self.mixture.epochs,
-            **dataclasses.asdict(self.decision),
+            **record_fields(self.decision),
             "ratio": self.ratio,
         }
         state.log_history.append({"step": state.global_step, "epoch": state.epoch, _ENTRY: record})
@@ -236,12 +244,12 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         }
 
     def _end_segment(self, state: TrainerState) -> None:
-        """Go on to the next segment under the same ratio."""
+        """End the segment without an update; the next one has the same ratio."""
         self._sampler.end()
         self._save(state)
 
     def _save(self, state: TrainerState) -> None:
-        """Put the state where the Trainer's next checkpoint will find it."""
+        """Put the state where the Trainer's next checkpoint saves it."""
         state.stateful_callbacks[_STATE] = self._state()
 
     def _restore(self, state: TrainerState) -> None:
@@ -249,8 +257,8 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         saved = state.stateful_callbacks.get(_STATE) if resumed else self._start
         if saved is None:
             raise BadInput(
-                "the checkpoint was saved without domain scheduling, so its place in the data is "
-                "not known; load its model and train without resume_from_checkpoint"
+                "the checkpoint was saved without domain scheduling, so its position in the data "
+                "is not known; load its model and train without resume_from_checkpoint"
             )
         try:
             self.policy.load_state_dict(saved["policy"])
@@ -263,7 +271,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             self._sampler.begin(self.ratio)
         elif self.mixture.step != state.global_step - state.global_step % self.segment_steps:
             raise BadInput(
-                f"the checkpoint at step {state.global_step} has the place in the data of step "
+                f"the checkpoint at step {state.global_step} has the position in the data of step "
                 f"{self.mixture.step}; resume from another one"
             )
         self._save(state)
@@ -285,7 +293,7 @@ def _segment_steps(args: TrainingArguments) -> int:
 
 
 def _check_arguments(args: TrainingArguments, policy: Policy, segment_steps: int) -> None:
-    """Refuse what would make the data differ from what the ratio says."""
+    """Refuse arguments that would make the data differ from the ratio."""
     if rest := args.max_steps % segment_steps:
         raise BadInput(
             f"max_steps = {args.max_steps} is not a multiple of eval_steps = {segment_steps}; "
@@ -304,7 +312,7 @@ def _check_arguments(args: TrainingArguments, policy: Policy, segment_steps: int
         )
     for field in ("auto_find_batch_size", "ignore_data_skip"):
         if getattr(args, field):
-            raise BadInput(f"{field} would lose the place in the data; leave it at False")
+            raise BadInput(f"{field} would lose the position in the data; leave it at False")
     for field in ("split_batches", "dispatch_batches"):
         if getattr(args.accelerator_config, field):
             raise BadInput(

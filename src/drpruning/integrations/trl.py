@@ -25,16 +25,16 @@ def scheduled_trainer(
     eval_dataset: Mapping[str, Dataset],
     **settings: Any,
 ) -> tuple[AnyTrainer, DomainSchedulingCallback]:
-    """An `SFTTrainer` whose training domains follow a policy.
+    """Build an `SFTTrainer` whose training domains follow a policy.
 
         trainer, callback = scheduled_trainer(SFTTrainer, policy, model, args,
                                               train_dataset={"web": web, "code": code},
                                               eval_dataset={"web": ..., "code": ...})
 
-    The trainer takes one training set, and prepares it (chat template, tokens, labels, packing)
-    while it is built. It also prepares a dict of evaluation sets, each on its own. That is how the
-    training domains go in here, so that no example is packed from two of them; they are taken out
-    again before training.
+    The trainer takes one training set and prepares it (chat template, tokens, labels, packing)
+    while it is built. It also takes a dict of evaluation sets and prepares each on its own. The
+    training domains are therefore passed among these, so that no example is packed from two of
+    them, and taken out again before training.
 
     Args:
         trainer_class: `trl.SFTTrainer` or a subclass.
@@ -49,8 +49,8 @@ def scheduled_trainer(
         The trainer and its callback.
 
     Raises:
-        BadInput: As for `DomainSchedulingCallback`, before any example is tokenized; or validation
-            examples would be packed differently from training examples.
+        BadInput: What `DomainSchedulingCallback` refuses, before any example is tokenized; or
+            validation examples would be packed differently from training examples.
     """
     _check(policy, args, train_dataset, eval_dataset)
     prepared = {_TRAIN + name: train_dataset[name] for name in policy.domains}
@@ -76,7 +76,7 @@ def _check(
     train_dataset: Mapping[str, Dataset],
     eval_dataset: Mapping[str, Dataset],
 ) -> None:
-    """Refuse all that can be known to be wrong before the trainer tokenizes anything."""
+    """Refuse what can be seen to be wrong before the trainer tokenizes anything."""
     DomainSchedulingCallback(policy, train_dataset, args)
     evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {}
     if missing := [name for name in policy.domains if name not in evaluated]:

@@ -1,4 +1,4 @@
-"""The README.md that goes with a model."""
+"""The model card, README.md, that is written with a model."""
 
 from typing import Literal
 
@@ -6,14 +6,14 @@ from drpruning import __version__
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Recipe
 
-_WHAT = {
+_SUMMARIES = {
     "prune": "Cut out of {source} with learned masks; it has not been trained since the cut.",
     "pretrain": "Continued pretraining of {origin}, with the data ratio steered by `{policy}`.",
 }
 
 
 def model_card(recipe: Recipe, shape: ModelShape, phase: Literal["prune", "pretrain"]) -> str:
-    """Markdown with the front matter that the Hugging Face Hub reads.
+    """Write the card of a run's model: Markdown with the front matter that the Hub reads.
 
     Args:
         recipe: How the model was made.
@@ -22,14 +22,16 @@ def model_card(recipe: Recipe, shape: ModelShape, phase: Literal["prune", "pretr
     """
     source = recipe.model.source
     origin = f"a smaller model cut out of {source}" if recipe.prune else str(source)
-    what = _WHAT[phase].format(source=source, origin=origin, policy=recipe.scheduling.policy)
+    summary = _SUMMARIES[phase].format(
+        source=source, origin=origin, policy=recipe.scheduling.policy
+    )
     shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
     phases = "\n".join(
         f"- {name}: {p.steps} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
         for name, p in recipe.phases.items()
         if phase == "pretrain" or name == "prune"
     )
-    how = f"""Training:
+    details = f"""Training:
 {phases}
 
 Initial data ratio:
@@ -37,27 +39,27 @@ Initial data ratio:
 | domain | share |
 |---|---|
 {shares}"""
-    return _card(str(source), what, shape, how)
+    return _card(str(source), summary, shape, details)
 
 
 def cut_model_card(source: str, plan: PruningPlan) -> str:
-    """Markdown for a model that was cut by a plan alone, as `model_card`.
+    """Write the card of a model that was cut by a plan alone.
 
     Args:
         source: The model that was cut.
         plan: What stayed.
     """
-    what = (
+    summary = (
         f"Cut out of {source} by a pruning plan, the weights as they were; it has not been trained "
         "since the cut."
     )
     layers = ", ".join(map(str, plan.layers))
-    how = f"""Of {plan.source.num_layers} layers these stayed, counted from 0: {layers}.
-`plan.json` says what else did; `drprune show-plan` on this folder draws it."""
-    return _card(source, what, plan.target, how)
+    details = f"""Of {plan.source.num_layers} layers these stayed, counted from 0: {layers}.
+`plan.json` says what else stayed; `drprune show-plan` on this folder draws it."""
+    return _card(source, summary, plan.target, details)
 
 
-def _card(source: str, what: str, shape: ModelShape, how: str) -> str:
+def _card(source: str, summary: str, shape: ModelShape, details: str) -> str:
     dimensions = [
         ("layers", shape.num_layers),
         ("hidden size", shape.hidden_size),
@@ -75,9 +77,9 @@ base_model: {source}
 tags: [pruning, drpruning]
 ---
 
-# {what.split(",", maxsplit=1)[0].rstrip(".")}
+# {summary.split(",", maxsplit=1)[0].rstrip(".")}
 
-{what}
+{summary}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -90,7 +92,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 |---|---|
 {rows}
 
-{how}
+{details}
 
 Made with drpruning {__version__}.
 """

@@ -3,22 +3,22 @@
 Nothing is loaded and no code that comes with a model is run; see docs/security.md.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json
+from drpruning.common.files import HUB_NAME, read_json_object, unreadable
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?", re.ASCII)
+LARGEST_CONFIG = 10_000_000
+"""Bytes of a config.json, at most; published ones have some thousands."""
 _HUB_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
 def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[str, Any]:
-    """The config.json of a model.
+    """Read the config.json of a model.
 
     Args:
         name: A folder, or a name on the Hub.
@@ -26,17 +26,33 @@ def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[st
         remedy: What to do where the Hub does not have it.
 
     Raises:
-        BadInput: There is none, or it holds no JSON object.
+        BadInput: There is no config.json, or it cannot be read or does not hold a JSON object.
     """
     path = Path(name) / "config.json"
-    if not path.is_file():
+    if not is_file(path, field):
         check_hub_name(name, field, "no folder with a config.json")
         path = _hub_config(name, field, remedy)
-    return read_object(path, field)
+    return read_json_object(path, field, LARGEST_CONFIG)
+
+
+def is_file(path: Path, field: str) -> bool:
+    """Whether there is such a file.
+
+    Args:
+        path: The file.
+        field: The field of the recipe that it belongs to, for the message.
+
+    Raises:
+        BadInput: A folder above it does not let us look.
+    """
+    try:
+        return path.is_file()
+    except PermissionError as error:
+        raise unreadable(f"{field}: {path}", error) from None
 
 
 def check_hub_name(name: str, field: str, lacking: str) -> None:
-    """Refuse what is here but not what it should be, and what can be no name on the Hub.
+    """Refuse the name of a model that is not on this machine and cannot be on the Hub either.
 
     Args:
         name: A name that is no usable folder.
@@ -44,13 +60,14 @@ def check_hub_name(name: str, field: str, lacking: str) -> None:
         lacking: What it is not, for the message.
 
     Raises:
-        BadInput: So.
+        BadInput: A file or folder has the name but is not what is needed, or no model on the Hub
+            can have the name.
     """
-    if not _HUB_NAME.fullmatch(name) or Path(name).exists():
+    if not HUB_NAME.fullmatch(name) or Path(name).exists():
         raise BadInput(f"{field}: {name or 'the empty name'} is {lacking}, nor a name on the Hub")
 
 
-def check_files(name: str, field: str) -> None:
+def check_files(name: str, field: str) -> dict[str, Any]:
     """Refuse a model whose files lead to anything but its own plain safetensors weights.
 
     Transformers follows some of them to pickles, to other models or to code on the Hub.
@@ -59,8 +76,12 @@ def check_files(name: str, field: str) -> None:
         name: A folder, or a name on the Hub.
         field: The field of the recipe that names the model, for the message.
 
+    Returns:
+        The content of its config.json.
+
     Raises:
-        BadInput: So, or the config.json cannot be read.
+        BadInput: The weights are quantized, elsewhere, or an adapter's; a field names code on the
+            Hub; or a file cannot be read.
     """
     config = read_config(name, field)
     place = f"{field}: the config.json of {name} has"
@@ -77,10 +98,11 @@ def check_files(name: str, field: str) -> None:
                 f"{place} {key} {config[key]!r}, which is code on the Hub; take it out and choose "
                 "a kernel with training.attention"
             )
-    if _optional(name, ADAPTER) is not None:
+    if _optional_file(name, ADAPTER, field) is not None:
         raise BadInput(f"{field}: {name} is an adapter ({ADAPTER}); merge it into its model first")
-    if (index := _optional(name, INDEX)) is not None:
-        _check_index(index, field)
+    if (index := _optional_file(name, INDEX, field)) is not None:
+        _read_index(index, field)
+    return config
 
 
 def weight_files(folder: Path, field: str) -> list[Path]:
@@ -91,27 +113,27 @@ def weight_files(folder: Path, field: str) -> list[Path]:
         field: The field of the recipe that names it.
 
     Raises:
-        BadInput: There are none, or one that the index names is not there.
+        BadInput: There are none, or one that the index names is missing.
     """
-    if (folder / WEIGHTS).is_file():
+    if is_file(folder / WEIGHTS, field):
         return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
+    if not is_file(folder / INDEX, field):
         raise BadInput(
             f"{field}: {folder} has no safetensors weights ({WEIGHTS} or {INDEX}); convert them "
             "first"
         )
-    index = _check_index(folder / INDEX, field)
+    index = _read_index(folder / INDEX, field)
     if not index["weight_map"] or not isinstance(index.get("metadata"), dict):
-        raise BadInput(f"{field}: {folder / INDEX} is not whole; fetch it again")
+        raise BadInput(f"{field}: {folder / INDEX} is not complete; fetch it again")
     files = [folder / part for part in sorted(set(index["weight_map"].values()))]
     if missing := [file for file in files if not file.is_file()]:
-        raise BadInput(f"{field}: {missing[0]} is not there, and {INDEX} names it; fetch it again")
+        raise BadInput(f"{field}: {missing[0]} is missing, and {INDEX} names it; fetch it again")
     return files
 
 
-def _check_index(file: Path, field: str) -> dict[str, Any]:
-    """An index of weights that names safetensors files beside it only."""
-    index = read_object(file, field)
+def _read_index(file: Path, field: str) -> dict[str, Any]:
+    """Read an index of weights; it may name only safetensors files beside it."""
+    index = read_json_object(file, field)
     weights = index.get("weight_map")
     if not isinstance(weights, dict):
         raise BadInput(f"{field}: {file} has no weight_map; fetch it again")
@@ -125,30 +147,11 @@ def _check_index(file: Path, field: str) -> dict[str, Any]:
     return index
 
 
-def read_object(path: Path, field: str) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Args:
-        path: The file.
-        field: The field of the recipe that it belongs to, for the message.
-
-    Raises:
-        BadInput: It holds none.
-    """
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise BadInput(f"{field}: {path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{field}: {path} does not hold a JSON object")
-    return content
-
-
-def _optional(name: str, file: str) -> Path | None:
+def _optional_file(name: str, file: str, field: str) -> Path | None:
     """A file of a model; None where the model has none of that name, or it cannot be had."""
     if Path(name).is_dir():
         path = Path(name) / file
-        return path if path.is_file() else None
+        return path if is_file(path, field) else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -159,17 +162,23 @@ def _optional(name: str, file: str) -> Path | None:
 
 
 def _hub_config(name: str, field: str, remedy: str) -> Path:
+    """Fetch the config.json of a model on the Hub, or find it in the cache."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise BadInput(
-            f"{field}: {name} is no folder here, and looking it up on the Hub needs "
+            f"{field}: {name} is no folder on this machine, and looking it up on the Hub needs "
             "`pip install drpruning[train]`"
         ) from None
     try:
         return Path(hf_hub_download(name, "config.json"))
     except Exception as error:  # the Hub client has a dozen unrelated error types
-        reason = str(error).strip().splitlines()[0]
         raise BadInput(
-            f"{field}: {name} is no folder here and not to be had from the Hub ({reason}); {remedy}"
+            f"{field}: {name} is no folder on this machine and not to be had from the Hub "
+            f"({first_line(error)}); {remedy}"
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says of an error, or else the error's type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

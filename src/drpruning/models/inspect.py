@@ -1,4 +1,4 @@
-"""Models as their files describe them: shape, tokenizer, weights; nothing is loaded."""
+"""What a model's files say of it: its shape, tokenizer and weights. Nothing is loaded."""
 
 import math
 import struct
@@ -7,69 +7,86 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json
+from drpruning.common.files import parse_json, read_json_object, unreadable
+from drpruning.models.config_values import check_config_values
 from drpruning.models.files import (
     check_files,
     check_hub_name,
+    is_file,
     read_config,
-    read_object,
     weight_files,
 )
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
+from drpruning.pruning.families import undoes_centring
+from drpruning.pruning.shapes import PRUNABLE
 from drpruning.recipe import Recipe, Target
-from drpruning.recipe.model import DIMENSIONS
 
 SOURCE_FIELD = "model.source"
 """The field that names the source model."""
 PROPOSALS = 5
 """Shapes that are shown for a parameter budget."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Types of weights, and bytes an element."""
+"""Types of weights, and bytes per element."""
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
+LARGEST_TOKENIZER = 1_000_000_000
+"""Bytes of a tokenizer.json, at most; those of 256,000 tokens have some 35 million."""
 
 
 def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
-    """Shape of the source model.
+    """The shape of the source model.
 
     Args:
         recipe: Its `model.shape`, where given, must agree.
         config: What `source_config` found.
 
     Raises:
-        BadInput: The model is none that can be used, or not of the shape that the recipe gives.
+        BadInput: The model cannot be used, or is not of the shape that the recipe gives.
     """
     shape = recipe.model.shape
     origin = "model.shape" if config is shape else f"{SOURCE_FIELD}: {recipe.model.source}"
     found = shape_of(config, origin)
     if shape is not None and shape_of(shape, "model.shape") != found:
         raise BadInput(f"model.shape: is not the shape of {recipe.model.source}; leave it out")
+    if recipe.prune is not None and (reason := undoes_centring(config)):
+        targets = [recipe.model.target, *(recipe.model.targets or {}).values()]
+        if any(_cuts_hidden(target, found) for target in targets if target is not None):
+            raise BadInput(f"{origin}: the config's {reason}")
     return found
 
 
+def _cuts_hidden(target: Target, source: ModelShape) -> bool:
+    """Whether pruning to a target removes, or may remove, hidden dimensions."""
+    if target.hidden_size is None:
+        return target.like is not None or target.params is not None
+    return target.hidden_size < source.hidden_size
+
+
 def shape_of(config: dict[str, Any], origin: str) -> ModelShape:
-    """Shape of the model that a config.json describes.
+    """The shape of the model that a config.json describes, which must be one that can be used.
 
     Args:
         config: Its content.
         origin: Where it is from, for the message.
 
     Raises:
-        BadInput: It is no model that can be used.
+        BadInput: The model is of no known family, or has values that it cannot compute with.
     """
     try:
-        return ModelShape.of(config)
+        shape = ModelShape.of(config)
     except BadInput as error:
         raise BadInput(f"{origin}: {error}") from None
+    check_config_values(config, shape, origin)
+    return shape
 
 
 def final_shape(recipe: Recipe) -> ModelShape:
-    """Shape of the model at the end of the run: the target's, or the source's without pruning.
+    """The shape of the model at the end of the run: the target's, or the source's if not pruned.
 
     The recipe's target must be resolved.
 
     Raises:
-        BadInput: The source cannot be used, or not be pruned to that target.
+        BadInput: The source cannot be used, or cannot be pruned to that target.
     """
     shape = source_shape(recipe, source_config(recipe))
     target = recipe.model.target
@@ -79,22 +96,22 @@ def final_shape(recipe: Recipe) -> ModelShape:
 def resolve_target(
     target: Target, source: ModelShape, chosen: Target | None, field: str
 ) -> tuple[Target, list[Proposal]]:
-    """A target with every dimension written out.
+    """Write out every dimension of a target.
 
     Args:
         target: As the recipe has it.
         source: The model to be pruned.
-        chosen: What was made of it when the run began: that stands, whatever `params` would give
-            today.
+        chosen: What it was resolved to when the run began. That stands, whatever a search for
+            `params` would find today.
         field: The field of the recipe that it is, for the message.
 
     Returns:
         The target, which still says what it was made from, and the shapes that were proposed for
-        its budget, the first of which it is; none where there was nothing to search.
+        its budget. The target has the first of them; where nothing was searched there are none.
 
     Raises:
-        BadInput: The model that it should be like is none that can be used, or of a shape that the
-            source cannot have; or no shape is near the budget.
+        BadInput: The model that the target should be like cannot be used, or has a shape that the
+            source cannot be pruned to; or no shape is near the budget.
     """
     if target.is_resolved:
         return target, []
@@ -109,11 +126,11 @@ def resolve_target(
         except BadInput as error:
             raise BadInput(f"{field}.params: {error}") from None
         shape = proposals[0].shape
-    return target.model_copy(update={name: getattr(shape, name) for name in DIMENSIONS}), proposals
+    return target.model_copy(update={name: getattr(shape, name) for name in PRUNABLE}), proposals
 
 
 def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> ModelShape:
-    """The source with the dimensions of another model, but for those that the target names."""
+    """The source with the dimensions of another model, except for those that the target names."""
     path = Path(name)
     remedy = "give a folder, a config.json, or dimensions"
     config = None if path.is_file() else read_config(name, field, remedy)
@@ -121,7 +138,7 @@ def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> Mo
         model = ModelShape.of(config or path)
     except BadInput as error:
         raise BadInput(f"{field}: {name}: {error}") from None
-    wanted = {n: getattr(model, n) for n in DIMENSIONS} | target.dimensions()
+    wanted = {n: getattr(model, n) for n in PRUNABLE} | target.dimensions()
     heads = {"num_heads", "num_kv_heads"}
     if named := heads & target.dimensions().keys():
         wanted = {n: size for n, size in wanted.items() if n not in heads - named}
@@ -134,11 +151,11 @@ def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> Mo
         )
     larger = {n: s for n, s in wanted.items() if s > getattr(source, n)}
     if larger:
-        there = ", ".join(f"{n} {size} of {getattr(source, n)}" for n, size in larger.items())
-        beside = ", ".join(f"{n}: {getattr(source, n)}" for n in larger)
+        sizes = ", ".join(f"{n} {size} of {getattr(source, n)}" for n, size in larger.items())
+        remedy = ", ".join(f"{n}: {getattr(source, n)}" for n in larger)
         raise BadInput(
-            f"{field}: {name} is larger than the source ({there}); name at most the source's: "
-            f"{{like: {name}, {beside}}}"
+            f"{field}: {name} is larger than the source ({sizes}); name at most the source's: "
+            f"{{like: {name}, {remedy}}}"
         )
     try:
         return source.pruned_to(**wanted)
@@ -147,19 +164,19 @@ def _shape_like(name: str, target: Target, source: ModelShape, field: str) -> Mo
 
 
 def source_config(recipe: Recipe) -> dict[str, Any]:
-    """The source's config.json, or `model.shape` where that is given and the model is not here.
+    """Read the source's config.json, or take `model.shape` where the model is not on this machine.
 
     Raises:
-        BadInput: There is neither.
+        BadInput: There is neither, or the config.json cannot be read.
     """
     name, shape = str(recipe.model.source), recipe.model.shape
-    if shape is not None and not (Path(name) / "config.json").is_file():
+    if shape is not None and not is_file(Path(name) / "config.json", SOURCE_FIELD):
         return shape
     return read_config(name, SOURCE_FIELD, "give a folder, or model.shape to plan without it")
 
 
 def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
-    """One line for each file of the source that names code of its own: it is not run.
+    """Warn of each file of the source that names code of its own, because that is not run.
 
     Args:
         recipe: Names the source and the tokenizer.
@@ -168,8 +185,8 @@ def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
     tokenizer = Path(recipe.model.tokenizer_source) / "tokenizer_config.json"
     field = SOURCE_FIELD if recipe.model.tokenizer is None else "model.tokenizer"
     named = {(SOURCE_FIELD, "config.json"): config}
-    if tokenizer.is_file():
-        named[field, tokenizer.name] = read_object(tokenizer, field)
+    if is_file(tokenizer, field):
+        named[field, tokenizer.name] = read_json_object(tokenizer, field)
     return [
         f"{place}: {file} names code that comes with it (auto_map); it is not run, Transformers' "
         "own class is used: make sure that it computes the same"
@@ -182,20 +199,20 @@ def vocabulary(name: str, field: str) -> dict[str, int] | None:
     """Token -> id of the tokenizer in a model folder; None where that cannot be read from JSON.
 
     Raises:
-        BadInput: The name is none of a folder with a tokenizer and none on the Hub, or its
-            tokenizer.json is none.
+        BadInput: The name is neither a folder with a tokenizer nor a name on the Hub, or its
+            tokenizer.json cannot be read or is not one.
     """
     folder = Path(name)
     file = folder / "tokenizer.json"
     if not name or not folder.is_dir():
         check_hub_name(name, field, "no folder with a tokenizer")
         return None
-    if not file.is_file():
+    if not is_file(file, field):
         if any(folder.glob("*token*")) or any(folder.glob("*.model")):
             return None
         raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
+    content = read_json_object(file, field, LARGEST_TOKENIZER)
     try:
-        content = parse_json(file.read_bytes())
         entries = content["model"]["vocab"]
         if isinstance(entries, list):
             entries = {token: index for index, (token, _) in enumerate(entries)}
@@ -209,7 +226,7 @@ def vocabulary(name: str, field: str) -> dict[str, int] | None:
 
 
 def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
-    """Refuse a local tokenizer that is missing or has ids the model lacks.
+    """Refuse a local tokenizer that is missing, or has ids that the model lacks.
 
     Args:
         name: Of the model.
@@ -217,7 +234,7 @@ def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
         field: The field of the recipe that names it.
 
     Raises:
-        BadInput: So.
+        BadInput: There is no tokenizer, it cannot be read, or its ids exceed the vocabulary.
     """
     tokens = vocabulary(name, field)
     if tokens is not None and (largest := max(tokens.values())) >= shape.vocab_size:
@@ -236,8 +253,9 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
         field: The field of the recipe that names it.
 
     Raises:
-        BadInput: No safetensors, a file that is torn, a parameter missing, unknown or of another
-            size, or files that lead elsewhere (see `drpruning.models.files.check_files`).
+        BadInput: There are no safetensors files, one cannot be read or is not complete, a parameter
+            is missing, unknown or of another size, or files lead elsewhere (see
+            `drpruning.models.files.check_files`).
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -249,8 +267,8 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
     table = shape.family.full_table(shape.num_layers, shape.switches, tied=tied)
     sizes = shape.axis_sizes()
     family = shape.family
-    for name_here, axes in table.items():
-        parameter = family.file_names.get(name_here, name_here)
+    for own_name, axes in table.items():
+        parameter = family.file_names.get(own_name, own_name)
         expected = [sizes[axis] for axis in axes]
         if parameter not in found:
             raise BadInput(f"{field}: {folder} has no weights for {parameter}")
@@ -260,7 +278,7 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
                 f"config.json says {expected}"
             )
     head = f"{family.output}.weight"
-    allowed = {family.file_names.get(name_here, name_here) for name_here in (*table, head)}
+    allowed = {family.file_names.get(own_name, own_name) for own_name in (*table, head)}
     odd = [n for n in found if n not in allowed and not n.endswith(family.ignored_weights)]
     if odd:
         raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
@@ -268,8 +286,8 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
 
 def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
     """Name and shape of every tensor in a safetensors file that is as long as it says."""
-    size = file.stat().st_size
     try:
+        size = file.stat().st_size
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > LARGEST_HEADER:
@@ -278,10 +296,12 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
         header.pop("__metadata__", None)
         entries = [(n, e["dtype"], list(e["shape"]), *e["data_offsets"]) for n, e in header.items()]
         complete = size == 8 + length + _end(entries)
+    except OSError as error:
+        raise unreadable(f"{field}: {file}", error) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
         complete = False
     if not complete:
-        raise BadInput(f"{field}: {file} is not a whole safetensors file; fetch it again")
+        raise BadInput(f"{field}: {file} is not a complete safetensors file; fetch it again")
     if odd := next((entry for entry in entries if entry[1] not in _BYTES), None):
         raise BadInput(
             f"{field}: {odd[0]} in {file} is of type {odd[1]}; give the model with its plain "
@@ -291,7 +311,11 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
 
 
 def _end(entries: list[tuple[str, str, list[int], int, int]]) -> int:
-    """Where the last tensor of a safetensors header ends; they lie one after the other."""
+    """Where the last tensor of a safetensors header ends; they lie one after the other.
+
+    Raises:
+        ValueError: There is a gap or an overlap, or a tensor has not the bytes of its shape.
+    """
     end = 0
     for _, dtype, shape, begin, after in sorted(entries, key=lambda entry: entry[3:]):
         known = dtype not in _BYTES or math.prod(shape) * _BYTES[dtype] == after - begin

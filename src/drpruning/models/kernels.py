@@ -1,4 +1,4 @@
-"""Which kernels compute a model: its attention, and Liger's fused ones."""
+"""The kernels that compute a model: of its attention, and Liger's fused ones."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from drpruning.common.errors import BadInput
+from drpruning.models.files import first_line
 from drpruning.recipe import Training
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def use_kernels(model: "PreTrainedModel", training: Training) -> None:
-    """Give a plain model the kernels that a recipe names, in place.
+    """Give a model without masks the kernels that a recipe names, in place.
 
-    To be called before masks are attached. Liger also replaces modules of the model's family for
-    the whole process, so models that are made later have its kernels too.
+    Call it before masks are attached. Liger also replaces modules of the model's family for the
+    rest of the process, so models that are made later have its kernels too.
 
     Raises:
         BadInput: A package or a GPU is missing, or the family does not support a kernel.
@@ -29,7 +30,7 @@ def use_kernels(model: "PreTrainedModel", training: Training) -> None:
 
 
 def use_default_attention(model: "PreTrainedModel") -> None:
-    """Go back to what Transformers takes by itself, which computes in float32 too."""
+    """Give a model the attention that Transformers chooses; unlike others it takes float32 too."""
     model.set_attn_implementation(None)
 
 
@@ -50,9 +51,9 @@ def _use_attention(model: "PreTrainedModel", name: str) -> None:
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise BadInput(
-            f"training.attention: {name} does not work for {family}, leave it out: {reason}"
+            f"training.attention: {name} does not work for {family}, leave it out: "
+            f"{first_line(error)}"
         ) from None
     if model.config._attn_implementation != name:
         raise BadInput(f"training.attention: {family} has no {name}; leave it out")

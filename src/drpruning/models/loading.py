@@ -1,4 +1,4 @@
-"""TODO."""
+"""Loading and saving of Transformers models, from and to safetensors only."""
 
 import os
 import re
@@ -13,7 +13,8 @@ from torch import nn
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_folder
-from drpruning.models.files import check_files
+from drpruning.models.files import check_files, first_line
+from drpruning.models.inspect import shape_of
 from drpruning.models.kernels import use_kernels
 from drpruning.recipe import Training
 
@@ -27,7 +28,7 @@ def load_model(
     training: Training | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> "PreTrainedModel":
-    """A causal language model, from safetensors only, without remote code.
+    """Load a causal language model, from safetensors only, without remote code.
 
     Args:
         source: A folder, or a name on the Hub.
@@ -41,7 +42,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    check_files(source, field)
+    shape_of(check_files(source, field), f"{field}: {source}")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
@@ -51,10 +52,9 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise BadInput(
             f"{field}: {source} cannot be loaded as a causal language model with safetensors "
-            f"weights: {reason}"
+            f"weights: {first_line(error)}"
         ) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[kind])):
@@ -74,42 +74,52 @@ def load_model(
 
 
 def check_loadable(source: str, field: str) -> None:
-    """Refuse a model of whose config.json Transformers makes nothing; no weights are loaded.
+    """Refuse a model that Transformers cannot build and run from its config.json.
+
+    No weights are loaded: the model is built on the meta device, where a forward pass only works
+    out shapes. That is enough for a window, a number of heads or a rate of dropout that would fail
+    in the first step of training.
 
     Args:
         source: A folder, or a name on the Hub.
         field: What named it, for the message.
 
     Raises:
-        BadInput: So.
+        BadInput: The model cannot be built, or its forward pass fails.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model.train()(input_ids=torch.zeros(1, 4, dtype=torch.long))
     except Exception as error:  # whatever a value in it leads to
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, NotImplementedError) or "meta" in reason:
+            return  # something that the meta device cannot do (rotary scalings that read positions)
         raise BadInput(
             f"{field}: the config.json of {source} does not make a model: {reason}; correct it"
         ) from None
 
 
 def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
-    """Write a Hugging Face folder (weights, tokenizer, model card) that appears whole or not."""
+    """Write a Hugging Face folder (weights, tokenizer, model card), complete or not at all."""
     from transformers import AutoTokenizer
 
     with atomic_folder(folder) as temporary, storage_errors():
         model.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False)
         tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        readme = temporary / "README.md"
+        readme.write_text(card, encoding="utf-8")
+        for file in filter(Path.is_file, temporary.iterdir()):
+            file.chmod(readme.stat().st_mode)  # safetensors lets the owner alone read its files
 
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """A full or failing disk is an `OSError` also where safetensors found it."""
+    """Raise `OSError` for a full or failing disk also where safetensors found it."""
     try:
         yield
     except SafetensorError as error:
@@ -121,7 +131,7 @@ def storage_errors() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no advice from the libraries below; errors still come through."""
+    """Turn off progress bars and advice of the libraries below; errors are still shown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # asks a service on the Hub
     import transformers

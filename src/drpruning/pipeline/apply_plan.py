@@ -1,4 +1,4 @@
-"""`drprune apply-plan`: cut a checkpoint by a plan, from model folder to model folder."""
+"""`drprune apply-plan`: cut a model by a plan, from one model folder to another."""
 
 import tempfile
 from pathlib import Path
@@ -19,7 +19,7 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
     """Cut a model by a plan and write it with tokenizer, model card and the plan itself.
 
     Weights are cut, not rescaled, and keep the checkpoint's own type. Everything that can be
-    checked is checked before weights are loaded; `output` appears whole or not at all.
+    checked is checked before weights are loaded; `output` appears complete or not at all.
 
     Args:
         plan_file: Where the plan is, see `drpruning.runs.plans.find_plan`.
@@ -72,9 +72,9 @@ def _check_source(plan: PruningPlan, model: str) -> None:
     """Refuse a model that is not the plan's source, from its small files and headers."""
     shape = shape_of(read_config(model, _MODEL), f"{_MODEL}: {model}")
     if differences := shape.differences(plan.source):
-        told = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
+        found = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
         raise BadInput(
-            f"{_MODEL}: the plan was made for another model than {model}, which has {told}"
+            f"{_MODEL}: the plan was made for another model than {model}, which has {found}"
         )
     check_tokenizer(model, shape, _MODEL)
     check_weights(model, shape, _MODEL)

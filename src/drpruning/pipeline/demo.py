@@ -1,4 +1,4 @@
-"""`drprune demo`: the whole road on a laptop, offline, in minutes."""
+"""`drprune demo`: all stages on a laptop, offline, in minutes."""
 
 import json
 import shutil
@@ -86,10 +86,10 @@ def _recipe(folder: Path, name: str, source: Path, policy: str, **phases: Any) -
 
 
 def run_demo(folder: Path) -> None:
-    """Make text and a model, prune and recover it under two policies, show what came of it.
+    """Make text and a model, prune it, recover it under two policies, and show the results.
 
     Args:
-        folder: Where everything goes; what is there already is not made again.
+        folder: Where everything goes; what an earlier call has finished is not made again.
     """
     begin = time.monotonic()
     reporter = Reporter()

@@ -61,7 +61,7 @@ def _reference() -> list[str]:
 
 
 def _unicode() -> list[str]:
-    """The names of the characters, a document a run of 64 code points."""
+    """The names of characters, one document for every 64 code points."""
     documents, characters = [], 0
     for start in range(0x20, sys.maxunicode - 64, 64):
         lines = [

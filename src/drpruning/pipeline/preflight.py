@@ -5,8 +5,8 @@ GPUs, without torch, and for local files without a network.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from drpruning.data import (
     estimate_tokens,
     may_be_hub_name,
 )
+from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
     check_tokenizer,
@@ -31,30 +32,31 @@ from drpruning.models.inspect import (
     source_shape,
 )
 from drpruning.models.memory import MemoryEstimate, estimate_memory
+from drpruning.pipeline.plan_warnings import (
+    floor_warning,
+    length_warning,
+    sparsity_warnings,
+    update_warnings,
+)
+from drpruning.pipeline.prepared import complete_data, missing_text
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, Target
 from drpruning.runs.folder import RunFolder, check_apart, check_output, saved_recipe
 from drpruning.runs.policy import phase_policy
 from drpruning.runs.reference_losses import ReferenceLosses
-from drpruning.scheduling import FORECAST_START, MIN_POINTS
-
-LARGEST_SPARSITY = 0.95
-"""Expected sparsity of masks at the lower end of their range."""
-LITTLE_FREEDOM = 0.1
-"""Share of the data that must be free to move between domains for steering to mean something."""
 
 
 @dataclass(frozen=True)
 class DomainPlan:
-    """What one domain gives and what is asked of it under the initial ratio.
+    """What one domain has, and what is asked of it under the initial ratio.
 
     Attributes:
         share: Initial share.
         planned: Tokens trained on, both phases.
-        available: Training tokens there are; None where that is not known yet.
+        available: Training tokens that it has; None where that is not known yet.
         exact: Whether `available` was counted, not guessed from file sizes.
-        used_up_at: (phase, step) at which it has been read once; None where it lasts.
+        exhausted_at: (phase, step) at which it has been read once; None where it lasts.
         on_exhausted: What follows then; see docs/recipe.md.
     """
 
@@ -62,7 +64,7 @@ class DomainPlan:
     planned: int
     available: int | None
     exact: bool
-    used_up_at: tuple[str, int] | None
+    exhausted_at: tuple[str, int] | None
     on_exhausted: str
 
     @property
@@ -76,23 +78,67 @@ class DomainPlan:
 
 @dataclass
 class RunPlan:
-    """The outcome of looking at a recipe; `problems` is empty where it can run."""
+    """What was found about a recipe, for all who run it; `problems` is empty where it can run."""
 
     recipe: Recipe
     """With the dimensions of every target, as far as they could be found."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The source's config.json."""
     source: ModelShape | None = None
     target: ModelShape | None = None
     proposals: dict[str, list[Proposal]] = field(default_factory=dict)
     """Field with a parameter budget -> shapes for it; the first is the target."""
+    sources: list[DomainSource] = field(default_factory=list)
+    """Where the text of each domain is."""
+    prepared: PreparedData | None = None
+    """What was prepared before, where it is complete and of the recipe's settings."""
+    missing_text: list[str] = field(default_factory=list)
+    """Domains of which only the prepared data are there."""
     domains: dict[str, DomainPlan] = field(default_factory=dict)
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
-    """Phase -> estimated bytes a GPU."""
+    """Phase -> estimated bytes per GPU."""
     evaluations: dict[str, int] = field(default_factory=dict)
     """Phase -> evaluations, each with one ratio update."""
     reference_models: dict[str, int] = field(default_factory=dict)
     """Models that the reference losses are from -> their number of parameters."""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def final_shape(self) -> ModelShape:
+        """Shape of the model at the end of the run.
+
+        Raises:
+            BadInput: It could not be found out; the problems say why.
+        """
+        shape = self.source if self.recipe.model.target is None else self.target
+        if shape is None:
+            raise BadInput("\n".join(self.problems))
+        return shape
+
+    @contextmanager
+    def collected(self, label: str = "") -> Iterator[None]:
+        """Add what goes wrong in the block to the problems.
+
+        Args:
+            label: The field whose files the block reads.
+        """
+        try:
+            yield
+        except BadInput as error:
+            self._add(str(error))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            place = f"{label}: {error.filename}" if label else shown(error.filename)
+            if isinstance(error, PermissionError):
+                self._add(f"{place} cannot be read: permission denied; make it readable")
+            else:
+                self._add(f"{place}: {error.strerror}; name another place")
+
+    def _add(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
 
 
 def domain_sources(recipe: Recipe) -> list[DomainSource]:
@@ -122,35 +168,37 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
     return [source(name, domain) for name, domain in recipe.data.domains.items()]
 
 
-def first_used_up(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
-    """Phase and step at which a domain of this many blocks is used up under a constant share."""
+def first_exhausted(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
+    """Phase and step at which a domain of this many blocks is exhausted under a constant share."""
     left = float(blocks)
     for name, phase in phases.items():
-        a_step = share * phase.global_batch
-        if a_step * phase.steps > left + 1e-9:
-            return name, int(left / a_step) + 1
-        left -= a_step * phase.steps
+        per_step = share * phase.global_batch
+        if per_step * phase.steps > left + 1e-9:  # the shares' rounding is no block
+            return name, int(left / per_step) + 1
+        left -= per_step * phase.steps
     return None
 
 
-def plan_domains(recipe: Recipe, prepared: PreparedData | None = None) -> dict[str, DomainPlan]:
-    """What each domain gives and what is asked of it."""
+def plan_domains(
+    recipe: Recipe, sources: Sequence[DomainSource], prepared: PreparedData | None
+) -> dict[str, DomainPlan]:
+    """What each domain has, counted in the prepared data or else estimated, and what is asked."""
     length = recipe.data.sequence_length
     total = sum(p.steps * p.global_batch * length for p in recipe.phases.values())
     plans = {}
-    for source in domain_sources(recipe):
+    for source in sources:
         share = recipe.initial_ratio[source.name]
         if prepared is not None:
             blocks: int | None = len(prepared.domains[source.name].train)
         else:
-            tokens = estimate_tokens(source)
+            tokens = estimate_tokens(source, recipe.model.tokenizer_source)
             blocks = None if tokens is None else max(1, tokens // length)
         plans[source.name] = DomainPlan(
             share=share,
             planned=round(total * share),
             available=None if blocks is None else blocks * length,
             exact=prepared is not None,
-            used_up_at=None if blocks is None else first_used_up(recipe.phases, share, blocks),
+            exhausted_at=None if blocks is None else first_exhausted(recipe.phases, share, blocks),
             on_exhausted=recipe.data.domains[source.name].on_exhausted,
         )
     return plans
@@ -160,9 +208,9 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
     """One line for each domain that has less text than its share asks for."""
     lines = []
     for name, plan in domains.items():
-        if plan.used_up_at is None or plan.epochs is None:
+        if plan.exhausted_at is None or plan.epochs is None:
             continue
-        phase, step = plan.used_up_at
+        phase, step = plan.exhausted_at
         about = "" if plan.exact else "about "
         place, when = f"data.domains.{name}: {about}{plan.available:,} tokens", f"{about}{step}"
         follows = {
@@ -184,63 +232,103 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
     return lines
 
 
-def plan_run(recipe: Recipe) -> RunPlan:
+def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     """Look at everything that can be known before anything is computed.
 
     Args:
         recipe: The run.
+        known: The plan of another run of the same text, which is then not looked for again; nor
+            is the source model's config.json read again, if it has the same.
 
     Returns:
         Numbers, warnings, and every problem found (not only the first).
     """
     plan = RunPlan(recipe)
-
-    @contextmanager
-    def collected() -> Iterator[None]:
-        try:
-            yield
-        except BadInput as error:
-            plan.problems.append(str(error))
-        except OSError as error:
-            if error.filename is None:
-                raise
-            plan.problems.append(f"{shown(error.filename)}: {error.strerror}; name another place")
-
-    with collected():
-        config = source_config(recipe)
-        plan.source = source_shape(recipe, config)
-        plan.warnings += _length_warning(recipe, config) + code_warnings(recipe, config)
+    saved = None
+    with plan.collected():
+        saved = saved_recipe(Path(recipe.output))
+    with plan.collected(SOURCE_FIELD):
+        same = known is not None and known.recipe.model.source == recipe.model.source
+        plan.config = known.config if known and same and known.config else source_config(recipe)
+        plan.source = source_shape(recipe, plan.config)
+        plan.warnings += length_warning(recipe, plan.config) + code_warnings(recipe, plan.config)
     if plan.source is not None:
-        _resolve_targets(plan, plan.source, collected)
+        _resolve_targets(plan, plan.source, saved)
+        _plan_model(plan, plan.source)
     recipe = plan.recipe
-    checks: list[Callable[[], None]] = [
-        lambda: check_sources(domain_sources(recipe)),
-        lambda: check_output(recipe),
-        lambda: check_apart(recipe, domain_sources(recipe)),
-        lambda: check_prepared_folder(recipe.prepared_folder),
-    ]
-    if plan.source is not None:
-        shape = plan.source
-        tokenizer = SOURCE_FIELD if recipe.model.tokenizer is None else "model.tokenizer"
-        checks.append(lambda: check_tokenizer(recipe.model.tokenizer_source, shape, tokenizer))
-        checks.append(lambda: check_weights(str(recipe.model.source), shape, SOURCE_FIELD))
-        _plan_model(recipe, plan, collected)
-    checks.append(lambda: _check_policy(recipe))
-    if (models := recipe.scheduling.reference_models) is not None:
-        with collected():
-            plan.reference_models = _reference_models(recipe, models)
-    for check in checks:
-        with collected():
+    _find_text(plan, known)
+    for label, check in _checks(plan, saved):
+        with plan.collected(label):
             check()
+    if (models := recipe.scheduling.reference_models) is not None:
+        with plan.collected():
+            plan.reference_models = _reference_models(recipe, models)
     plan.evaluations = {
         name: -(-phase.steps // phase.evaluate_every) + 1 for name, phase in recipe.phases.items()
     }
-    with collected():
-        plan.domains = plan_domains(recipe, _already_prepared(recipe))
-    plan.problems = list(dict.fromkeys(plan.problems))
+    with plan.collected():
+        there = known.domains if known is not None and known.domains else None
+        plan.domains = there or plan_domains(recipe, plan.sources, plan.prepared)
     plan.warnings += repetition_warnings(plan.domains)
-    plan.warnings += _floor_warning(recipe) + _update_warnings(recipe)
+    plan.warnings += floor_warning(recipe) + update_warnings(recipe)
     return plan
+
+
+def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[], None]]]:
+    """What could make the run fail, each with the field whose files it reads."""
+    recipe, shape = plan.recipe, plan.source
+    tokenizer = SOURCE_FIELD if recipe.model.tokenizer is None else "model.tokenizer"
+    present = [source for source in plan.sources if source.name not in plan.missing_text]
+    checks: list[tuple[str, Callable[[], None]]] = [
+        ("", lambda: check_sources(present) if present else None),
+        ("", lambda: check_output(recipe, saved)),
+        ("", lambda: check_apart(recipe, plan.sources)),
+        ("", lambda: check_prepared_folder(recipe.prepared_folder)),
+        ("", lambda: check_results(RunFolder(Path(recipe.output)))),
+        ("", lambda: _check_policy(recipe)),
+    ]
+    if shape is not None:
+        name, source = recipe.model.tokenizer_source, str(recipe.model.source)
+        checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
+        checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD)))
+    return checks
+
+
+def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
+    """Find the text of the domains, and what was prepared of it, which can do without."""
+    if known is not None:
+        plan.sources, plan.prepared = known.sources, known.prepared
+        plan.missing_text = known.missing_text
+        return
+    with plan.collected():
+        plan.sources = domain_sources(plan.recipe)
+        plan.prepared = complete_data(plan.recipe, plan.sources)
+        if plan.prepared is not None:
+            plan.missing_text = missing_text(plan.sources)
+    plan.warnings += [
+        f"data.domains.{name}: its text is missing; the data prepared from it are used"
+        for name in plan.missing_text
+    ]
+
+
+def check_results(files: RunFolder) -> None:
+    """Refuse a run folder in which the model that a phase wrote is not complete any more.
+
+    Raises:
+        BadInput: A model folder has no config.json or no weights.
+    """
+    for phase in ("prune", "pretrain"):
+        folder = files.result(phase)
+        if not folder.is_dir():
+            continue
+        lacking = "" if (folder / "config.json").is_file() else "config.json"
+        if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+            lacking = lacking or WEIGHTS
+        if lacking:
+            raise BadInput(
+                f"{folder}: the model that {phase} wrote is not complete (no {lacking}); put it "
+                f"back, or remove the folder to {phase} again"
+            )
 
 
 def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]:
@@ -253,59 +341,13 @@ def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]
     return {model.path: model.parameters for model in measured.models}
 
 
-def _update_warnings(recipe: Recipe) -> list[str]:
-    """Phases in which no forecast can be made in time, so that the ratio would never move."""
-    scheduling = recipe.scheduling
-    if scheduling.policy != "drpruning" or scheduling.has_reference_loss:
-        return []
-    begin = FORECAST_START if scheduling.forecast_start is None else scheduling.forecast_start
-    lines = []
-    for name, phase in recipe.phases.items():
-        # Neither step 0 nor the last step counts.
-        steps = range(phase.evaluate_every, phase.steps, phase.evaluate_every)
-        if len(steps) >= MIN_POINTS and steps[-1] >= begin * phase.steps:
-            if scheduling.handover == "continue":
-                break  # the next phase begins with these forecasts
-            continue
-        lines.append(
-            f"{name}.evaluate_every: the ratio would never move: without scheduling.reference_loss "
-            f"it takes a forecast, that takes {MIN_POINTS} evaluations and scheduling."
-            f"forecast_start ({begin:g}) of the steps, and no evaluation before the last step "
-            f"({len(steps)} after step 0) has both behind it"
-        )
-    return lines
-
-
-def _floor_warning(recipe: Recipe) -> list[str]:
-    """Whether the floor leaves the ratio no room: by default it is the smallest reference share."""
-    scheduling = recipe.scheduling
-    shares = recipe.initial_ratio.values()
-    if scheduling.policy not in {"drpruning", "naive_dro"} or len(shares) == 1:
-        return []
-    floor = min(shares) if scheduling.floor is None else scheduling.floor
-    free = 1 - len(shares) * floor
-    if free > LITTLE_FREEDOM or free < -1e-9:  # more than there is: no policy takes such a floor
-        return []
-    line = (
-        f"scheduling.floor: every domain keeps at least {floor:.3g}, so only "
-        f"{100 * max(free, 0):.0f}% of the data can be steered; write a smaller floor, such as "
-        f"{floor / 2:.2g}"
-    )
-    return [line]
-
-
-def _resolve_targets(
-    plan: RunPlan, source: ModelShape, collected: Callable[[], AbstractContextManager[None]]
-) -> None:
-    """Put the dimensions of every target into the plan's recipe."""
+def _resolve_targets(plan: RunPlan, source: ModelShape, saved: Recipe | None) -> None:
+    """Put the dimensions of every target into the plan's recipe; those of a begun run stand."""
     model = plan.recipe.model
-    begun = model
-    with collected():
-        there = saved_recipe(Path(plan.recipe.output))
-        begun = model if there is None else there.model
+    begun = model if saved is None else saved.model
 
     def resolved(target: Target, chosen: Target | None, field: str) -> Target:
-        with collected():
+        with plan.collected(field):
             target, proposals = resolve_target(target, source, chosen, field)
             if proposals:
                 plan.proposals[field] = proposals
@@ -322,57 +364,30 @@ def _resolve_targets(
     plan.recipe = plan.recipe.model_copy(update={"model": model.model_copy(update=update)})
 
 
-def _plan_model(recipe: Recipe, plan: RunPlan, collected: Callable[[], Any]) -> None:
-    assert plan.source is not None  # noqa: S101 - the caller saw to it
+def _plan_model(plan: RunPlan, source: ModelShape) -> None:
+    """Find the shape that is pruned to, and the memory of both phases."""
+    recipe = plan.recipe
     if recipe.model.target is not None and recipe.model.target.is_resolved:
-        with collected():
+        with plan.collected():
             try:
-                target = plan.source.pruned_to(**recipe.model.target.dimensions())
+                target = source.pruned_to(**recipe.model.target.dimensions())
             except BadInput as error:
                 raise BadInput(f"model.target: {error}") from None
-            if target == plan.source:
+            if target == source:
                 raise BadInput("model.target: is the source's own shape; nothing would be pruned")
             plan.target = target
-            plan.warnings += _sparsity_warnings(plan.source, target)
+            plan.warnings += sparsity_warnings(source, target)
     memory = partial(
         estimate_memory, training=recipe.training, sequence_length=recipe.data.sequence_length
     )
     if recipe.prune is not None:
-        plan.memory["prune"] = memory(plan.source, masked=True)
+        plan.memory["prune"] = memory(source, masked=True)
     if recipe.pretrain is not None:
-        shape = plan.target or plan.source
+        shape = plan.target or source
         plan.memory["pretrain"] = memory(shape, masked=False)
-
-
-def _length_warning(recipe: Recipe, config: dict[str, Any]) -> list[str]:
-    positions, length = config.get("max_position_embeddings"), recipe.data.sequence_length
-    if not isinstance(positions, int) or length <= positions:
-        return []
-    line = f"{length} is beyond the {positions} positions that the model was made for"
-    return [f"data.sequence_length: {line}"]
-
-
-def _sparsity_warnings(source: ModelShape, target: ModelShape) -> list[str]:
-    """Axes of which more is cut than hard-concrete masks can express in expectation."""
-    return [
-        f"model.target.{name}: {here} -> {there} removes more than "
-        f"{100 * LARGEST_SPARSITY:.0f}%, which masks cannot reach; the cut will be abrupt"
-        for name, (here, there) in source.differences(target).items()
-        if isinstance(here, int) and isinstance(there, int) and 1 - there / here > LARGEST_SPARSITY
-    ]
 
 
 def _check_policy(recipe: Recipe) -> None:
     unknown = dict.fromkeys(recipe.data.domains, 1.0)  # reference losses are measured later
     for phase in recipe.phases.values():
         phase_policy(recipe, phase, final_params=1.0, reference_loss=unknown)
-
-
-def _already_prepared(recipe: Recipe) -> PreparedData | None:
-    folder = recipe.prepared_folder
-    try:
-        prepared = PreparedData.open(folder)
-    except (BadInput, OSError):  # none, unfinished, or not ours: preparing says what is wrong
-        return None
-    same = prepared.sequence_length == recipe.data.sequence_length
-    return prepared if same and set(prepared.domains) == set(recipe.data.domains) else None

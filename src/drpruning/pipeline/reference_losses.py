@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 
-from drpruning.common.console import Reporter
+from drpruning.common.console import Reporter, make_table
 from drpruning.common.errors import BadInput
 from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.models.files import read_config
@@ -16,7 +15,6 @@ from drpruning.models.inspect import (
     SOURCE_FIELD,
     check_tokenizer,
     check_weights,
-    final_shape,
     shape_of,
     vocabulary,
 )
@@ -41,7 +39,7 @@ def check_reference_models(models: ReferenceModels, source: str) -> dict[str, in
         Model -> number of parameters.
 
     Raises:
-        BadInput: One is not there, not whole, of another vocabulary, or two are of one size.
+        BadInput: A model is missing, incomplete or of another vocabulary, or two have one size.
     """
     tokens = vocabulary(source, SOURCE_FIELD)
     sizes: dict[str, int] = {}
@@ -52,8 +50,8 @@ def check_reference_models(models: ReferenceModels, source: str) -> dict[str, in
         if None not in (tokens, own := vocabulary(model, FIELD)) and tokens != own:
             raise _other_tokenizer(model)
         size = shape.num_parameters()
-        for other, there in sizes.items():
-            if size == there:
+        for other, other_size in sizes.items():
+            if size == other_size:
                 raise BadInput(
                     f"{FIELD}.from_models: {other} and {model} both have {size:,} parameters; "
                     "name models of different sizes"
@@ -68,27 +66,26 @@ def measure_reference_losses(
     data: PreparedData,
     accelerator: "Accelerator",
     reporter: Reporter,
-    parameters: int | None = None,
+    parameters: int,
     known: Sequence[MeasuredModel] = (),
 ) -> ReferenceLosses:
     """Evaluate the models on a run's validation blocks, one after the other.
 
     Args:
         models: What to measure.
-        recipe: Gives precision, batch size and the target's shape.
+        recipe: Gives precision and batch size.
         data: The validation blocks.
         accelerator: Devices and ranks; every rank gets the same result.
         reporter: Shows progress.
-        parameters: Size at which a law over sizes is read off; by default that of the model at the
-            end of the run, all parameters counted.
+        parameters: Size at which a law over sizes is read off, all parameters counted.
         known: Models that have been measured on these blocks.
 
     Returns:
         What was measured; whether a law describes it, `ReferenceLosses.usable` says.
 
     Raises:
-        BadInput: A model cannot be loaded, has another tokenizer or a loss that is no number, or
-            two are of one size.
+        BadInput: A model cannot be loaded, has another tokenizer or a loss that is not finite,
+            or two have the same size.
     """
     from drpruning.training.perplexity import evaluate_perplexity
 
@@ -98,7 +95,7 @@ def measure_reference_losses(
         if tokenizer_digest(model) != data.tokenizer_digest:
             raise _other_tokenizer(model)
     for model in unknown:
-        record = evaluate_perplexity(
+        found = evaluate_perplexity(
             Path(model).name,
             model,
             model,
@@ -108,19 +105,17 @@ def measure_reference_losses(
             recipe.training,
             field=FIELD,
         )
-        for domain, loss in record["loss"].items():
+        for domain, loss in found.loss.items():
             if not 0 < loss < math.inf:
                 raise BadInput(f"{FIELD}: the loss of {model} on {domain} is {loss}; name another")
-        measured.append(MeasuredModel(model, record["parameters"]["total"], record["loss"]))
-    return ReferenceLosses.of(measured, parameters or final_shape(recipe).num_parameters())
+        measured.append(MeasuredModel(model, found.parameters.total, dict(found.loss)))
+    return ReferenceLosses.of(measured, parameters)
 
 
 def reference_losses_table(found: ReferenceLosses) -> Table:
-    """The loss of each model by domain, and what the law over their sizes, if any, makes of it."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("loss, nats a token")
-    for model in found.models:
-        table.add_column(f"{Path(model.path).name}\n{model.parameters:,}", justify="right")
+    """A table of each model's loss by domain, and of the law over their sizes if there is one."""
+    names = [f"{Path(model.path).name}\n{model.parameters:,}" for model in found.models]
+    table = make_table("loss (nats per token)", *names)
     if found.law is not None:
         table.add_column(f"law at\n{found.parameters:,}", justify="right", style="bold")
         table.add_column("a/N^b + c\nb, c", justify="right")

@@ -1,6 +1,6 @@
 """A run folder and its stages: prepare -> prune -> pretrain -> evaluate -> report.
 
-A stage whose result is there is not run again; one that was interrupted goes on.
+A stage that has a result is not run again; one that was interrupted is resumed.
 """
 
 import os
@@ -18,8 +18,15 @@ from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, dumps, folder_lock
 from drpruning.data import PreparedData, prepare, tokenizer_digest
-from drpruning.models.inspect import SOURCE_FIELD, source_config, source_shape
-from drpruning.pipeline.preflight import domain_sources, plan_domains, plan_run, repetition_warnings
+from drpruning.models.inspect import SOURCE_FIELD
+from drpruning.pipeline.preflight import (
+    RunPlan,
+    check_results,
+    plan_domains,
+    plan_run,
+    repetition_warnings,
+)
+from drpruning.pipeline.prepared import check_made_from
 from drpruning.pipeline.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.recipe import Prune, Recipe, parse_recipe, read_values
 from drpruning.report import render_table_text, results_table, write_report
@@ -36,7 +43,7 @@ STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
 
 @dataclass
 class Run:
-    """A recipe together with its folder."""
+    """A recipe, its folder, and the stages that lead from one to the results in the other."""
 
     recipe: Recipe
 
@@ -71,16 +78,24 @@ class Run:
         return RunFolder(self.folder)
 
     @cached_property
+    def plan(self) -> RunPlan:
+        """What was found about the recipe; every stage takes it from here."""
+        return plan_run(self.recipe)
+
+    @cached_property
     def accelerator(self) -> "Accelerator":
         """Devices and ranks, as `torchrun` or `accelerate launch` set them up."""
-        import torch
-        from accelerate import Accelerator, InitProcessGroupKwargs
+        with self.reporter.status("loading PyTorch and Transformers"):
+            import torch
+            from accelerate import Accelerator, InitProcessGroupKwargs
 
-        from drpruning.models.loading import quiet_libraries
+            from drpruning.models.loading import quiet_libraries
+            from drpruning.training.distributed import check_device
 
         quiet_libraries()
+        check_device()
         timeout = timedelta(minutes=self.recipe.training.rank_timeout)
-        # The loop sets the precision itself, whatever the launcher's configuration says.
+        # The trainer sets the precision itself, whatever the launcher's configuration says.
         return Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="no",
@@ -94,22 +109,23 @@ class Run:
 
     @contextmanager
     def session(self, command: str | None) -> Iterator["Run"]:
-        """Check everything that can be checked, then hold the folder while the block runs.
+        """Check everything that can be checked, then lock the folder while the block runs.
 
         Args:
-            command: What was started, for sessions.jsonl; None: the run is not begun by it, so
-                that its recipe may still change.
+            command: What was started, for sessions.jsonl; None: it does not begin the run, whose
+                recipe may still change.
 
         Raises:
             BadInput: Something in the recipe cannot work (every problem found is named), or another
                 process works in the folder.
         """
-        plan = plan_run(self.recipe)
-        if plan.problems:
-            raise BadInput("\n".join(plan.problems))
-        self.recipe = plan.recipe
+        if self.plan.problems:
+            raise BadInput("\n".join(self.plan.problems))
+        self.recipe = self.plan.recipe
         if self.recipe.model.source is None:
             raise BadInput("model.source: missing; a shape alone can be planned, not trained")
+        for name in self.plan.missing_text:
+            self.reporter.line(f"{name}: the text is missing; using the data prepared from it")
         self._check_loadable()
         self.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
         if not self.accelerator.is_main_process:
@@ -128,12 +144,13 @@ class Run:
 
     def _check_loadable(self) -> None:
         """Find out before the data are prepared, which may take hours."""
-        from drpruning.models.loading import check_loadable, quiet_libraries
-
         model = self.recipe.model
         if model.shape is None or (Path(str(model.source)) / "config.json").is_file():
-            quiet_libraries()
-            check_loadable(str(model.source), SOURCE_FIELD)
+            with self.reporter.status("loading PyTorch and Transformers"):
+                from drpruning.models.loading import check_loadable, quiet_libraries
+
+                quiet_libraries()
+                check_loadable(str(model.source), SOURCE_FIELD)
 
     def _check_shared_filesystem(self) -> None:
         """A rank on another host must see what the first one has made."""
@@ -201,26 +218,37 @@ class Run:
 
     @cached_property
     def data(self) -> PreparedData:
-        """The tokenized blocks; they are made now if they are not there."""
-        recipe, folder = self.recipe, self.recipe.prepared_folder
+        """The tokenized blocks; what is not prepared yet is prepared now."""
+        folder = self.recipe.prepared_folder
         if self.accelerator.is_main_process:
-            with self.reporter.task("prepare, percent", 100) as task:
-
-                def on_progress(domain: str, done: int, total: int) -> None:
-                    task.update(100 * done // max(total, 1), domain)
-
-                prepare(
-                    domain_sources(recipe),
-                    tokenizer=recipe.model.tokenizer_source,
-                    vocab_size=source_shape(recipe, source_config(recipe)).vocab_size,
-                    sequence_length=recipe.data.sequence_length,
-                    validation_blocks=recipe.data.validation_blocks,
-                    folder=folder,
-                    workers=recipe.data.workers,
-                    on_progress=on_progress,
-                )
+            self._prepare(folder)
         self.accelerator.wait_for_everyone()
         return PreparedData.open(folder)
+
+    def _prepare(self, folder: Path) -> None:
+        plan, recipe = self.plan, self.recipe
+        if plan.source is None:
+            raise BadInput("\n".join(plan.problems))
+        tokenizer = recipe.model.tokenizer_source
+        if plan.prepared is not None and plan.missing_text:
+            present = [source for source in plan.sources if source.name not in plan.missing_text]
+            check_made_from(plan.prepared, present, tokenizer, plan.missing_text)
+            return
+        with self.reporter.task("percent tokenized", 100) as task:
+
+            def on_progress(domain: str, done: int, total: int) -> None:
+                task.update(100 * done // max(total, 1), domain)
+
+            prepare(
+                plan.sources,
+                tokenizer=tokenizer,
+                vocab_size=plan.source.vocab_size,
+                sequence_length=recipe.data.sequence_length,
+                validation_blocks=recipe.data.validation_blocks,
+                folder=folder,
+                workers=recipe.data.workers,
+                on_progress=on_progress,
+            )
 
     def _report_data(self) -> None:
         for name, domain in self.data.domains.items():
@@ -229,11 +257,13 @@ class Run:
                 f"in {len(domain.train):,} training blocks, {len(domain.validation):,} validation "
                 "blocks"
             )
-        for warning in repetition_warnings(plan_domains(self.recipe, self.data)):
+        for warning in self.data.overlap_warnings():
+            self.reporter.warn(warning)
+        for warning in repetition_warnings(plan_domains(self.recipe, self.plan.sources, self.data)):
             self.reporter.warn(warning)
 
     def _result(self, phase: str) -> Path | None:
-        """The model that shows a phase to be done; recovered, what was cut need not be there."""
+        """The model that shows a phase to be done; once recovered, the one as cut may be gone."""
         results = [self.files.result(phase)]
         if phase == "prune" and self.recipe.pretrain is not None:
             results.append(self.files.model)
@@ -272,13 +302,13 @@ class Run:
             return
         if self.recipe.prune is not None and not self.files.pruned.is_dir():
             raise BadInput(
-                f"{self.files.pruned}: not there yet; run `drprune prune` or `drprune run`"
+                f"{self.files.pruned}: missing; run `drprune prune` or `drprune run` first"
             )
         self.measure_reference_losses()
         pretrain(self.recipe, self.data, self.accelerator, self.reporter)
 
     def measure_reference_losses(self) -> None:
-        """Write reference_loss.json where the recipe names models, unless it is there.
+        """Write reference_loss.json where the recipe names models, unless it is written.
 
         Raises:
             BadInput: A model cannot be measured, or no law describes what was measured (which is
@@ -291,7 +321,12 @@ class Run:
             ReferenceLosses.read(self.folder, models, self.recipe.data.domains).usable()
             return
         found = measure_reference_losses(
-            models, self.recipe, self.data, self.accelerator, self.reporter
+            models,
+            self.recipe,
+            self.data,
+            self.accelerator,
+            self.reporter,
+            self.plan.final_shape.num_parameters(),
         )
         if self.accelerator.is_main_process:
             found.write(self.folder)
@@ -300,10 +335,14 @@ class Run:
         found.usable()
 
     def models(self) -> dict[str, str]:
-        """The models of this run that are there: name -> folder or Hub name."""
+        """The models of this run so far: name -> folder or Hub name.
+
+        Raises:
+            BadInput: One that the run has written is not complete.
+        """
+        check_results(self.files)
         made = [path for path in (self.files.pruned, self.files.model) if path.is_dir()]
-        there = {path.name: str(path) for path in made}
-        return {SOURCE: str(self.recipe.model.source)} | there
+        return {SOURCE: str(self.recipe.model.source)} | {path.name: str(path) for path in made}
 
     def evaluate(self, *, again: bool = False) -> None:
         """Measure the perplexity of source, pruned and recovered model on the validation blocks.
@@ -370,11 +409,11 @@ def evaluate_targets(targets: list[Path], data: Path | None) -> None:
             raise BadInput(f"{model}: neither a run folder nor a model folder")
         if data is None:
             raise BadInput(f"{model}: name the run whose data it is measured on with --data RUN")
-    runs = [run_as_it_is(folder) for folder in folders]
+    runs = [open_prepared(folder) for folder in folders]
     for run in runs:
         run.evaluate(again=True)
     if data is not None:
-        home = run_as_it_is(data)
+        home = open_prepared(data)
         for model in models:
             if tokenizer_digest(model) != home.data.tokenizer_digest:
                 raise BadInput(f"{model}: its tokenizer is not the one that {data} was made with")
@@ -386,8 +425,8 @@ def evaluate_targets(targets: list[Path], data: Path | None) -> None:
         show_table(folders, runs[0].reporter)
 
 
-def run_as_it_is(folder: Path) -> Run:
-    """A run whose blocks are used as they are: its text need not be there any more."""
+def open_prepared(folder: Path) -> Run:
+    """The run in a folder with its blocks as they are; its text is not looked for."""
     run = Run.open(folder)
     run.data = PreparedData.open(run.recipe.prepared_folder)
     return run

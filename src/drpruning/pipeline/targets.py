@@ -2,7 +2,7 @@
 
 Each target has its run folder OUTPUT/NAME with a recipe of its own; the tokenized blocks in
 OUTPUT/data are shared. A target that is contained in a larger one is pruned from that one's cut
-model, so its masks go on where those ended, at the cost of a smaller model's step.
+model, so its masks start where those ended, at the cost of a smaller model's step.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,12 @@ from typing import Any
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write
-from drpruning.models.inspect import source_config
-from drpruning.pipeline.preflight import RunPlan, plan_run
+from drpruning.pipeline.preflight import RunPlan, check_results, plan_run
 from drpruning.pipeline.reference_losses import measure_reference_losses
 from drpruning.pipeline.run import Run, show_table
 from drpruning.pruning import ModelShape
+from drpruning.pruning.shapes import PRUNABLE
 from drpruning.recipe import Recipe, Target
-from drpruning.recipe.model import DIMENSIONS
 from drpruning.report import write_report
 from drpruning.runs.folder import RunFolder, rollback_on_error, saved_recipe
 from drpruning.runs.reference_losses import ReferenceLosses
@@ -53,14 +52,16 @@ def plan_recipe(recipe: Recipe) -> RecipePlan:
     if whole.source is None or not all(target.is_resolved for target in model.targets.values()):
         return plan
     try:
-        runs = _split(whole.recipe, whole.source)
+        for name in model.targets:
+            check_results(RunFolder(Path(recipe.output) / name))
+        runs = _split(whole)
     except BadInput as error:
         plan.problems.append(str(error))
         return plan
     in_order = {"targets": {name: model.targets[name] for name in runs}}
     plan.recipe = whole.recipe.model_copy(update={"model": model.model_copy(update=in_order)})
     for name, own in runs.items():
-        part = plan_run(own)
+        part = plan_run(own, known=whole)
         key = f"model.targets.{name}"
         part.proposals = {k: shapes for k, shapes in whole.proposals.items() if k == key}
         start = own.model.source if own.model.source != recipe.model.source else "the source"
@@ -79,7 +80,7 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
 
     Raises:
         BadInput: Something in the recipe cannot work; every problem found is named.
-        Interrupted: A signal asked to stop; the state is saved, and the same call goes on.
+        Interrupted: A signal asked to stop; the state is saved, and the same call resumes.
     """
     if recipe.model.targets is None:
         with Run(recipe).session(command) as run:
@@ -88,8 +89,10 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
     plan = plan_recipe(recipe)
     if plan.problems:
         raise BadInput("\n".join(plan.problems))
-    first, *others = (part.recipe for part in plan.plans.values())
+    parts = list(plan.plans.values())
+    first, *others = (part.recipe for part in parts)
     run = Run(first)
+    run.plan = parts[0]
     run.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
     main = run.accelerator.is_main_process
     with rollback_on_error(Path(recipe.output)) if main else nullcontext():
@@ -101,6 +104,8 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
     others = others if set(stages) - {"prepare"} else []
     for own in others:
         run = Run(own)
+        # Looked at again: what it is pruned from, the larger target's model, has been made since.
+        run.plan = plan_run(own, known=parts[0])
         run.data = data
         with run.session(command):
             _take_reference_losses(run, Path(first.output))
@@ -135,20 +140,20 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _split(recipe: Recipe, source: ModelShape) -> dict[str, Recipe]:
+def _split(plan: RunPlan) -> dict[str, Recipe]:
     """A recipe for each target, from the largest to the smallest.
 
     Args:
-        recipe: Its targets are resolved.
-        source: Shape of its source.
+        plan: The source's shape is known, and the targets of its recipe are resolved.
 
     Raises:
-        BadInput: The source cannot be pruned to a target, or two targets are one.
+        BadInput: The source cannot be pruned to a target, or two targets have one shape.
     """
+    recipe, source = plan.recipe, plan.source
+    assert source is not None  # noqa: S101 - the caller saw to it
     targets = recipe.model.targets or {}
     shapes = {name: _shape(source, name, target) for name, target in targets.items()}
     order = sorted(shapes, key=lambda name: -shapes[name].num_parameters())
-    config = source_config(recipe)
     runs: dict[str, Recipe] = {}
     for position, name in enumerate(order):
         own: dict[str, Any] = {"target": targets[name], "targets": None}
@@ -157,9 +162,9 @@ def _split(recipe: Recipe, source: ModelShape) -> dict[str, Recipe]:
         larger = _next_larger(name, before, shapes[name])
         if larger is not None and recipe.model.nested:
             own["source"] = str(RunFolder(Path(recipe.output) / larger).pruned)
-            own["shape"] = config | shapes[larger].config_fields()
+            own["shape"] = plan.config | shapes[larger].config_fields()
             own["tokenizer"] = recipe.model.tokenizer or recipe.model.source
-            # The cut model has read the blocks in one order; it goes on in another.
+            # The cut model has read the blocks in one order; it now reads them in another.
             seed = runs[larger].training.seed + 1
         runs[name] = recipe.model_copy(
             update={
@@ -181,11 +186,11 @@ def _shape(source: ModelShape, name: str, target: Target) -> ModelShape:
 
 def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) -> str | None:
     """The smallest of the larger targets that this one can be cut out of."""
-    for other, there in reversed(larger.items()):
-        if there == shape:
+    for other, its_shape in reversed(larger.items()):
+        if its_shape == shape:
             raise BadInput(f"model.targets: {other} and {name} have the same shape; drop one")
         try:
-            there.pruned_to(**{dimension: getattr(shape, dimension) for dimension in DIMENSIONS})
+            its_shape.pruned_to(**{dimension: getattr(shape, dimension) for dimension in PRUNABLE})
         except BadInput:
             continue
         return other
@@ -193,7 +198,7 @@ def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) ->
 
 
 def _begin(recipe: Recipe) -> None:
-    """Write the recipe of all targets, whose dimensions stand from now on."""
+    """Write the recipe of all targets, whose dimensions do not change from now on."""
     folder = RunFolder(Path(recipe.output))
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.lock.touch()
@@ -201,13 +206,19 @@ def _begin(recipe: Recipe) -> None:
 
 
 def _take_reference_losses(run: Run, first: Path) -> None:
-    """What the first run has measured of the models of the recipe is not measured again."""
+    """Take the losses of reference models from the first run, which has measured them."""
     models, domains = run.recipe.scheduling.reference_models, run.recipe.data.domains
     known = RunFolder(first).reference_loss.is_file()
     if models is not None and known and not run.files.reference_loss.is_file():
         measured = ReferenceLosses.read(first, models, domains).models
         found = measure_reference_losses(
-            models, run.recipe, run.data, run.accelerator, run.reporter, known=measured
+            models,
+            run.recipe,
+            run.data,
+            run.accelerator,
+            run.reporter,
+            run.plan.final_shape.num_parameters(),
+            measured,
         )
         run.accelerator.wait_for_everyone()
         if run.accelerator.is_main_process:

@@ -1,12 +1,16 @@
 """Where masks touch a model: gates on its parameters and hooks on two activations.
 
-Why the model's own norms stay right. A norm must take its mean over the kept dimensions. What it
-reads is zero in the others and scaled by c = sqrt(all / kept), so its mean square over all is that
-of the kept ones as they should be, epsilon included; its weight is divided by c. Norms that read
-the residual stream find it scaled because everything that writes into it is; norms after a module
-(Gemma 2, OLMo 2) find the module's output so. LayerNorm also takes a mean away. It does not see a
-constant that is added to all kept dimensions, so every write is centred over them, and the mean
-over all is zero.
+Why the model's own norms stay right. Under masks a norm must compute what it will compute in the
+cut model, where its mean runs over the k kept dimensions, but its code takes the mean over all n.
+So what it reads is zero in the removed dimensions and multiplied by c = sqrt(n / k) in the others:
+(1 / n) sum (c x)^2 = (1 / k) sum x^2, and the epsilon that is added to it stays right as well. The
+factor c that is left in the norm's output is taken out of its weight.
+
+- Norms that read the residual stream find it scaled because everything that writes into it is.
+- Norms after a module (Gemma 2, OLMo 2) find the output of that module scaled.
+- LayerNorm also takes a mean away. A constant that is added to all kept dimensions does not change
+  what it computes, so every write is centred over them; then the mean over all n is zero, as is the
+  one over the kept k.
 """
 
 from collections.abc import Mapping
@@ -26,8 +30,8 @@ if TYPE_CHECKING:
 
 
 Role = Literal["read", "read bias", "write", "before", "after"]
-"""What a parameter's rows do: belong to a norm that reads the residual stream (its weight, its
-bias); write into the stream; feed a norm that comes after; belong to that norm."""
+"""What the rows of a parameter belong to: a norm that reads the residual stream (its weight, its
+bias); a module that writes into the stream; a module that has a norm after it; such a norm."""
 
 Factors = tuple[Tensor, ...] | None
 """One for each layer; None for ones."""
@@ -66,9 +70,15 @@ class Attachment:
 
         Args:
             values: granularity -> mask values; missing ones count as one.
-            rescale: whether activations are scaled (and centred) so that norms come out right; not
-                so when the values are folded into a model whose dropped parts will be cut away.
+            rescale: whether activations are scaled (and centred) so that norms come out right.
+                False when the values are folded into a model whose removed parts are cut away next:
+                its norms then see the kept dimensions alone.
         """
+        # `scale` is c of the module's docstring, a constant: no gradient flows through the count of
+        # kept dimensions. `stream` is the same where the residual stream itself carries it; it does
+        # not in a family without norms that read the stream (OLMo 2), where only the final norm
+        # does, and `final_input` scales what that one reads. `unit` is the direction of the mean
+        # over the kept dimensions.
         family = self.shape.family
         hidden = values.get("hidden")
         scale = unit = None
@@ -102,6 +112,15 @@ class Attachment:
         scale: Tensor | None,
         stream: Tensor | None,
     ) -> dict[tuple[Role, Axis], Factors]:
+        """Factors on the rows that run over the hidden dimensions, by what they do.
+
+        A norm that reads the stream gets `hidden / c` on its weight, because its input carries c,
+        but `hidden` on its bias, which does not. A writer gets `hidden`, times c where the stream
+        carries it, times its layer's value. A module with a norm after it only feeds that norm: it
+        gets c on the kept dimensions and no mask value, because masks act after such a norm. The
+        norm writes in its place: with `hidden * c / c` where the stream carries c, else with
+        `hidden / c`, times its layer's value.
+        """
         layers = self.shape.num_layers
         read = hidden if hidden is None or scale is None else hidden / scale
         rows: dict[tuple[Role, Axis], Factors] = {
@@ -115,7 +134,11 @@ class Attachment:
         return rows
 
     def _head_rows(self, heads: Mapping[Axis, Tensor]) -> dict[tuple[Role, Axis], Factors]:
-        """For norms over all heads together: only the kept ones count."""
+        """Factors for norms over all heads together (OLMo 2): only the kept heads count.
+
+        The mask values themselves act after the norm, on what is computed from it, so here only
+        zeros matter: c on the rows of the kept heads, and 1 / c on the norm's weight.
+        """
         rows: dict[tuple[Role, Axis], Factors] = {}
         for axis, values in heads.items():
             scale, kept = _scale(values)
@@ -125,7 +148,7 @@ class Attachment:
         return rows
 
     def _with_ones(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values of heads and groups, where one of the two may be missing."""
+        """The values with those of heads or groups, where one of the two has no mask, as ones."""
         shape = self.shape
         if not shape.grouped or {"head", "group"} <= values.keys():
             return dict(values)
@@ -138,7 +161,7 @@ class Attachment:
         }
 
     def _written(self, hidden: Tensor | None, layer: Tensor | None) -> Factors:
-        """Factors on what layers write: a dimension's times the layer's."""
+        """Factors on what each layer writes: that of a dimension times that of the layer."""
         if layer is None:
             return _each(hidden, self.shape.num_layers)
         column = layer[:, None]
@@ -150,7 +173,7 @@ def attach(model: "PreTrainedModel", shape: ModelShape, masked: set[str]) -> Att
     """Put gates on a model's parameters, in place: they become parametrized.
 
     Args:
-        model: a plain model.
+        model: a model without masks.
         shape: its shape.
         masked: granularities that have masks.
     """
@@ -210,9 +233,10 @@ _shared_classes: dict[tuple[type, tuple[str, ...]], type] = {}
 
 
 def _share_class(module: nn.Module) -> None:
-    """One class for all modules parametrized alike, in place of one each.
+    """Give all modules that are parametrized alike one class, in place of one for each module.
 
-    What is compiled for one layer is then valid for all of them: `torch.compile` asks for the type.
+    `torch.compile` asks for the type of a module, so what it has compiled for one layer is then
+    valid for all of them, where it would otherwise compile every layer.
     """
     gated = type(module)
     names = [name for name in ("weight", "bias") if parametrize.is_parametrized(module, name)]
@@ -226,7 +250,7 @@ def plain_name(name: str) -> str:
 
 
 def _scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The root of all / kept along the last dimension, [..., 1], and the kept as 0.0 and 1.0."""
+    """sqrt(all / kept) along the last dimension, [..., 1], and what is kept as 0.0 and 1.0."""
     kept = (values.detach() != 0).to(values.dtype)
     scale = (values.shape[-1] / kept.sum(-1, keepdim=True).clamp(min=1)).sqrt()
     return scale, kept

@@ -60,7 +60,7 @@ class Family:
         output: the output projection, the embedding's own matrix where embeddings are tied.
         config_names: dimension of a shape -> its name in the configuration. Without KV heads every
             query head has its own; without head size it is hidden size / heads.
-        defaults: what the configuration's class takes for a field that is not there.
+        defaults: what the configuration's class takes for a field that is absent.
         heads: what the configuration demands of hidden size and heads.
         heads_by_switch: the same where a switch is on.
         file_names: parameter -> its name in weight files, where that is another.
@@ -99,21 +99,21 @@ class Family:
     ignored_weights: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
     def layer_table(self, switches: Iterable[str]) -> dict[str, tuple[Axis, ...]]:
-        """Parameters of a layer where the configuration has these switches on."""
+        """The parameters of a layer where the configuration has these switches on."""
         table = dict(self.layer_parameters)
         for switch in switches:
             table |= self.optional_parameters[switch]
         return table
 
     def global_table(self, *, tied: bool) -> dict[str, tuple[Axis, ...]]:
-        """Parameters outside the layers; a tied output matrix is the embedding's, not a second."""
+        """The parameters outside the layers; a tied output matrix is not listed a second time."""
         shared = {f"{self.output}.weight"} if tied else set()
         return {name: axes for name, axes in self.global_parameters.items() if name not in shared}
 
     def full_table(
         self, num_layers: int, switches: Iterable[str], *, tied: bool
     ) -> dict[str, tuple[Axis, ...]]:
-        """Every parameter of a model by its full name."""
+        """All parameters of a model by their full names."""
         layer = self.layer_table(switches)
         table = {
             f"{self.layers}.{index}.{name}": axes
@@ -129,7 +129,7 @@ class Family:
 
 
 def count_parameters(table: ParameterTable, sizes: Mapping[Axis, Any]) -> Any:
-    """Sum over a table of the product of the sizes along each parameter.
+    """Count parameters: the sum over a table of the product of the sizes along each parameter.
 
     Args:
         table: parameters to count.
@@ -144,7 +144,7 @@ def count_parameters(table: ParameterTable, sizes: Mapping[Axis, Any]) -> Any:
 
 
 def with_stacked(sizes: Mapping[Axis, Any]) -> dict[Axis, Any]:
-    """Sizes of all axes from those that are not made of others."""
+    """Complete the sizes of axes by those that are made of others."""
     return {**sizes, **{axis: sum(sizes[p] for p in parts) for axis, parts in STACKED.items()}}
 
 
@@ -320,13 +320,16 @@ _FAMILIES = (
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 """`model_type` -> family, for every family that can be pruned."""
+_NOT_CAUSAL = {"is_encoder_decoder": True, "is_causal": False, "use_bidirectional_attention": True}
+"""Fields of a configuration, and the value that makes the model no causal one. Transformers builds
+it all the same; without the causal mask a token sees the one to predict, and no loss says so."""
 
 
 def unknown_family(model_type: object) -> BadInput:
-    """The error for a model type that has no table."""
+    """The error for a model type that no family has."""
     return BadInput(
         f"model_type {model_type!r} is not a family that can be pruned; known families: "
-        f"{', '.join(FAMILIES)}; docs/families.md tells how to add one"
+        f"{', '.join(FAMILIES)}; docs/families.md says how to add one"
     )
 
 
@@ -337,7 +340,7 @@ def family_of(config: Mapping[str, object]) -> Family:
         config: a Transformers configuration as a dictionary (a parsed config.json).
 
     Raises:
-        BadInput: no causal language model, or a family that has no table.
+        BadInput: the model is no causal language model, or of a family that has no table.
     """
     architectures = config.get("architectures") or ()
     if not isinstance(architectures, list | tuple):
@@ -346,13 +349,28 @@ def family_of(config: Mapping[str, object]) -> Family:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     names = ", ".join(map(str, architectures))
     causal = any("CausalLM" in str(name) or "LMHead" in str(name) for name in architectures)
-    if config.get("is_encoder_decoder") or (architectures and not causal):
+    field = next((name for name, value in _NOT_CAUSAL.items() if config.get(name) == value), None)
+    if field or (architectures and not causal):
+        found = f"a model with {field} {str(_NOT_CAUSAL[field]).lower()}" if field else names
         raise BadInput(
-            f"{names or model_type} is not a causal language model; give a model whose "
-            f"architecture is one of {', '.join(f.architecture for f in FAMILIES.values())}"
+            f"{found} is not a causal language model; give a model whose architecture is one of "
+            f"{', '.join(f.architecture for f in FAMILIES.values())}"
         )
     if family is None:
         raise unknown_family(model_type)
     if architectures and family.architecture not in architectures:
         raise BadInput(f"architecture {names} is not {family.model_type}'s {family.architecture}")
     return family
+
+
+def undoes_centring(config: Mapping[str, object]) -> str:
+    """Say why masks over hidden dimensions do not go with a model's dropout, or nothing.
+
+    Under masks, what is written into the residual stream is centred over the kept dimensions so
+    that LayerNorm comes out right (see `drpruning.pruning.attachment`). Dropout comes between the
+    two and shifts the mean again.
+    """
+    rate = config.get("hidden_dropout")
+    if not rate or not family_of(config).centred_norms:
+        return ""
+    return f"hidden_dropout {rate} does not go with masks over hidden dimensions; set it to 0"

@@ -1,5 +1,10 @@
 """Masks folded into the weights they gate, so that their cost grows with parameters, not tokens.
 
+The mask on what a linear module writes is a factor on the rows of its weight (and on its bias), the
+mask on what it reads a factor on the columns; the mask after a norm is a factor on its weight. So
+no activation is multiplied but the embedding's output (a batch reads few rows of its table), and
+in a family without norms that read the stream what goes into the final norm.
+
 A `Gate` is a `torch.nn.utils.parametrize` parametrization: the model's own code reads the gated
 weight, the optimizer and FSDP see the plain one. Its factors are set from outside before a forward
 pass and outlive it, so that a recomputed layer (gradient checkpointing) reads the same ones.
@@ -13,12 +18,15 @@ from torch.autograd.function import once_differentiable
 
 
 class GatedWeight(torch.autograd.Function):
-    """`weight * outer(row, column)`, then `P @` that; any of the three may be None.
+    """`P @ (weight * outer(row, column))`; row, column and the `unit` of P may each be None.
 
-    Shapes: weight [m, n], row [m], column [n], unit [m]. P = I - outer(unit, unit) with a unit
-    vector takes a mean away; `unit` is a constant. The product is computed in the wider of the
-    types and returned in the weight's. Backward costs two elementwise products and two
-    matrix-vector products, with `unit` one of each more.
+    Shapes: weight [m, n], row [m], column [n], unit [m]. P = I - outer(unit, unit) takes away the
+    component along a unit vector, such as a mean; `unit` is a constant. The product is computed in
+    the wider of the types and returned in the weight's.
+
+    Written by hand because autograd would keep every intermediate product, each as large as the
+    weight, until the backward pass. That costs two elementwise products and two matrix-vector
+    products, with `unit` one of each more.
     """
 
     @staticmethod
@@ -39,7 +47,11 @@ class GatedWeight(torch.autograd.Function):
         ctx: Any,
         gradient: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        """Gradients for weight, row and column."""
+        """Gradients for weight, row and column.
+
+        With G = P @ gradient (P is symmetric): d_weight = G * outer(row, column), d_row =
+        (G * weight) @ column, d_column = row @ (G * weight).
+        """
         weight, row, column, unit = ctx.saved_tensors
         needs_weight, needs_row, needs_column, _ = ctx.needs_input_grad
         gradient = _centre(gradient, unit)
@@ -65,7 +77,7 @@ def _scale(matrix: Tensor, row: Tensor | None, column: Tensor | None) -> Tensor:
 
 
 def _centre(matrix: Tensor, unit: Tensor | None) -> Tensor:
-    """P @ matrix."""
+    """P @ matrix, without writing P out."""
     if unit is None:
         return matrix
     with torch.autocast(matrix.device.type, enabled=False):
@@ -94,7 +106,11 @@ class Gate(nn.Module):
         self.offset = offset
 
     def forward(self, parameter: Tensor) -> Tensor:
-        """The gated parameter, in its own type."""
+        """The gated parameter, in its own type.
+
+        A module that uses `parameter + offset` (Gemma's norms) must get `row * (parameter +
+        offset)` in effect, so it is given `row * (parameter + offset) - offset`.
+        """
         row, column, unit = self.row, self.column, self.unit
         if row is None and column is None:
             return parameter

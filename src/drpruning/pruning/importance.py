@@ -1,4 +1,4 @@
-"""How much each maskable part matters, before any mask is trained, and masks that start from it."""
+"""The importance of each part before any mask is trained, and masks that start from it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,13 +18,14 @@ important part then stays with probability 0.985 and has the value 0.96."""
 def taylor_importance(
     masked: MaskedModel, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
-    """First-order Taylor importance of every part that has a mask (Molchanov et al. 2019).
+    """Estimate the first-order Taylor importance of every part that has a mask.
 
     The score of a part is the sum over batches of (dL/dz)^2, where z is its mask, all masks are one
-    and L is the language-modelling loss. Signed gradients cancel over the data in a trained model,
-    where the mean gradient vanishes; the mean square is then the diagonal of the Fisher
-    information, and half of it the expected rise of the loss when z goes from 1 to 0. Small batches
-    estimate it best, a sequence at a time best of all (arXiv 1906.10771).
+    and L is the language-modelling loss (Molchanov et al. 2019, arXiv 1906.10771, with the mask
+    as the parameter). Signed gradients cancel over the data in a trained model, where the mean
+    gradient vanishes; the mean square is then the diagonal of the Fisher information, and half of
+    it the expected rise of the loss when z goes from 1 to 0. Small batches estimate it best, a
+    sequence at a time best of all.
 
     It takes no more memory than a training step: no weight gets a gradient. The model's mode and
     autocast are the caller's.
@@ -57,8 +58,8 @@ def initialise_masks(
 ) -> None:
     """Order the masks of each constraint by importance, all of them still near one.
 
-    Only the order counts: the log-alphas of a constraint are evenly spaced, from the largest that
-    there is down to `spread` below it. Among equals the lower index is the more important.
+    Only the order counts: the log-alphas of a constraint are evenly spaced, from the largest value
+    allowed to `spread` below it. Among equals the lower index is the more important.
 
     Args:
         masked: its log-alphas are set in place.

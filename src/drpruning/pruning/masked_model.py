@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from drpruning.common.errors import BadInput
 from drpruning.pruning.attachment import Attachment, attach, plain_name
+from drpruning.pruning.families import undoes_centring
 from drpruning.pruning.masks import INITIAL_PENALTY, Masks, Mode
 from drpruning.pruning.plan import PruningPlan
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 EXPORT_TOLERANCE = 1e-4
-"""Root mean square of the differences between the logits of the masked and of the exported model,
-in float32. Rounding stays two orders of magnitude below what the smallest known fault makes, where
-the largest single difference does not."""
+"""Allowed root mean square of the differences between the logits of the masked and of the exported
+model, in float32. By this measure rounding stays two orders of magnitude below the smallest known
+fault; by the largest single difference it does not."""
 
 BFLOAT16_ROUNDING = 2.0**-8
+"""Relative error of a number held in bfloat16, at most."""
 
 
 class ExportError(RuntimeError):
@@ -33,7 +35,7 @@ class ExportError(RuntimeError):
 class MaskedModel(nn.Module):
     """A model, its masks and their multipliers; called like the model. Made by `attach_masks`.
 
-    `model` and `masks` are beside each other, so that a trainer may wrap `masked.model` alone and
+    `model` and `masks` stand side by side, so that a trainer can shard `masked.model` alone and
     replicate `masked.masks`. Gradient checkpointing must be non-reentrant (Transformers' default),
     and between a forward pass and its backward pass there must be no other forward pass of the
     same object, because recomputed layers read the latest masks. `model` called by itself computes
@@ -55,20 +57,20 @@ class MaskedModel(nn.Module):
 
     @property
     def source(self) -> ModelShape:
-        """Shape of the model under the masks."""
+        """The shape of the model under the masks."""
         return self.masks.source
 
     @property
     def target(self) -> ModelShape:
-        """Shape that export returns."""
+        """The shape of the model that export returns."""
         return self.masks.target
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward pass under the masks of the current mode."""
+        """Run the model's own forward pass under the masks of the current mode."""
         return self.run_with(self.masks.values(self.mode), *args, **kwargs)
 
     def run_with(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward pass under given mask values, differentiable in them.
+        """Run the model's own forward pass under given mask values, differentiable in them.
 
         Args:
             values: granularity -> values shaped like its log-alphas; missing ones count as one.
@@ -79,7 +81,7 @@ class MaskedModel(nn.Module):
         return self.model(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
-        """Training with sampled masks, or evaluation with the current deterministic ones."""
+        """Switch to training with sampled masks, or to evaluation with deterministic ones."""
         super().train(mode)
         self.use_masks("sampled" if mode else "current")
         return self
@@ -90,6 +92,9 @@ class MaskedModel(nn.Module):
         Args:
             mode: `sampled` draws them from (seed, step, part); `current` has as many zeros as
                 expected now; `target` has exactly the target's zeros; `ones` is the source model.
+
+        Raises:
+            BadInput: there is no such mode.
         """
         if mode not in get_args(Mode):
             raise BadInput(f"mask mode {mode!r} is none of {', '.join(get_args(Mode))}")
@@ -104,26 +109,26 @@ class MaskedModel(nn.Module):
         self.masks.set_part(part)
 
     def lagrangian(self) -> Tensor:
-        """The penalty to add to the loss, once an optimizer step; see `Masks.lagrangian`."""
+        """The penalty to add to the loss, once per optimizer step; see `Masks.lagrangian`."""
         return self.masks.lagrangian()
 
     def expected_parameters(self) -> Tensor:
-        """Expected number of parameters under the masks, float64 scalar on the CPU."""
+        """The expected number of parameters under the masks, a float64 scalar on the CPU."""
         return self.masks.parameter_count(self.masks.expected_scores())
 
     @torch.no_grad()
     def sparsity(self) -> dict[str, float]:
-        """Granularity -> expected share removed, mean over layers."""
+        """The expected share removed, the mean over layers, by granularity."""
         expected = self.masks.expected_sparsity()
         means = torch.stack([share.mean() for share in expected.values()]).tolist()
         return dict(zip(expected, means, strict=True))
 
     def target_sparsity(self) -> dict[str, float]:
-        """Granularity -> share that should be removed at this progress of the warm-up."""
+        """The share that should be removed at this progress of the warm-up, by granularity."""
         return self.masks.target_sparsity()
 
     def sparsity_deviation(self) -> dict[str, float]:
-        """Granularity -> largest |expected - scheduled| sparsity over its layers."""
+        """The largest |expected - scheduled| sparsity over layers, by granularity."""
         return self.masks.deviation()
 
     def parameter_groups(
@@ -134,7 +139,9 @@ class MaskedModel(nn.Module):
         multiplier_learning_rate: float = 1.0,
         weight_decay: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """Groups for one AdamW: weights, masks, multipliers (these by ascent), each with a `name`.
+        """Parameter groups for one AdamW, each with a `name`: weights, masks, and multipliers.
+
+        Multipliers ascend (`maximize`) where the others descend; see `Masks.lagrangian`.
 
         Args:
             learning_rate: of the weights.
@@ -155,26 +162,26 @@ class MaskedModel(nn.Module):
         ]  # fmt: skip
 
     def plan(self) -> PruningPlan:
-        """What would stay if the model were cut to the target now."""
+        """The plan by which the model would be cut to the target now."""
         return self.masks.plan()
 
     def plain_state_dict(self) -> dict[str, Any]:
-        """The model's ungated state under the names it has without masks."""
+        """The model's state without masks in effect, under the names it has without them."""
         state = self._attachment.model.state_dict()
         return {plain_name(name): value for name, value in state.items()}
 
     def load_plain_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `plain_state_dict` returned, or the state of the model without masks."""
+        """Load the state that `plain_state_dict` returned, or that of the model without masks."""
         model = self._attachment.model
         names = {plain_name(name): name for name in model.state_dict()}
         model.load_state_dict({names.get(name, name): value for name, value in state.items()})
 
     @torch.no_grad()
     def export(self, tolerance: float = EXPORT_TOLERANCE) -> "PreTrainedModel":
-        """Fold the masks' values into the weights and cut the rest away, to the exact target.
+        """Fold the masks' values into the weights and cut to the exact target.
 
-        The result is compared with the masked model on random tokens, in float32 whatever the
-        model's own type; meanwhile a model of another type is held in float32.
+        The result is compared with the masked model on random tokens. Folding and comparison are in
+        float32; a model of another type is held in float32 while they last.
 
         Args:
             tolerance: root mean square of the differences of logits that passes, for logits of
@@ -186,7 +193,7 @@ class MaskedModel(nn.Module):
         Raises:
             ExportError: the logits differ by more than the tolerance.
 
-        Attention kernels must take float32: FlashAttention does not, so choose another with the
+        Attention kernels must take float32. FlashAttention does not: choose another with the
         model's `set_attn_implementation` before.
         """
         model = self._attachment.model
@@ -210,6 +217,7 @@ class MaskedModel(nn.Module):
         return exported
 
     def _folded(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every parameter under its plain name, with the masks that act on it multiplied in."""
         attachment, family = self._attachment, self.source.family
         folded = {plain_name(n): p.detach() for n, p in attachment.model.named_parameters()}
         for name, (module, parameter) in attachment.parameters.items():
@@ -222,6 +230,11 @@ class MaskedModel(nn.Module):
         return folded
 
     def _compare(self, exported: "PreTrainedModel", tolerance: float) -> None:
+        """Compare the logits of the exported model with those of the masked one.
+
+        Raises:
+            ExportError: they differ by more than the tolerance.
+        """
         model = self._attachment.model
         length = min(64, getattr(model.config, "max_position_embeddings", 64))
         generator = torch.Generator().manual_seed(0)
@@ -240,9 +253,10 @@ class MaskedModel(nn.Module):
 
     @contextmanager
     def _rounded_buffers(self, exported: "PreTrainedModel") -> Iterator[None]:
-        """Constants as rounded as the model's own, so that only weights and shape are compared.
+        """Give the exported model constants as rounded as the source's, while the block runs.
 
-        A model held in bfloat16 may hold its rotary frequencies and the embedding's scale so too.
+        A model held in bfloat16 may have rounded its rotary frequencies and the embedding's scale
+        too. Then only weights and shape are compared, and not that rounding.
         """
         change = (self.target.hidden_size / self.source.hidden_size) ** 0.5
         own = dict(self._attachment.model.named_buffers())
@@ -270,15 +284,15 @@ def attach_masks(
     """Attach masks to a model, in place: its gated weights become parametrized.
 
     Args:
-        model: a plain Transformers causal language model of a known family; on the meta device too,
-            then its masks are on the CPU and it can be planned.
+        model: a Transformers causal language model of a known family. If it is on the meta device,
+            its masks are on the CPU and only a plan can be made.
         target: shape to prune to, see `ModelShape.pruned_to`.
         seed: of the initial masks and of all mask noise.
         initial_penalty: quadratic multipliers at the start (phi of Eq. 1).
 
     Raises:
-        BadInput: the model is not of a known family or has masks already; the target is not
-            reachable from it or equal to it.
+        BadInput: the model is not of a known family or has masks already, or its dropout does not
+            go with masks; the target is equal to its shape or cannot be reached from it.
     """
     if isinstance(model, MaskedModel):
         raise BadInput("the model has masks attached already")
@@ -287,6 +301,8 @@ def attach_masks(
     device = model.get_parameter(f"{source.family.embedding}.weight").device
     device = torch.device("cpu") if device.type == "meta" else device
     masks = Masks(source, target, seed, device, initial_penalty)
+    if "hidden" in masks.granularities and (dropout := undoes_centring(model.config.to_dict())):
+        raise BadInput(dropout)
     return MaskedModel(model, masks, attach(model, source, set(masks.granularities)))
 
 
@@ -294,15 +310,15 @@ def _check_target(source: ModelShape, target: ModelShape) -> None:
     differences = source.differences(target)
     if not differences:
         raise BadInput("the target has the source's shape: there is nothing to prune")
-    for name, (here, there) in differences.items():
+    for name, (own, wanted) in differences.items():
         if name not in PRUNABLE:
-            raise BadInput(f"the target has {name} {there}, the model {here}; it cannot be pruned")
+            raise BadInput(f"the target has {name} {wanted}, the model {own}; it cannot be pruned")
     source.pruned_to(**{name: getattr(target, name) for name in PRUNABLE})
 
 
 @contextmanager
 def _full_precision(model: nn.Module) -> Iterator[None]:
-    """Float32 parameters and products, without reduced-precision matrix multiplication."""
+    """Compute in float32 without reduced-precision matrix products, while the block runs."""
     parameters = list(model.parameters())
     dtypes, precision = [p.dtype for p in parameters], torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -316,6 +332,6 @@ def _full_precision(model: nn.Module) -> Iterator[None]:
 
 
 def _cast(parameters: Iterable[Tensor], dtypes: Iterable[torch.dtype]) -> None:
-    """Change types in place; buffers such as rotary frequencies keep theirs."""
+    """Change the types of parameters in place; buffers such as rotary frequencies keep theirs."""
     for parameter, dtype in zip(parameters, dtypes, strict=True):
         parameter.data = parameter.data.to(dtype)

@@ -21,12 +21,13 @@ from drpruning.pruning.plan import PruningPlan
 from drpruning.pruning.shapes import ModelShape
 
 Mode = Literal["sampled", "current", "target", "ones"]
-"""Random masks; deterministic ones with as many zeros as expected now; deterministic ones with
-exactly the target's zeros; no masks."""
+"""Which masks are in effect: random ones; deterministic ones with as many zeros as expected now;
+deterministic ones with exactly the target's zeros; none."""
 
 INITIAL_PENALTY = 100.0
-"""Of the quadratic multipliers. The paper starts them at 0; they can only grow, by about their
-learning rate a step, so that in hundreds of steps they never reach what damps the masks."""
+"""The quadratic multipliers at the start. The paper starts them at 0. They can only grow, by about
+their learning rate per step (AdamW's steps do not depend on the size of the gradient), so within
+hundreds of steps they never become large enough to damp the oscillation of the masks."""
 
 
 class Masks(nn.Module):
@@ -48,7 +49,7 @@ class Masks(nn.Module):
         device: torch.device | None = None,
         initial_penalty: float = INITIAL_PENALTY,
     ) -> None:
-        """Masks near one.
+        """Create masks near one.
 
         Args:
             source: shape of the model.
@@ -65,6 +66,7 @@ class Masks(nn.Module):
         for name, shape in _mask_shapes(source).items():
             if self._kept[name] == shape[-1]:
                 continue
+            # Drawn on the CPU, so that masks depend neither on the device nor on the rank.
             noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
             noise *= hard_concrete.INITIAL_DEVIATION
             self.log_alpha[name] = nn.Parameter((hard_concrete.INITIAL_MEAN + noise).to(device))
@@ -81,13 +83,16 @@ class Masks(nn.Module):
         return tuple(self.log_alpha)
 
     def set_step(self, step: int, progress: float, part: int = 0) -> None:
-        """Choose the noise and the scheduled sparsity.
+        """Choose the noise and the scheduled sparsity of the forward passes that follow.
 
         Args:
             step: optimizer step, from 0.
             progress: share of the sparsity warm-up that is done, in [0, 1]; the scheduled sparsity
                 is this share of the final one.
-            part: part of the global batch.
+            part: part of the global batch; each part has noise of its own.
+
+        Raises:
+            ValueError: `progress` is outside [0, 1].
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must be in [0, 1], not {progress}")
@@ -123,7 +128,7 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def kept(self, mode: Literal["current", "target"]) -> dict[str, Tensor]:
-        """Which units stay, as booleans; never none of a kind."""
+        """Choose the units that stay, as booleans; of every kind at least one does."""
         self.clamp()
         kept = {}
         for name, log_alpha in self.log_alpha.items():
@@ -146,9 +151,10 @@ class Masks(nn.Module):
         return self._noise
 
     def expected_sparsity(self) -> dict[str, Tensor]:
-        """Expected share of units removed, one entry per constraint.
+        """The expected share of units removed (s of Eq. 1), one entry per constraint.
 
-        That is [1] for layer and hidden, [layers] within layers, [layers, groups] within groups.
+        Shapes: [1] for layer and hidden, [layers] for what lies within layers, [layers, groups] for
+        query heads within groups.
         """
         self.clamp()
         return {
@@ -157,20 +163,23 @@ class Masks(nn.Module):
         }
 
     def final_sparsity(self) -> dict[str, float]:
-        """Share of units that the target removes."""
+        """The share of units that the target removes, by granularity."""
         sizes = _row_sizes(self.source, grouped=self.source.grouped)
         return {name: 1 - self._kept[name] / sizes[name] for name in self.log_alpha}
 
     def target_sparsity(self) -> dict[str, float]:
-        """Share of units that should be removed at this progress of the warm-up."""
+        """The share of units that should be removed at this progress of the warm-up, t of Eq. 1."""
         return {name: self.progress * share for name, share in self.final_sparsity().items()}
 
     def lagrangian(self) -> Tensor:
-        """Eq. 1: deviation x lambda + deviation^2 x phi, a scalar.
+        """The penalty of Eq. 1, lambda (s - t) + phi (s - t)^2, as a scalar.
 
-        Averaged over the constraints of a granularity (layers; layers and groups), summed over
-        granularities. Descend in the masks, ascend in the multipliers.
+        It is averaged over the constraints of a granularity (layers; layers and groups) and summed
+        over granularities. Descend in the masks, ascend in the multipliers.
         """
+        # Each layer has a constraint of its own: the exported model is uniform, so every layer must
+        # come to the target's width, not only their mean. As the multipliers ascend, lambda adds up
+        # the deviation until that is gone; the term with phi damps the oscillation on the way.
         targets = self.target_sparsity()
         terms = []
         for name, sparsity in self.expected_sparsity().items():
@@ -181,7 +190,7 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def deviation(self) -> dict[str, float]:
-        """Largest |expected - scheduled| sparsity over the constraints of each granularity."""
+        """The largest |expected - scheduled| sparsity over the constraints of each granularity."""
         targets = self.target_sparsity()
         return {
             name: (sparsity - targets[name]).abs().max().item()
@@ -190,13 +199,13 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def expected_scores(self) -> dict[str, Tensor]:
-        """P(mask != 0) of every unit."""
+        """P(mask != 0) of every unit, by granularity."""
         self.clamp()
         return {n: hard_concrete.expected_score(a) for n, a in self.log_alpha.items()}
 
     @torch.no_grad()
     def parameter_count(self, scores: dict[str, Tensor]) -> Tensor:
-        """Parameters of the model in expectation: the product of the scores along each weight.
+        """The expected number of parameters: the product of the scores along each weight.
 
         Args:
             scores: granularity -> P(kept) of every unit; with zeros and ones the result is the
@@ -223,7 +232,7 @@ class Masks(nn.Module):
         return total
 
     def plan(self) -> PruningPlan:
-        """What stays at the exact target: the highest log-alphas of every row."""
+        """The plan at the exact target: the highest log-alphas of every row stay."""
         kept = {n: torch.ones(s, dtype=torch.bool) for n, s in _mask_shapes(self.source).items()}
         kept |= {name: chosen.cpu() for name, chosen in self.kept("target").items()}
         layers = _indices(kept["layer"])
@@ -240,7 +249,7 @@ class Masks(nn.Module):
 
 
 def heads_by_axis(values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Values of the key-value heads and of the query heads, from those by granularity.
+    """The values of key-value heads and of query heads, from those by granularity.
 
     Args:
         values: has `head`, and with grouped-query attention `group` too.
@@ -257,7 +266,7 @@ def heads_by_axis(values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _row_sizes(shape: ModelShape, *, grouped: bool) -> dict[str, int]:
-    """Units in a row of each granularity."""
+    """The number of units in a row of each granularity."""
     sizes = {
         "layer": shape.num_layers,
         "hidden": shape.hidden_size,
@@ -270,7 +279,7 @@ def _row_sizes(shape: ModelShape, *, grouped: bool) -> dict[str, int]:
 
 
 def _mask_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Shapes of all masks, in the order in which their noise is drawn."""
+    """The shapes of all masks, in the order in which their noise is drawn."""
     layers, sizes = shape.num_layers, _row_sizes(shape, grouped=shape.grouped)
     shapes: dict[str, tuple[int, ...]] = {"layer": (layers,), "hidden": (sizes["hidden"],)}
     if shape.grouped:
@@ -282,6 +291,7 @@ def _mask_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 
 def _generator(seed: int, *key: int) -> torch.Generator:
+    # Distinct keys give independent streams, where sums such as seed + step would repeat them.
     state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
     return torch.Generator("cpu").manual_seed(int(state[0]) >> 1)
 

@@ -1,4 +1,4 @@
-"""A plan: which parts of a model stay. Plain data, importable without torch."""
+"""Pruning plans: which parts of a model stay. Plain data, importable without torch."""
 
 import json
 import re
@@ -19,8 +19,8 @@ DIMENSIONS = {
     "head": "num_heads",
     "intermediate": "intermediate_size",
 }
-"""Kinds of parts that are kept or cut (`group`, key-value heads, with grouped-query attention), and
-the dimension of a shape that counts them."""
+"""Granularity, a kind of part that stays or is cut -> the dimension of a shape that counts it.
+`group` is a key-value head and exists only with grouped-query attention."""
 
 Indices = tuple[int, ...]
 
@@ -74,8 +74,13 @@ class PruningPlan:
                     f"the plan's heads of layer {layer} must be {count} in each kept key-value head"
                 )
 
+    @property
+    def removed_layers(self) -> list[int]:
+        """Layers of the source that are removed."""
+        return sorted(set(range(self.source.num_layers)) - set(self.layers))
+
     def indices(self, axis: Axis, position: int | None = None) -> Indices | None:
-        """What stays along an axis of a parameter.
+        """The indices that stay along an axis of a parameter.
 
         Args:
             axis: axis of the parameter.
@@ -104,7 +109,7 @@ class PruningPlan:
         return _blocks((self.heads if axis == "query" else self.kv_groups)[position], width)
 
     def similarity(self, other: Self) -> dict[str, float]:
-        """Share of the source's parts on which two plans decide alike (Appendix B.1).
+        """The share of the source's parts on which two plans decide alike (Appendix B.1).
 
         A head or feed-forward dimension is kept where it is part of the cut model, so those of a
         removed layer count as removed.
@@ -129,7 +134,10 @@ class PruningPlan:
         }
 
     def _kept_parts(self) -> dict[str, dict[int, set[int]]]:
-        """Granularity -> kept layer -> the indices that stay; layer 0 for the whole model."""
+        """Granularity -> kept layer -> the indices that stay.
+
+        What does not belong to a layer (layers, hidden dimensions) is entered under layer 0.
+        """
 
         def within(rows: Sequence[Indices]) -> dict[int, set[int]]:
             return dict(zip(self.layers, map(set, rows), strict=True))
@@ -158,7 +166,10 @@ class PruningPlan:
         return cut if self.source.grouped else cut - {"group"}
 
     def to_json(self) -> str:
-        """One line of JSON; wide index sets are hexadecimal bit masks, lowest bit index 0."""
+        """Write the plan as one line of JSON.
+
+        Wide sets of indices are hexadecimal bit masks, whose lowest bit is index 0.
+        """
         return json.dumps(
             {
                 "version": 1,
@@ -175,10 +186,11 @@ class PruningPlan:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The plan that `to_json` wrote.
+        """Read the plan that `to_json` wrote.
 
         Raises:
-            BadInput: no JSON, another version, or indices that do not fit the shapes.
+            BadInput: the text is no JSON, of another version, or has indices that do not fit the
+                shapes.
         """
         try:
             data = parse_json(text)
@@ -202,7 +214,7 @@ class PruningPlan:
             raise BadInput(f"the plan has an entry of the wrong type: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as one JSON file, which appears whole."""
+        """Write the plan as a JSON file, which appears complete or not at all."""
         atomic_write(Path(path), self.to_json() + "\n")
 
     @classmethod
@@ -210,7 +222,7 @@ class PruningPlan:
         """Read a plan that `save` wrote.
 
         Raises:
-            BadInput: no such file, or no valid plan in it.
+            BadInput: the file cannot be read or holds no valid plan.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -228,13 +240,12 @@ class PruningPlan:
         for name in PRUNABLE:
             old, new = getattr(source, name), getattr(target, name)
             lines.append(f"  {name:<18} {old:>6} -> {new:<6} {new / old:.0%} stay")
-        removed = sorted(set(range(source.num_layers)) - set(self.layers))
-        lines.append(f"  layers removed: {', '.join(map(str, removed)) or 'none'}")
+        lines.append(f"  layers removed: {', '.join(map(str, self.removed_layers)) or 'none'}")
         return "\n".join(lines)
 
 
 def _blocks(indices: Indices, width: int) -> Indices:
-    """What the given blocks of this width cover."""
+    """The indices that blocks of this width cover."""
     return tuple(index * width + offset for index in indices for offset in range(width))
 
 
@@ -266,4 +277,4 @@ def _from_hex(text: object) -> Indices:
 
 
 def _pairs(differences: dict[str, tuple[object, object]]) -> str:
-    return ", ".join(f"{name} {here} and {there}" for name, (here, there) in differences.items())
+    return ", ".join(f"{name} {own} and {other}" for name, (own, other) in differences.items())

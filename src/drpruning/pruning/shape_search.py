@@ -1,11 +1,11 @@
-"""From a parameter budget to shapes: a search for uniform, hardware-friendly ones. No torch.
+"""A search for shapes of a parameter budget, uniform and hardware-friendly. No torch is needed.
 
-A shape is judged by how far it misses the budget, how far its proportions leave the source's, and
-how well its sizes suit matrix units. The feed-forward width is solved for from the budget; layers,
-hidden size and heads are tried out.
+A shape is judged by how far it misses the budget, how far its proportions depart from the source's,
+and how well its sizes suit matrix units. Layers, hidden size and heads are tried out; the
+feed-forward width then follows from the budget, since parameters are linear in it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, gcd, log
 from typing import Any
@@ -14,9 +14,10 @@ from drpruning.common.errors import BadInput
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
 
 SMALLEST_SHARE = 0.05
-"""Of every dimension at least this share stays: masks cannot express that more is removed."""
+"""The share of every dimension that stays at least: hard-concrete masks at the lower end of their
+log-alphas have an expected sparsity of 0.95."""
 TOLERANCE = 0.02
-"""Distance from the budget beyond which closeness counts more than anything else."""
+"""Relative distance from the budget beyond which closeness counts more than anything else."""
 DEPTH_EXPONENT = 0.1
 """Layers wanted: the source's times (budget / source's parameters) to this power. Removing width
 costs less quality than removing layers, so depth shrinks last: of the paper's targets (24 or 32 of
@@ -25,6 +26,9 @@ LARGEST_STEP = 128
 """Widths are multiples of this in models of 2,048 dimensions and more."""
 HEAD_CHOICES = 3
 """Choices of heads that are tried for a hidden size."""
+MOST_TRIED = 256
+"""Sizes of a kind that are tried, evenly spread where there are more: all of them up to 256 layers,
+and up to a hidden size of 32,768. It bounds the time that the search takes for any source."""
 DEPTHS_APART = 0.1
 """Proposals of one hidden size differ in depth by more than this share of the source's."""
 
@@ -45,7 +49,7 @@ class Proposal:
 
 
 def propose_shapes(source: ModelShape, params: int, count: int = 5, **fixed: int) -> list[Proposal]:
-    """Uniform shapes of about this many parameters, the best first.
+    """Search uniform shapes of about this many parameters, the best first.
 
     Args:
         source: The model to be pruned.
@@ -59,8 +63,8 @@ def propose_shapes(source: ModelShape, params: int, count: int = 5, **fixed: int
         2% from the budget where any is nearer.
 
     Raises:
-        BadInput: No shape has so many or so few parameters (the message has the range), or a fixed
-            dimension is impossible.
+        BadInput: No shape has so many or so few parameters (the message gives the range), or a
+            fixed dimension is impossible.
     """
     for name, size in fixed.items():
         if name not in PRUNABLE or not 1 <= size <= getattr(source, name):
@@ -85,15 +89,13 @@ def propose_shapes(source: ModelShape, params: int, count: int = 5, **fixed: int
 
 
 def _alike(one: ModelShape, other: ModelShape, source: ModelShape) -> bool:
+    """Whether two shapes are too similar to propose both."""
     apart = abs(one.num_layers - other.num_layers)
     return one.hidden_size == other.hidden_size and apart <= DEPTHS_APART * source.num_layers
 
 
 class _Search:
-    """All shapes that come into question, each with its cost.
-
-    A cost of 1 is that of 1% of the budget left unused.
-    """
+    """All shapes that are tried, each with its cost; 1 is the cost of leaving 1% of the budget."""
 
     def __init__(self, source: ModelShape, params: int, fixed: Mapping[str, int]) -> None:
         self.source = source
@@ -107,7 +109,7 @@ class _Search:
         self.heads = {hidden: self._heads_for(hidden) for hidden in self._hidden_sizes()}
 
     def possible(self) -> tuple[int, int]:
-        """Parameters of the smallest and of the largest shape."""
+        """The numbers of parameters of the smallest and of the largest shape."""
         at_least = [
             self._count(hidden, heads, groups)(self._layers()[0], self._intermediate_bounds()[0])
             for hidden, choices in self.heads.items()
@@ -117,8 +119,8 @@ class _Search:
             named = ", ".join(f"{name} {size}" for name, size in self.fixed.items())
             raise BadInput(f"no shape with {named} can be cut out of the source")
         given: dict[str, Any] = {k: v for k, v in self.fixed.items() if "heads" not in k}
-        whole = replace(self.source, **given)
-        return min(at_least), min(whole.num_parameters(), self.source.num_parameters() - 1)
+        largest = replace(self.source, **given)
+        return min(at_least), min(largest.num_parameters(), self.source.num_parameters() - 1)
 
     def candidates(self) -> Iterator[tuple[float, tuple[int, ...]]]:
         """Cost and dimensions, in the order of `PRUNABLE`, of every shape."""
@@ -128,11 +130,11 @@ class _Search:
                 count = self._count(hidden, heads, groups)
                 for layers in self._layers():
                     without = count(layers, 0)
-                    a_unit = count(layers, 1) - without
-                    wanted = (self.params - without) / a_unit
+                    per_unit = count(layers, 1) - without
+                    wanted = (self.params - without) / per_unit
                     cost = heads_cost + self._depth_cost(layers)
                     for intermediate in self._widths_near(wanted, lowest, highest):
-                        total = without + intermediate * a_unit
+                        total = without + intermediate * per_unit
                         yield (
                             cost
                             + self._budget_cost(total)
@@ -141,7 +143,11 @@ class _Search:
                         )
 
     def _count(self, hidden: int, heads: int, groups: int) -> Callable[[int, int], int]:
-        """Parameters as a function of layers and intermediate size; it is linear in both."""
+        """The number of parameters as a function of layers and intermediate size.
+
+        It is linear in each of them, so three shapes determine it; to build a shape for every
+        combination would take most of the search's time.
+        """
         shape = replace(
             self.source,
             num_layers=1,
@@ -155,19 +161,22 @@ class _Search:
         unit = replace(shape, intermediate_size=2).num_parameters() - one
         return lambda layers, width: one + (layers - 1) * layer + layers * unit * (width - 1)
 
-    def _layers(self) -> range | list[int]:
+    def _layers(self) -> Sequence[int]:
         most = self.source.num_layers
-        return self._only("num_layers") or range(ceil(SMALLEST_SHARE * most), most + 1)
+        return self._only("num_layers") or _spread(range(ceil(SMALLEST_SHARE * most), most + 1))
 
     def _only(self, name: str) -> list[int]:
         return [self.fixed[name]] if name in self.fixed else []
 
     def _hidden_sizes(self) -> list[int]:
-        """Multiples of the step, and of the head size where heads fill the hidden size."""
+        """The hidden sizes to try: multiples of the step, and of the head size.
+
+        The latter only where the source's heads fill its hidden size, so that they can again.
+        """
         most, step = self.source.hidden_size, self.hidden_step
-        sizes = {most, *range(step, most, step)}
+        sizes = {most, *_spread(range(step, most, step))}
         if self.attention_share == 1:
-            sizes |= set(range(self.source.head_dim, most, self.source.head_dim))
+            sizes |= set(_spread(range(self.source.head_dim, most, self.source.head_dim)))
         fitting = sorted(size for size in sizes if size >= SMALLEST_SHARE * most)
         return self._only("hidden_size") or fitting
 
@@ -182,9 +191,7 @@ class _Search:
                     options.append((self._heads_cost(hidden, heads, groups), heads, groups))
         accepted = []
         for cost, heads, groups in sorted(options):
-            try:
-                source.pruned_to(hidden_size=hidden, num_heads=heads, num_kv_heads=groups)
-            except BadInput:
+            if source.heads_refusal(heads, groups, hidden):
                 continue
             accepted.append((cost, heads, groups))
             if len(accepted) == HEAD_CHOICES:
@@ -202,16 +209,17 @@ class _Search:
         around = {step * (int(wanted // step) + more) for step in steps for more in (0, 1)}
         return {min(max(width, lowest), highest) for width in around}
 
-    # Costs.
+    # Costs, which are added up.
 
     def _budget_cost(self, total: int) -> float:
+        """1 per percent below the budget, 3 per percent above, and no end beyond the tolerance."""
         deviation = total / self.params - 1
         beyond = max(abs(deviation) - TOLERANCE, 0)
         return 100 * (abs(deviation) + 2 * max(deviation, 0)) + 1e5 * beyond
 
     def _depth_cost(self, layers: int) -> float:
-        whole = layers == self.source.num_layers or layers % 4 == 0
-        return _distance(layers, self.depth) + (0 if whole else 0.5 if layers % 2 == 0 else 2)
+        divisible = layers == self.source.num_layers or layers % 4 == 0
+        return _distance(layers, self.depth) + (0 if divisible else 0.5 if layers % 2 == 0 else 2)
 
     def _feed_forward_cost(self, intermediate: int, hidden: int) -> float:
         even = 0.0 if intermediate % (2 * self.intermediate_step) == 0 else 0.25
@@ -230,13 +238,18 @@ class _Search:
         return cost
 
 
+def _spread(sizes: range) -> range:
+    """At most `MOST_TRIED` of the sizes, in even steps, the largest among them."""
+    return sizes[:: -ceil(len(sizes) / MOST_TRIED)][::-1] if sizes else sizes
+
+
 def _step(size: int) -> int:
-    """The step of a width: a power of two, a sixteenth of the source's width or less."""
+    """The step between widths to try: a power of two, at most a sixteenth of the source's width."""
     return min(LARGEST_STEP, 1 << max(0, (size // 16).bit_length() - 1))
 
 
 def _distance(value: float, wanted: float) -> float:
-    """Cost of a proportion: 0.3 at 10% off, 1.9 at a quarter."""
+    """The cost of a proportion that is not as wanted: 0.3 where it is 10% off, 1.5 at 25%."""
     return 30 * log(value / wanted) ** 2
 
 
@@ -257,11 +270,11 @@ def _proposal(source: ModelShape, shape: ModelShape, params: int) -> Proposal:
         phrases.append(f"heads x head size = {attention:.2f} hidden")
     if shape.queries_per_group != source.queries_per_group:
         phrases.append(
-            f"{shape.queries_per_group} query heads a group (source {source.queries_per_group})"
+            f"{shape.queries_per_group} query heads per group (source {source.queries_per_group})"
         )
-    here = shape.intermediate_size / shape.hidden_size
-    there = source.intermediate_size / source.hidden_size
-    alike = abs(here / there - 1) < 0.05
-    compared = "as in the source" if alike else f"(source {there:.2f})"
-    phrases.append(f"feed-forward {here:.2f} x hidden {compared}")
+    expansion = shape.intermediate_size / shape.hidden_size
+    sources = source.intermediate_size / source.hidden_size
+    alike = abs(expansion / sources - 1) < 0.05
+    compared = "as in the source" if alike else f"(source {sources:.2f})"
+    phrases.append(f"feed-forward {expansion:.2f} x hidden {compared}")
     return Proposal(shape=shape, deviation=deviation, reason="; ".join(phrases))

@@ -6,8 +6,8 @@ from math import log
 from pathlib import Path
 from typing import Any, Self
 
-from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json
+from drpruning.common.errors import BadInput, shown
+from drpruning.common.files import read_json_object
 from drpruning.pruning.families import (
     FAMILIES,
     Axis,
@@ -18,13 +18,32 @@ from drpruning.pruning.families import (
     with_stacked,
 )
 
-PRUNABLE = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
-"""Dimensions that a target may name."""
+PRUNABLE_LABELS = {
+    "num_layers": "layers",
+    "hidden_size": "hidden size",
+    "intermediate_size": "intermediate size",
+    "num_heads": "query heads",
+    "num_kv_heads": "key/value heads",
+}
+"""Dimensions that a target may name, and what to call them for people."""
+PRUNABLE = tuple(PRUNABLE_LABELS)
+"""Their names."""
+LARGEST = {
+    "num_layers": 10_000,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_heads": 4096,
+    "num_kv_heads": 4096,
+    "head_dim": 2**16,
+    "vocab_size": 2**24,
+}
+"""Largest value of every number of a shape, well above those of any model there is: what is larger
+is a mistake, and work that grows with it would not come to an end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Every number that decides the size of a decoder of a known family.
+    """The numbers that decide the size of a decoder of a known family.
 
     Attributes:
         model_type: the family, see `drpruning.pruning.families.FAMILIES`.
@@ -54,8 +73,8 @@ class ModelShape:
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
             raise unknown_family(self.model_type)
-        for name in (*PRUNABLE, "head_dim", "vocab_size"):
-            _check_whole(name, getattr(self, name))
+        for name, largest in LARGEST.items():
+            _check_size(name, getattr(self, name), largest)
         if self.num_heads % self.num_kv_heads:
             raise BadInput(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -73,26 +92,32 @@ class ModelShape:
                 folder with a config.json (or of that file).
 
         Raises:
-            BadInput: no causal language model of a known family, or a number is missing.
+            BadInput: it is no causal language model of a known family, or a number is missing,
+                impossible, too large, or one that its configuration refuses.
         """
         config = _config_dict(source)
         family = family_of(config)
         config = {**family.defaults, **config}
         names = {**family.config_names, "vocab_size": "vocab_size"}
         numbers: dict[str, Any] = {name: config.get(key) for name, key in names.items()}
-        for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "vocab_size"):
-            _check_whole(names[name], numbers[name])
+        for name, key in names.items():
+            if numbers[name] is not None or name not in ("num_kv_heads", "head_dim"):
+                _check_size(key, numbers[name], LARGEST[name])
         if numbers.get("num_kv_heads") is None:
             numbers["num_kv_heads"] = numbers["num_heads"]
         if numbers.get("head_dim") is None:
             numbers["head_dim"] = numbers["hidden_size"] // numbers["num_heads"]
-        on = {**config, "longrope": _has_rope_factors(config)}
-        return cls(
+        tied = _flag(config, "tie_word_embeddings")
+        switches = [name for name in family.optional_parameters if _is_on(config, name)]
+        shape = cls(
             model_type=family.model_type,
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-            switches=tuple(sorted(s for s in family.optional_parameters if on.get(s))),
+            tied_embeddings=tied,
+            switches=tuple(sorted(switches)),
             **numbers,
         )
+        if reason := shape.heads_refusal(shape.num_heads, shape.num_kv_heads, shape.hidden_size):
+            raise BadInput(reason)
+        return shape
 
     @property
     def family(self) -> Family:
@@ -110,7 +135,7 @@ class ModelShape:
         return self.num_heads // self.num_kv_heads
 
     def axis_sizes(self) -> dict[Axis, int]:
-        """Axis of a parameter -> its size."""
+        """The size of every axis that a parameter can have."""
         return with_stacked(
             {
                 "vocab": self.vocab_size,
@@ -123,14 +148,14 @@ class ModelShape:
         )
 
     def num_parameters(self) -> int:
-        """Parameters of the model, a tied matrix counted once; no weights are needed."""
+        """The number of parameters, a tied matrix counted once; no weights are needed."""
         sizes = self.axis_sizes()
         outside = count_parameters(self.family.global_table(tied=self.tied_embeddings), sizes)
         layer = count_parameters(self.family.layer_table(self.switches), sizes)
         return int(outside + self.num_layers * layer)
 
     def num_embedding_parameters(self) -> int:
-        """Parameters of the input and output matrices, a tied matrix counted once."""
+        """The number of parameters of input and output matrix, a tied matrix counted once."""
         return self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
 
     def pruned_to(self, **target: int) -> Self:
@@ -145,14 +170,14 @@ class ModelShape:
                 number of query heads per key-value head stays.
 
         Raises:
-            BadInput: a dimension that is unknown, no whole number, below 1, above the source's, not
-                reachable, or refused by the family's configuration; the message says which and
-                names the nearest shapes that work.
+            BadInput: a dimension is unknown, no whole number, below 1, above the source's, not
+                reachable, or refused by the family's configuration. The message names it and the
+                nearest shapes that work.
         """
         for name, value in target.items():
             if name not in PRUNABLE:
                 raise BadInput(f"{name!r} cannot be pruned; name any of {', '.join(PRUNABLE)}")
-            _check_whole(name, value)
+            _check_size(name, value, LARGEST[name])
             if value > getattr(self, name):
                 raise BadInput(
                     f"{name} {value} is larger than the source's {getattr(self, name)}; "
@@ -163,6 +188,9 @@ class ModelShape:
         if heads is None:
             groups = self.num_kv_heads if groups is None else groups
             heads = groups * group
+        # In multi-head attention every query head has a key-value head of its own, which goes with
+        # it. In grouped-query attention whole groups go unless the target names both numbers: each
+        # group that stays then keeps the same, smaller number of its query heads.
         reason = ""
         if groups is None:
             groups = max(1, heads // group)
@@ -172,14 +200,22 @@ class ModelShape:
                     "head has; name num_kv_heads too"
                 )
         wanted: dict[str, Any] = {**target, "num_heads": heads, "num_kv_heads": groups}
-        if reason := reason or self._refusal(wanted):
+        hidden = target.get("hidden_size", self.hidden_size)
+        if reason := reason or self.heads_refusal(heads, groups, hidden):
             raise BadInput(f"{reason}; {self._nearest(target)}")
         return replace(self, **wanted)
 
-    def _refusal(self, wanted: Mapping[str, int]) -> str:
-        """Why hidden size and heads cannot be so, or nothing."""
-        heads, groups = wanted["num_heads"], wanted["num_kv_heads"]
-        hidden = wanted.get("hidden_size", self.hidden_size)
+    def heads_refusal(self, heads: int, groups: int, hidden: int) -> str:
+        """Say why the model cannot be pruned to such heads at such a hidden size.
+
+        Args:
+            heads: query heads wanted.
+            groups: key-value heads wanted.
+            hidden: hidden size wanted.
+
+        Returns:
+            The reason; empty where it can.
+        """
         if heads % groups or heads // groups > self.queries_per_group:
             most = self.queries_per_group
             return (
@@ -203,10 +239,10 @@ class ModelShape:
         return ""
 
     def _nearest(self, target: Mapping[str, int]) -> str:
-        """Up to three combinations of hidden size and heads that work.
+        """Name up to three combinations of hidden size and heads that work, the nearest first.
 
-        The nearest to what the target names come first; what it leaves open counts a tenth. The
-        source itself is no answer.
+        Distance is measured on a logarithmic scale. What the target leaves open counts a tenth of
+        what it names; the source itself is no answer.
         """
         names = ("hidden_size", "num_heads", "num_kv_heads")[: 3 if self.grouped else 2]
         rule = self.family.head_rule(self.switches)
@@ -239,21 +275,21 @@ class ModelShape:
                 for name, size in zip(names, shape, strict=True)
             )
 
-        told = [
+        nearest = [
             " ".join(f"{name} {size}" for name, size in zip(names, shape, strict=True))
             for shape in sorted(found, key=lambda shape: (distance(shape), shape))[:3]
         ]
-        return f"nearest shapes that work: {', or '.join(told)}"
+        return f"nearest shapes that work: {', or '.join(nearest)}"
 
     def config_fields(self) -> dict[str, int]:
-        """The dimensions under the names of a Transformers configuration."""
+        """The dimensions by their names in a Transformers configuration."""
         names = self.family.config_names
         return {config_name: getattr(self, name) for name, config_name in names.items()}
 
     def differences(self, other: Self) -> dict[str, tuple[object, object]]:
-        """Field -> (value here, value there) for every field that differs."""
-        mine, theirs = asdict(self), asdict(other)
-        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        """Every field that differs -> (its value, the other shape's value)."""
+        own, others = asdict(self), asdict(other)
+        return {name: (own[name], others[name]) for name in own if own[name] != others[name]}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON object; `from_dict` reads it."""
@@ -261,10 +297,10 @@ class ModelShape:
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
-        """The shape that `to_dict` wrote.
+        """Read the shape that `to_dict` wrote.
 
         Raises:
-            BadInput: fields are missing, unknown or impossible.
+            BadInput: a field is missing, unknown or impossible.
         """
         names = {item.name for item in fields(cls)}
         required = names - {"tied_embeddings", "switches"}
@@ -280,16 +316,29 @@ class ModelShape:
         return cls(**{**data, "switches": tuple(switches)})
 
 
-def _check_whole(name: str, value: object) -> None:
+def _check_size(name: str, value: object, largest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise BadInput(f"{name} must be a whole number, not {value!r}")
+        raise BadInput(f"{name} must be a whole number, not {shown(value)}")
     if value < 1:
         raise BadInput(f"{name} must be at least 1, not {value}")
+    if value > largest:
+        raise BadInput(f"{name} must be at most {largest:,}, not {shown(value)}")
+
+
+def _flag(config: Mapping[str, Any], name: str) -> bool:
+    value = config.get(name, False)
+    if not isinstance(value, bool):  # the text "false" would count as true
+        raise BadInput(f"{name} must be true or false, not {shown(value)}")
+    return value
+
+
+def _is_on(config: Mapping[str, Any], switch: str) -> bool:
+    return _has_rope_factors(config) if switch == "longrope" else _flag(config, switch)
 
 
 def _has_rope_factors(config: Mapping[str, Any]) -> bool:
-    """Whether the rotary scaling has a factor for each frequency (names as Phi-3 has had them)."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    """Whether the rotary scaling has a factor per frequency, by any name that Phi-3 gave it."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")  # Transformers' order
     if not isinstance(scaling, Mapping):
         return False
     return scaling.get("rope_type", scaling.get("type")) in ("longrope", "su", "yarn")
@@ -299,7 +348,8 @@ def _config_dict(source: object) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     if isinstance(source, str | Path):
-        return _read_config(Path(source))
+        path = Path(source)
+        return read_json_object(path / "config.json" if path.is_dir() else path)
     config = getattr(source, "config", source)
     if not hasattr(config, "to_dict"):
         raise BadInput(
@@ -307,17 +357,4 @@ def _config_dict(source: object) -> Mapping[str, Any]:
             f"dictionary or a folder with config.json, not from {type(source).__name__}"
         )
     values: dict[str, Any] = config.to_dict()
-    return values
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise BadInput(f"{file} does not exist; give a folder with a model's config.json")
-    try:
-        values = parse_json(file.read_bytes())
-    except ValueError as error:
-        raise BadInput(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise BadInput(f"{file} does not hold a JSON object")
     return values

@@ -1,4 +1,4 @@
-"""TODO."""
+"""How alike plans are, compared with what chance gives (Appendix B.1)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,9 +40,9 @@ class PlanComparison:
             BadInput: They cut different sources.
         """
         if differences := one.source.differences(other.source):
-            told = ", ".join(f"{name} {a} and {b}" for name, (a, b) in differences.items())
+            sizes = ", ".join(f"{name} {a} and {b}" for name, (a, b) in differences.items())
             raise BadInput(
-                f"{first} and {second} cut different models ({told}); compare plans of one source"
+                f"{first} and {second} cut different models ({sizes}); compare plans of one source"
             )
         similarity = one.similarity(other)
         mine, theirs = set(one.layers), set(other.layers)
@@ -85,6 +85,8 @@ def chance_similarity(
 
 
 def _kept_share(plan: PruningPlan, granularity: str) -> float:
+    """The probability that a random plan of this shape keeps a part."""
+
     def share(name: str) -> float:
         size: int = getattr(plan.source, DIMENSIONS[name])
         kept: int = getattr(plan.target, DIMENSIONS[name])
@@ -94,13 +96,13 @@ def _kept_share(plan: PruningPlan, granularity: str) -> float:
 
 
 def compare_plans(plans: Mapping[str, PruningPlan]) -> list[PlanComparison]:
-    """All pairs of plans, in order.
+    """Compare every pair of plans, in order.
 
     Args:
         plans: What to call it -> plan.
 
     Raises:
-        BadInput: Two cut different sources.
+        BadInput: Two plans cut different sources.
     """
     return [
         PlanComparison.of(first, plans[first], second, plans[second])

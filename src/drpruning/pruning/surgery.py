@@ -1,4 +1,4 @@
-"""Apply a plan: cut a model's parameters and build the smaller model around them."""
+"""Applying a plan: cut a model's parameters and build the smaller model around them."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -25,25 +25,25 @@ def apply_plan(model: "PreTrainedModel", plan: PruningPlan) -> "PreTrainedModel"
 
     Returns:
         A new model of the same class, type and device with the plan's target shape, in evaluation
-        mode. Weights are cut, not rescaled, but where the family multiplies the embedding by the
-        root of the hidden size: there the change of that root is taken back.
+        mode. Weights are cut, not rescaled, with one exception: where a family multiplies its
+        embedding by the square root of the hidden size, the change of that root is made up for.
 
     Raises:
         BadInput: the model is not the plan's source, or has masks attached.
     """
     shape = check_model(model)
     if differences := shape.differences(plan.source):
-        told = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
-        raise BadInput(f"the plan was made for another model; this one has {told}")
+        found = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
+        raise BadInput(f"the plan was made for another model; this one has {found}")
     return build_model(model, plan, slice_parameters(dict(model.named_parameters()), plan))
 
 
 def check_model(model: nn.Module) -> ModelShape:
-    """The shape of a model whose parameters are exactly those of its family.
+    """The shape of a model, which must have exactly the parameters of its family.
 
     Raises:
-        BadInput: unknown family, masks attached, or a parameter that is missing, of another size,
-            or unknown (adapters, quantized weights).
+        BadInput: the family is unknown, masks are attached already, or a parameter is missing, of
+            another size, or unknown (an adapter's, quantized weights).
     """
     shape = ModelShape.of(model)
     family = shape.family
@@ -91,7 +91,10 @@ def slice_parameters(parameters: Mapping[str, Tensor], plan: PruningPlan) -> dic
 
 
 def _keep_embedding_scale(cut: dict[str, Tensor], plan: PruningPlan) -> None:
-    """Make up for the root of the hidden size, by which the model multiplies its embedding."""
+    """Make up for the change of the factor that a model puts on its embedding (Gemma)."""
+    # The cut model multiplies by sqrt(target size), the source by sqrt(source size). Where the
+    # output is the same matrix, the logits would change too: the final norm, which reads next to
+    # it, takes the factor back.
     family = plan.source.family
     change = (plan.source.hidden_size / plan.target.hidden_size) ** 0.5
     cut[f"{family.embedding}.weight"] *= change
@@ -111,7 +114,7 @@ def _slice(tensor: Tensor, kept: list[tuple[int, ...] | None]) -> Tensor:
 def build_model(
     source: "PreTrainedModel", plan: PruningPlan, parameters: dict[str, Tensor]
 ) -> "PreTrainedModel":
-    """A plain model of the plan's target shape with the given parameters.
+    """Build a model of the plan's target shape from its parameters.
 
     Args:
         source: gives the class, the configuration, the device and how to generate.
@@ -130,6 +133,7 @@ def build_model(
 
 
 def _target_config(source: "PreTrainedModel", plan: PruningPlan) -> Any:
+    """The source's configuration with the target's sizes, and what is set by layer renumbered."""
     config = copy.deepcopy(source.config)
     for name, value in plan.target.config_fields().items():
         setattr(config, name, value)

@@ -1,4 +1,4 @@
-"""What a run is: one strict, frozen description, read from YAML; never imports torch."""
+"""What a run is: one strict, frozen description, read from YAML. This room never imports torch."""
 
 from drpruning.recipe.load import load_recipe, parse_recipe, read_values
 from drpruning.recipe.model import ModelSection, Target

@@ -1,4 +1,4 @@
-"""How two recipes differ in what decides the results of a run."""
+"""How two recipes differ in the settings that decide the results of a run."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _ORIGIN = {"like", "params"}
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe, as plain JSON values, without what may change between two starts of one run."""
+    """A recipe as plain JSON values, without the settings that may change when a run is resumed."""
     return recipe.model_dump(
         mode="json",
         exclude={
@@ -24,15 +24,15 @@ def fixed_settings(recipe: Recipe) -> dict[str, Any]:
     )
 
 
-def differences(here: Any, there: Any, place: str = "") -> list[str]:
-    """Field by field, what two results of `fixed_settings` (or parts of them) have otherwise."""
-    if isinstance(here, dict) and isinstance(there, dict):
-        keys = dict.fromkeys([*here, *there])
+def differences(current: Any, saved: Any, place: str = "") -> list[str]:
+    """Field by field, how two results of `fixed_settings` (or parts of them) differ."""
+    if isinstance(current, dict) and isinstance(saved, dict):
+        keys = dict.fromkeys([*current, *saved])
         return [
             line
             for key in keys
             for line in differences(
-                here.get(key), there.get(key), f"{place}.{key}" if place else str(key)
+                current.get(key), saved.get(key), f"{place}.{key}" if place else str(key)
             )
         ]
-    return [] if here == there else [f"{place} is {here!r} here and {there!r} there"]
+    return [] if current == saved else [f"{place} is {current!r} here and {saved!r} there"]

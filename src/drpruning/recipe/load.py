@@ -1,5 +1,6 @@
-"""TODO."""
+"""Reading recipes: from a file or a mapping, with changes from the command line."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,25 +8,49 @@ from typing import Any
 from pydantic import ValidationError
 
 from drpruning.common.errors import BadInput
-from drpruning.recipe.scheduling import Start
+from drpruning.recipe.scheduling import DEFAULTS, Scheduling, Start
 from drpruning.recipe.schema import Recipe
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import parse_yaml, read_yaml
 
+_KEY = r"""(?:"[^"]+"|'[^']+'|[^."'=]+)"""
+_ASSIGNMENT = re.compile(rf"({_KEY}(?:\.{_KEY})*)=(.*)", re.DOTALL)
+"""A path such as data.domains."my.domain".share and a value."""
+
 
 def _override(values: dict[str, Any], assignment: str) -> None:
-    path, equals, text = assignment.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise BadInput(f"--set {assignment}: write --set key.path=value")
-    place = values
-    for key in keys[:-1]:
-        if place.get(key) is None:
-            place[key] = {}
-        place = place[key]
-        if not isinstance(place, dict):
+    match = _ASSIGNMENT.fullmatch(assignment)
+    if match is None:
+        path = assignment.partition("=")[0]
+        open_quote = any(path.count(quote) % 2 for quote in "\"'")
+        problem = "a quote is not closed; " if open_quote else ""
+        raise BadInput(
+            f"--set {assignment}: {problem}write --set key.path=value, a key with a dot in quotes"
+        )
+    path, text = match.groups()
+    *parents, last = (key.strip("\"'") for key in re.findall(_KEY, path))
+    section = values
+    for key in parents:
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
             raise BadInput(f"--set {assignment}: {key} is not a section")
-    place[keys[-1]] = parse_yaml(text, f"--set {path}")
+    section[last] = parse_yaml(text, f"--set {path}")
+
+
+def _drop_defaults(values: dict[str, Any]) -> None:
+    """Take out settings at the defaults of their policy, so that another policy can be set.
+
+    The recipe in a run folder has them all, and another policy does not take them.
+    """
+    scheduling = values.get("scheduling")
+    if isinstance(scheduling, dict):
+        policy = scheduling.get("policy", Scheduling.model_fields["policy"].default)
+        defaults = DEFAULTS.get(policy, {}) if isinstance(policy, str) else {}
+        for name, value in defaults.items():
+            if name in scheduling and scheduling[name] == value:
+                del scheduling[name]
 
 
 def _read_mapping(path: str | Path, label: str, expected: str) -> dict[str, Any]:
@@ -36,10 +61,10 @@ def _read_mapping(path: str | Path, label: str, expected: str) -> dict[str, Any]
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """A recipe file as a plain mapping, not checked further.
+    """Read a recipe file as a plain mapping, not checked further.
 
     Raises:
-        BadInput: It cannot be read, or is no mapping.
+        BadInput: The file cannot be read, or does not hold a mapping.
     """
     expected = "a recipe is a mapping with model, data, ...; see `drprune --help`"
     return _read_mapping(path, "recipe", expected)
@@ -62,7 +87,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Args:
         path: A YAML file.
-        overrides: `key.path=value` assignments, the value in YAML, applied on top.
+        overrides: `key.path=value` assignments, the value in YAML, applied on top. A key that has
+            a dot stands in quotes.
 
     Returns:
         The recipe, checked as far as that is possible without its files. A file named in
@@ -72,6 +98,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         BadInput: The file cannot be read or a field is wrong; every wrong field is named.
     """
     values = read_values(path)
+    if overrides := list(overrides):
+        _drop_defaults(values)
     for assignment in overrides:
         _override(values, assignment)
     start_file = _put_start_in_place(values)
@@ -86,7 +114,10 @@ def parse_recipe(
     Args:
         values: The recipe.
         origin: Where it is from, for the message.
-        start_file: Where its `scheduling.start` is from, if not from there.
+        start_file: The file that its `scheduling.start` was read from, if it was.
+
+    Raises:
+        BadInput: A field is wrong; every wrong field is named.
     """
     try:
         return Recipe.model_validate(values)

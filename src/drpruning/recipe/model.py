@@ -6,17 +6,18 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, PositiveInt, field_validator, model_validator
 
-from drpruning.recipe.section import FOLDER_NAME, Section
+from drpruning.common.files import FOLDER_NAME
+from drpruning.recipe.section import Section, first_twin
 
 DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
-"""What a target can name of a shape."""
+"""The dimensions that a target can name."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _TAKEN = {"data", "recipe.yaml", "report.html"}
 _COUNT = re.compile(r"(\d[\d_,]*(?:\.\d+)?) ?([KMBT]?)", re.IGNORECASE)
 
 
 def _parameter_count(value: Any) -> Any:
-    """1.3B, 370M, 1_300_000_000 or 1.3e9 as a whole number; what is none of these stays."""
+    """Read 1.3B, 370M, 1_300_000_000 or 1.3e9 as a whole number; a boolean or list is refused."""
     if isinstance(value, str) and (match := _COUNT.fullmatch(value.strip())):
         digits, unit = match.groups()
         return round(float(re.sub("[_,]", "", digits)) * _UNITS[unit.upper()])
@@ -35,11 +36,11 @@ class Target(Section):
     hidden_size: PositiveInt | None = None
     """Residual-stream dimensions."""
     intermediate_size: PositiveInt | None = None
-    """Feed-forward dimensions a layer."""
+    """Feed-forward dimensions per layer."""
     num_heads: PositiveInt | None = None
-    """Query heads a layer."""
+    """Query heads per layer."""
     num_kv_heads: PositiveInt | None = None
-    """Key/value heads a layer; if absent they follow the query heads."""
+    """Key/value heads per layer; if absent they follow the query heads."""
     like: str | None = None
     """A model that gives what is not named: a folder, a config.json, or a name on the Hub."""
     params: Annotated[PositiveInt, BeforeValidator(_parameter_count)] | None = None
@@ -64,7 +65,7 @@ class Target(Section):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the dimensions say it all; `like` and `params` then only tell where from."""
+        """Whether all dimensions are known; `like` or `params` then only say their origin."""
         open_ended = self.like is not None or self.params is not None
         return not open_ended or len(self.dimensions()) == len(DIMENSIONS)
 
@@ -95,16 +96,18 @@ class ModelSection(Section):
         if targets is not None and not targets:
             raise ValueError("name at least one target")
         for name in targets or {}:
-            if not FOLDER_NAME.fullmatch(name) or name in _TAKEN:
+            if not FOLDER_NAME.fullmatch(name) or name.lower() in _TAKEN:
                 raise ValueError(
                     f"the name {name!r} becomes a folder's in OUTPUT, beside "
                     f"{', '.join(sorted(_TAKEN))}: use at most 100 letters, digits, '-', '_', "
                     "'.', and another name"
                 )
+        if (twin := first_twin(targets or {})) is not None:
+            raise ValueError(f"{twin[0]} and {twin[1]} differ by case alone; rename one of them")
         return targets
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_complete(self) -> Self:
         if self.source is None and self.shape is None:
             raise ValueError("name a model in `source` (a folder or a Hub name)")
         if self.target is not None and self.targets is not None:

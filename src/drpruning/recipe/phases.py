@@ -23,7 +23,7 @@ class Phase(Section):
     steps: Count
     """Optimizer steps."""
     global_batch: Count
-    """Blocks a step, over all ranks and micro-batches."""
+    """Blocks per step, over all ranks and micro-batches."""
     evaluate_every: Count
     """Steps between evaluations; the ratio changes at each."""
     learning_rate: PositiveFloat = 1e-4
@@ -43,7 +43,7 @@ class Phase(Section):
 
 
 class Stop(Section):
-    """When mask learning ends before its last step; the model is then cut as it is."""
+    """When mask learning may end before its last step; the model is then cut as it is."""
 
     similarity: Share = 0.98
     """Share of the parts on which a plan must agree with the one before, in every granularity."""

@@ -17,6 +17,32 @@ from drpruning.recipe.section import (
 
 Losses = dict[str, PositiveFloat]
 _LOSSES = TypeAdapter(Losses, config={"strict": True})
+_SHARE = TypeAdapter(Fraction, config={"strict": True})
+_SHARES = TypeAdapter(dict[str, Fraction], config={"strict": True})
+
+SMALLEST_REFERENCE = "smallest_reference"
+"""The floor that moves with the reference ratio: the smallest share in it (paper, section 3.3)."""
+_BALL = {"rho": 0.1, "floor": SMALLEST_REFERENCE}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "drpruning": {
+        **_BALL,
+        "loss_weight": 1.0,
+        "forecast": True,
+        "forecast_start": 0.2,
+        "min_quality": 0.5,
+        "reference_rule": "minimum",
+        "moving_reference": True,
+        "reference_start": 0.4,
+        "delta": 0.1,
+        "bound": 2.0,
+    },
+    "naive_dro": _BALL,
+    "sheared": {},
+    "constant": {},
+    "group_dro": {"eta": 0.01},
+    "cvar": {"alpha": 0.2},
+}
+"""Policy -> its settings and their defaults, those of its class in `drpruning.scheduling`."""
 
 
 class ReferenceModels(Section):
@@ -56,6 +82,21 @@ def _losses_or_models(value: Any) -> Losses | ReferenceModels | None:
     return ReferenceModels.model_validate(value) if named else _LOSSES.validate_python(value)
 
 
+def _floor(value: Any) -> float | dict[str, float] | str | None:
+    """A share, shares by domain, or the word for the floor that moves."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value == SMALLEST_REFERENCE:
+            return value
+        raise ValueError(f"write a share, shares by domain, or {SMALLEST_REFERENCE}")
+    return (
+        _SHARES.validate_python(value)
+        if isinstance(value, Mapping)
+        else (_SHARE.validate_python(value))
+    )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -93,12 +134,12 @@ class Scheduling(Section):
     """Which rule gives the next ratio."""
     rho: PositiveFloat | None = None
     """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.1."""
-    floor: Fraction | None = None
-    """Smallest share of any domain (drpruning, naive_dro); default: the smallest reference one."""
+    floor: Annotated[float | dict[str, float] | str | None, BeforeValidator(_floor)] = None
+    """Smallest share, for all or by domain (drpruning, naive_dro); default smallest_reference."""
     reference_loss: Annotated[
         Losses | ReferenceModels | None, BeforeValidator(_losses_or_models)
     ] = None
-    """Reference loss a domain in nats, or models that give it; absent: none until a forecast."""
+    """Reference loss per domain in nats, or models that give it; absent: none until a forecast."""
     loss_weight: Share | None = None
     """Weight of the newest loss in the average of losses (drpruning); default 1, no average."""
     forecast: bool | None = None
@@ -126,28 +167,29 @@ class Scheduling(Section):
     start: Start | None = None
     """What another run has found (the content of a `drprune export-schedule` file, or its name)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        """Write out the settings of the policy that are absent, so that a recipe says them all."""
+        if not isinstance(values, Mapping):
+            return values
+        policy = values.get("policy", cls.model_fields["policy"].default)
+        defaults = DEFAULTS.get(policy, {}) if isinstance(policy, str) else {}
+        absent = {name: value for name, value in defaults.items() if values.get(name) is None}
+        return {**values, **absent}
+
     def check(self, domains: Iterable[str]) -> None:
-        """Refuse what does not fit together, or to the domains.
+        """Refuse settings that do not fit together, or do not fit the domains.
 
         Raises:
-            ValueError: So; the field is named.
+            ValueError: A mapping names other domains, floors or reference losses contradict one
+                another, or the policy could never move the ratio; the field is named.
         """
-        by_domain: dict[str, dict[str, float] | None] = (
-            {} if self.start is None else {f"start.{name}": values for name, values in self.start}
-        )
-        if not isinstance(self.reference_loss, ReferenceModels):
-            by_domain["reference_loss"] = self.reference_loss
-        for name, values in by_domain.items():
-            if values is not None and set(values) != set(domains):
-                if set(values) & set(ReferenceModels.model_fields):
-                    raise ValueError(
-                        f"scheduling.{name}: from_model takes the name of a model, and from_models "
-                        "a list of names, not a number"
-                    )
-                raise ValueError(
-                    f"scheduling.{name}: must name exactly the domains {sorted(domains)}, not "
-                    f"{sorted(values)}"
-                )
+        self._check_domains(set(domains))
+        if isinstance(self.floor, dict) and (total := math.fsum(self.floor.values())) > 1:
+            raise ValueError(
+                f"scheduling.floor: the floors sum to {total:.6g}, more than 1; lower them"
+            )
         if self.reference_loss is not None and self.started_reference_loss is not None:
             raise ValueError(
                 "scheduling.reference_loss: scheduling.start has reference losses too; drop "
@@ -156,14 +198,38 @@ class Scheduling(Section):
         if self.policy == "sheared" and not self.has_reference_loss:
             raise ValueError(
                 "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
-                "losses; write one a domain, or from_model or from_models"
+                "losses; write one for each domain, or from_model or from_models"
             )
         if self.policy == "drpruning" and self.forecast is False and not self.has_reference_loss:
             raise ValueError(
                 "scheduling.reference_loss: without it and without forecasts the policy "
-                "'drpruning' could never move the ratio; write one loss a domain, or from_model or "
-                "from_models, or leave out forecast: false, or write policy: constant"
+                "'drpruning' could never move the ratio; write one loss for each domain, or "
+                "from_model or from_models, or leave out forecast: false, or write policy: constant"
             )
+
+    def _check_domains(self, domains: set[str]) -> None:
+        by_domain: dict[str, Any] = {"reference_loss": self.reference_loss, "floor": self.floor}
+        if self.start is not None:
+            by_domain |= {f"start.{name}": values for name, values in self.start}
+        for name, values in by_domain.items():
+            if not isinstance(values, dict) or set(values) == domains:
+                continue
+            if set(values) & set(ReferenceModels.model_fields):
+                raise ValueError(
+                    f"scheduling.{name}: from_model takes the name of a model, and from_models "
+                    "a list of names, not a number"
+                )
+            raise ValueError(
+                f"scheduling.{name}: must name exactly the domains {sorted(domains)}, not "
+                f"{sorted(values)}"
+            )
+
+    def floors(self, ratio: Mapping[str, float]) -> dict[str, float]:
+        """The smallest share of each domain around a reference ratio; 0 without a floor."""
+        if isinstance(self.floor, dict):
+            return self.floor
+        smallest = min(ratio.values()) if self.floor == SMALLEST_REFERENCE else self.floor
+        return dict.fromkeys(ratio, float(smallest or 0))
 
     @property
     def started_reference_loss(self) -> dict[str, float] | None:
@@ -181,5 +247,7 @@ class Scheduling(Section):
         return self.reference_loss if isinstance(self.reference_loss, ReferenceModels) else None
 
     def options(self) -> dict[str, Any]:
-        """The policy's own settings, those that are given."""
-        return self.model_dump(exclude={"policy", "handover", "start"}, exclude_none=True)
+        """The settings that are given and are not the policy's defaults."""
+        given = self.model_dump(exclude={"policy", "handover", "start"}, exclude_none=True)
+        defaults = DEFAULTS[self.policy]
+        return {name: value for name, value in given.items() if defaults.get(name) != value}

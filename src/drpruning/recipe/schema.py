@@ -11,16 +11,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from drpruning.common.errors import shown
+from drpruning.common.files import FOLDER_NAME
 from drpruning.recipe.model import ModelSection
 from drpruning.recipe.phases import Phase, Pretrain, Prune
 from drpruning.recipe.scheduling import Scheduling
 from drpruning.recipe.section import (
-    FOLDER_NAME,
     SHARES_TOLERANCE,
     Count,
     PositiveFloat,
     Section,
     Share,
+    first_twin,
 )
 from drpruning.recipe.yaml_io import dump_yaml
 
@@ -58,7 +59,7 @@ class Domain(Section):
     config: str | None = None
     """The configuration of a Hub dataset."""
     on_exhausted: Literal["repeat", "redistribute", "stop"] = "repeat"
-    """Used up it starts again, the others get its share, or the phase ends; see below."""
+    """Once exhausted: it starts again, the others get its share, or the phase ends; see below."""
 
     @field_validator("where")
     @classmethod
@@ -84,11 +85,11 @@ class Data(Section):
     prepared: FolderName | None = None
     """Folder of the tokenized blocks, to share them between runs; absent: OUTPUT/data."""
     sequence_length: Annotated[int, Field(ge=8, le=10**9)] = 4096
-    """Tokens a block."""
+    """Tokens per block."""
     validation_blocks: Count = 500
-    """Validation blocks a domain, at most."""
+    """Validation blocks per domain, at most."""
     workers: Count | None = None
-    """Processes that tokenize; absent: one a core."""
+    """Processes that tokenize; absent: one per core."""
 
     @field_validator("domains")
     @classmethod
@@ -101,6 +102,8 @@ class Data(Section):
                     f"the name {name!r} becomes a folder's beside manifest.json: use at most 100 "
                     "letters, digits, '-', '_', '.', and another name"
                 )
+        if (twin := first_twin(domains)) is not None:
+            raise ValueError(f"{twin[0]} and {twin[1]} differ by case alone; rename one of them")
         total = math.fsum(domain.share for domain in domains.values())
         if abs(total - 1) > SHARES_TOLERANCE:
             scaled = ", ".join(f"{n}: {d.share / total:.6g}" for n, d in domains.items())
@@ -116,11 +119,11 @@ class Checkpoint(Section):
     every_minutes: PositiveFloat | None = None
     """Minutes after the last checkpoint at which one is saved too; absent: by steps only."""
     keep: Count = 2
-    """How many of the newest are kept."""
+    """How many of the latest are kept."""
     keep_every: Count | None = None
     """Checkpoints at multiples of this many steps are saved and stay for good; absent: none."""
     accept_changes: bool = False
-    """Go on from a checkpoint although the recipe or the prepared data has changed since."""
+    """Resume from a checkpoint although the recipe or the prepared data has changed since."""
 
 
 class Training(Section):
@@ -129,11 +132,11 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     """Seed of the order of the data and of the mask noise."""
     micro_batch: Count = 4
-    """Blocks a forward pass, a rank."""
+    """Blocks per forward pass and rank."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward pass; weights and optimizer are always float32."""
     parallelism: Literal["fsdp2", "ddp"] = "fsdp2"
-    """On several ranks: weights, gradients and optimizer in shards, or whole on each rank."""
+    """On several ranks: weights, gradients and optimizer in shards, or complete on each rank."""
     rank_timeout: Annotated[float, Field(gt=0, le=10**6)] = 180.0
     """Minutes that ranks wait for one that reads text, saves, exports or hangs."""
     compile: bool = False
@@ -192,7 +195,7 @@ class Recipe(Section):
 
     @property
     def phases(self) -> dict[str, Phase]:
-        """The phases that are there, in their order."""
+        """The phases of the recipe by name, in their order."""
         both = {"prune": self.prune, "pretrain": self.pretrain}
         return {name: phase for name, phase in both.items() if phase is not None}
 
@@ -203,7 +206,7 @@ class Recipe(Section):
 
     @property
     def prepared_folder(self) -> Path:
-        """Where the tokenized blocks lie."""
+        """The folder of the tokenized blocks."""
         return Path(self.data.prepared) if self.data.prepared else Path(self.output) / "data"
 
     def to_yaml(self) -> str:

@@ -1,6 +1,6 @@
-"""What the sections of a recipe have in common: strictness, and numbers with their bounds."""
+"""What all sections of a recipe share: strictness, and numbers with their bounds."""
 
-import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +12,15 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 SHARES_TOLERANCE = 1e-6
-FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-"""Names in a recipe that become a folder's: they cannot lead out of the one they are in."""
+
+
+def first_twin(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that differ by case alone: some file systems take them for one folder."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            return other, name
+    return None
 
 
 class Section(BaseModel):

@@ -16,12 +16,12 @@ _WANTED = {
     "bool_type": "write true or false",
     "string_type": "write text",
 }
-"""pydantic's kinds of errors whose own words are about Python."""
+"""Remedies for pydantic's kinds of errors whose own words are about Python."""
 _KEY = "[key]"  # where pydantic says that a mapping's key is wrong, not its value
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One line for each wrong field.
+    """Explain a validation error: one line for each wrong field.
 
     Args:
         error: What validation raised.
@@ -53,7 +53,7 @@ def _remedy(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def _known_keys(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the model at this place takes."""
+    """The keys that the section at this place takes."""
     section = root
     keys = iter(location)
     for key in keys:
@@ -68,7 +68,7 @@ def _known_keys(root: type[BaseModel], location: tuple[int | str, ...]) -> list[
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and everything that it is made of."""
+    """Walk through an annotation and all annotations inside it."""
     yield annotation
     for part in get_args(annotation):
         yield from _parts(part)

@@ -1,118 +1,163 @@
-"""YAML as people write it in recipes."""
+"""YAML as people write it in recipes: plain values of YAML 1.2, one message for what is wrong."""
 
+import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, MaxDepthExceededError
+from ruamel.yaml.constructor import ConstructorError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
 from drpruning.common.errors import BadInput
 
-LARGEST_TEXT = 100_000
-"""Values in a text, each alias counted with all that it stands for."""
-LARGEST_INTEGER = 2**63 - 1
-LARGEST_FILE = 1 << 22
+LARGEST_FILE = 1 << 24
 """Bytes of a file."""
+LARGEST_ALIASES = 100_000
+"""Values that the aliases of a text stand for, all together."""
+LARGEST_INTEGER = 2**63 - 1
+DEEPEST = 50
+"""Lists and mappings in one another."""
+_PLAIN_TEXT = re.compile(r"[\w./][\w./@+*= -]*")
+
+_TAG = "tag:yaml.org,2002:"
+Rules = Iterable[tuple[str, Any, Iterable[str]]]
+_INTEGER = (f"{_TAG}int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), "-+0123456789")
+"""Without the library's 010 and 0x10: nobody means a number of steps by them, so they are texts."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values as YAML 1.2 has them (1e-4 is a number; no, on and 2020-01-01 are texts).
+def _table(rules: Rules) -> dict[str, list[tuple[str, Any]]]:
+    """Tag and pattern of what is no text though without quotes, by the first character of it."""
+    table: dict[str, list[tuple[str, Any]]] = {}
+    for tag, pattern, first in rules:
+        for character in first:
+            table.setdefault(character, []).append((tag, pattern))
+    return table
 
-    Without repeated keys, keys that are no text, tags; aliases within bounds.
-    """
 
-    def get_single_node(self) -> yaml.Node | None:
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None:
-            _count(node, {})
+def _library_rules(*kinds: str) -> Rules:
+    """The library's rules of YAML 1.2 for some kinds of values; for all kinds also those of 1.1."""
+    tags = {f"{_TAG}{kind}" for kind in kinds}
+    for versions, tag, pattern, first in implicit_resolvers:
+        if not kinds or ((1, 2) in versions and tag in tags):
+            yield tag, pattern, first
+
+
+class _Resolver(VersionedResolver):
+    """Tells numbers and flags from texts where a text is read."""
+
+    processing_version = (1, 2)
+    versioned_resolver = _table([_INTEGER, *_library_rules("null", "bool", "float", "merge")])
+
+
+class _CautiousResolver(_Resolver):
+    """Quotes where a text is written also what readers of YAML 1.1 take for no text (`no`)."""
+
+    versioned_resolver = _table([_INTEGER, *_library_rules()])
+
+
+class _Composer(Composer):
+    """Refuses tags, keys that repeat or are no text, and what aliases make too large or endless."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self.warn_double_anchors = False
+        self.added = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Node:
+        event = self.parser.peek_event()
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise _wrong(event, f"the tag {tag} is not taken here; write the value without it")
+        node: Node = super().compose_node(parent, index)
         return node
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's signature
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, ArithmeticError, LookupError, AttributeError):
-            raise _wrong(
-                node, f"{str(node.value)[:50]!r} is no {node.tag.split(':')[-1]}"
-            ) from None
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        seen = set()
-        for key_node, _ in pairs:
-            if key_node.tag == _MERGE:
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _wrong(key_node, "a list or mapping in the place of a key; write a text")
-            key = key_node.value
-            if key_node.tag != _TEXT:
-                raise _wrong(key_node, f"the key {key} is no text; write it in quotes: {key!r}")
-            if key in seen:
-                raise _wrong(key_node, f"the key {key!r} stands twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        value: int = super().construct_yaml_int(node)
-        if abs(value) > LARGEST_INTEGER:
-            raise _wrong(node, "a whole number beyond 64 bits; write a smaller one")
-        return value
-
-
-class _Dumper(yaml.SafeDumper):
-    """What `_Loader` reads back as it was."""
-
-
-_KINDS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
-    "float": (
-        r"[-+]?(?!0\d+$)(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-    "merge": (r"<<", ["<"]),
-}
-"""What is written without quotes and is no text: pattern, and the characters it begins with."""
-_TAG = "tag:yaml.org,2002:"
-_MERGE, _TEXT = f"{_TAG}merge", f"{_TAG}str"
-
-_Loader.yaml_implicit_resolvers = {}
-for _kind, (_pattern, _first) in _KINDS.items():
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"(?:{_pattern})$"), _first)
-_Dumper.add_implicit_resolver(
-    f"{_TAG}float", re.compile(f"(?:{_KINDS['float'][0]})$"), _KINDS["float"][1]
-)
-_Loader.yaml_constructors = {
-    tag: yaml.SafeLoader.yaml_constructors[tag]
-    for tag in (*(f"{_TAG}{kind}" for kind in ("null", "bool", "float", "str", "seq", "map")), None)
-}
-_Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
-
-
-def _wrong(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Values in a node, an alias with all that it stands for; refuses too many, and cycles."""
-    key = id(node)
-    if key in known:
-        if (size := known[key]) is None:
-            raise _wrong(node, "an alias stands for something that holds itself; write it out")
-        return size
-    known[key] = None
-    size = 1
-    if isinstance(node, yaml.ScalarNode):
-        if not node.value.isprintable() and any("\ud800" <= c <= "\udfff" for c in node.value):
+    def compose_scalar_node(self, anchor: Any) -> ScalarNode:
+        node: ScalarNode = super().compose_scalar_node(anchor)
+        if node.tag == f"{_TAG}int":
+            digits = node.value.replace("_", "")
+            if len(digits) > 20 or abs(int(digits)) > LARGEST_INTEGER:
+                raise _wrong(node, "a whole number beyond 64 bits; write a smaller one")
+        elif any("\ud800" <= c <= "\udfff" for c in node.value):
             raise _wrong(node, "a text that is not Unicode, so no UTF-8; write other characters")
-    else:
-        for child in node.value:
-            for part in child if isinstance(child, tuple) else (child,):
-                size += _count(part, known)
-    if size > LARGEST_TEXT:
-        raise _wrong(node, f"aliases and all make more than {LARGEST_TEXT:,} values; write fewer")
-    known[key] = size
-    return size
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node: MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                raise _wrong(key, "a list or mapping in the place of a key; write a text")
+            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
+                raise _wrong(key, f"the key {key.value} is no text; write it in quotes: "
+                                  f"{key.value!r}")  # fmt: skip
+            if key.value in seen:
+                raise _wrong(key, f"the key {key.value!r} stands twice")
+            seen.add(key.value)
+        return node
+
+    def return_alias(self, a: Node) -> Node:
+        if a.end_mark is None:  # it is still being read
+            raise _wrong(a, "an alias stands for something that holds itself; write it out")
+        self.added += self._size(a)
+        if self.added > LARGEST_ALIASES:
+            raise _wrong(a, f"aliases make more than {LARGEST_ALIASES:,} values; write fewer")
+        return a
+
+    def _size(self, node: Node) -> int:
+        """Values in a node, those of aliases in it too; each node is looked at once."""
+        if (size := self.sizes.get(id(node))) is None:
+            parts = () if isinstance(node, ScalarNode) else node.value
+            pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
+            size = 1 + sum(self._size(part) for pair in pairs for part in pair)
+            self.sizes[id(node)] = size
+        return size
+
+
+class _Representer(SafeRepresenter):
+    def represent_str(self, data: str) -> ScalarNode:
+        """In quotes where a text has more than names, paths and words; with escapes for breaks.
+
+        The library's own choice leaves `{:a: 1}` without quotes, which it then cannot read.
+        """
+        node: ScalarNode = super().represent_str(data)
+        if set(data) & set("\n\r\x85\u2028\u2029\ufeff"):
+            node.style = '"'
+        elif not _PLAIN_TEXT.fullmatch(data):
+            node.style = "'"
+        return node
+
+    def represent_float(self, data: float) -> ScalarNode:
+        """`1.0e-05`, not `1e-05`, which readers of YAML 1.1 take for a text."""
+        node: ScalarNode = super().represent_float(data)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e", 1)
+        return node
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the library's signature
+        """Values that are one object in memory are written out each time."""
+        return True
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(float, _Representer.represent_float)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = DEEPEST
+    yaml.Resolver, yaml.Composer, yaml.Representer = _Resolver, _Composer, _Representer
+    return yaml
+
+
+def _wrong(place: Any, problem: str) -> ConstructorError:
+    return ConstructorError(None, None, problem, place.start_mark)
 
 
 def parse_yaml(text: str, origin: str) -> Any:
@@ -123,30 +168,30 @@ def parse_yaml(text: str, origin: str) -> Any:
         origin: Where the text is from, for the message.
 
     Raises:
-        BadInput: It is not YAML (the line is named), nested too deeply, has a repeated key or one
-            that is no text, a whole number beyond 64 bits, or aliases that make it endless or
-            larger than `LARGEST_TEXT`.
+        BadInput: It is not YAML (the line is named), nested too deeply, has a tag, a repeated key
+            or one that is no text, a whole number beyond 64 bits, or aliases that make it endless
+            or add more than `LARGEST_ALIASES` values.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except RecursionError:
+        return _yaml().load(text)
+    except MaxDepthExceededError:
         raise BadInput(f"{origin}: brackets or lists are nested too deeply") from None
-    except yaml.reader.ReaderError as error:
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         detail = f"it has the character U+{ord(text[error.position]):04X}"
         raise BadInput(f"{origin}: line {line} is not valid YAML: {detail}; take it out") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        detail = getattr(error, "problem", None) or str(error)
-        raise BadInput(f"{origin}:{place} is not valid YAML: {detail}") from None
+    except MarkedYAMLError as error:
+        place = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise BadInput(f"{origin}:{place} is not valid YAML: {error.problem}") from None
+    except YAMLError as error:
+        raise BadInput(f"{origin}: is not valid YAML: {error}") from None
 
 
 def read_yaml(path: str | Path, label: str) -> Any:
     """The value in a file.
 
     Args:
-        path: The file; what it says is no larger than `LARGEST_FILE`.
+        path: The file; it is no larger than `LARGEST_FILE`.
         label: What it is, for the message.
 
     Raises:
@@ -169,12 +214,18 @@ def read_yaml(path: str | Path, label: str) -> Any:
     return parse_yaml(text, str(path))
 
 
-def dump_yaml(value: Any, **style: Any) -> str:
+def dump_yaml(value: Any, *, default_flow_style: bool = False) -> str:
     """The value as YAML that `parse_yaml` reads back as it was, keys in their order.
 
     Args:
         value: Mappings, lists, texts, numbers, booleans and None.
-        style: Further options of `yaml.dump`.
+        default_flow_style: On one line, in brackets.
     """
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
-    return text
+    yaml = _yaml()
+    yaml.Resolver = _CautiousResolver
+    yaml.default_flow_style = default_flow_style
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 1 << 30
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()

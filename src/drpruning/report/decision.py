@@ -1,31 +1,40 @@
-"""What was held back over a phase, the ratio or a forecast, and why."""
+"""Tables about the decisions of a phase: the last one by domain, and where there was none."""
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from drpruning.report.drawing import signed
 from drpruning.report.figures import finite
-from drpruning.report.formats import UNKNOWN, consecutive, factor, loss_text, percentage
-from drpruning.runs.records import EvalPoint, Explanation, PhaseRecord
+from drpruning.report.formats import (
+    UNKNOWN,
+    consecutive,
+    factor,
+    loss_text,
+    percentage,
+    signed,
+)
+from drpruning.runs.lines import EvalPoint
+from drpruning.runs.records import PhaseRecord
+from drpruning.scheduling import Explanation
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _MOST_RANGES = 4
 _REASONS: tuple[tuple[str, Callable[[Explanation], Mapping[str, str]]], ...] = (
-    ("Ratio not updated", lambda said: said.unusable),
-    ("No forecast", lambda said: said.no_forecast),
-    ("Forecast not used", lambda said: said.refused),
+    ("Ratio not updated", lambda explanation: explanation.unusable),
+    ("No forecast", lambda explanation: explanation.no_forecast),
+    ("Forecast not used", lambda explanation: explanation.refused),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldBack:
-    """What was held back for one reason over a phase.
+class SkippedUpdates:
+    """Updates that were skipped for one reason over a phase.
 
     Attributes:
         what: The ratio, or a forecast.
-        why: The reason; where it comes with numbers that differ, as it was said last.
+        why: The reason; where it comes with numbers that differ, the last one.
         where: Domains and steps.
     """
 
@@ -36,15 +45,15 @@ class HeldBack:
 
 @dataclass
 class _Group:
-    """All that was held back for one reason, reasons alike but for their numbers being one."""
+    """What was skipped for one reason; reasons that differ in their numbers alone are one."""
 
     reasons: set[str] = field(default_factory=set)
     last: str = ""
     evaluations: dict[str, list[int]] = field(default_factory=dict)
 
 
-def skipped_updates(phase: PhaseRecord, domains: Sequence[str]) -> list[HeldBack]:
-    """At which evaluations ratio and forecasts were held back, a line for each reason.
+def skipped_updates(phase: PhaseRecord, domains: Sequence[str]) -> list[SkippedUpdates]:
+    """At which evaluations ratio and forecasts were not updated, a line for each reason.
 
     Args:
         phase: Its records.
@@ -63,39 +72,13 @@ def skipped_updates(phase: PhaseRecord, domains: Sequence[str]) -> list[HeldBack
     names = [name for name in domains if name in present]
     steps = [point.step for point in phase.evals]
     return [
-        HeldBack(
+        SkippedUpdates(
             what=what,
             why=group.last if len(group.reasons) > 1 else next(iter(group.reasons)),
             where=_where(group.evaluations, names, steps),
         )
         for (what, _), group in sorted(groups.items(), key=lambda item: kinds.index(item[0][0]))
     ]
-
-
-def skipped_updates_note(phase: PhaseRecord) -> str:
-    """What became of the domains for which something was held back."""
-    told = [
-        math.isfinite(point.reference_loss.get(name, math.nan))
-        for point in phase.evals
-        for name in point.explanation.refused
-    ]
-    why = "since shares are relative"
-    said = [
-        f"A domain without a usable loss or reference loss keeps the whole ratio as it was, {why}."
-    ]
-    if any(told) or any(point.explanation.no_forecast for point in phase.evals):
-        said.append("One without a usable forecast keeps the reference loss that it has.")
-    if any(told):
-        said.append(
-            "Where it had none, it goes by the smallest loss seen of a model of final size until a "
-            "forecast is used."
-        )
-    if not all(told):
-        said.append(
-            "A forecast that is not used leaves a domain without a reference loss as long as no "
-            "model of final size was evaluated."
-        )
-    return " ".join(said)
 
 
 def _where(
@@ -123,6 +106,13 @@ def steps_text(indices: Sequence[int], steps: Sequence[int]) -> str:
     return f"step{'s' if len(indices) > 1 else ''} {', '.join(parts)}"
 
 
+def listed(found: Sequence[str], names: Sequence[str]) -> str:
+    """These domains in the order of the names, or that they are all of them."""
+    if len(names) > 2 and set(found) == set(names):
+        return f"all {len(names)} domains"
+    return ", ".join(sorted(found, key=lambda name: [*names, name].index(name)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One number of the table, a word before it that makes it stand out, and a note after it."""
@@ -139,20 +129,18 @@ class LastDecision:
     Attributes:
         step: The evaluation at which it was made.
         columns: Heads of the table after that of the domain.
-        rows: Domain to its cells, one a column.
-        caption: What the columns mean.
-        remarks: Sentences on the ball, the floors, the forecasts and on what was held back.
+        rows: Domain to its cells, one for each column.
+        distance: How far the ratio is from the reference ratio, against the limit; may be empty.
     """
 
     step: int
     columns: list[str]
     rows: dict[str, list[Cell]]
-    caption: str
-    remarks: list[str]
+    distance: str
 
 
 def last_decision(phase: PhaseRecord, domains: Sequence[str]) -> LastDecision | None:
-    """Explain the last decision; None where its policy went by neither excess losses nor a ball.
+    """The last decision by domain; None where its policy goes by neither references nor a limit.
 
     Args:
         phase: Its records.
@@ -161,7 +149,7 @@ def last_decision(phase: PhaseRecord, domains: Sequence[str]) -> LastDecision | 
     if not phase.evals:
         return None
     point = phase.evals[-1]
-    if not (finite(point.excess) or point.explanation.has_ball):
+    if not (finite(point.excess) or point.explanation.has_limit):
         return None
     names = [name for name in domains if name in point.loss or name in point.ratio]
     made = {
@@ -175,18 +163,47 @@ def last_decision(phase: PhaseRecord, domains: Sequence[str]) -> LastDecision | 
         step=point.step,
         columns=list(shown),
         rows={name: [cells[index] for cells in shown.values()] for index, name in enumerate(names)},
-        caption=_caption(shown),
-        remarks=[sentence for sentence in _remarks(point, names) if sentence],
+        distance=distance_text(point.explanation),
     )
 
 
-def _reference_ratio(evals: Sequence[EvalPoint]) -> dict[str, float]:
+def distance_text(explanation: Explanation) -> str:
+    """How far the ratio is from the reference ratio and how far it may be; empty if unlimited."""
+    if not explanation.has_limit:
+        return ""
+    reached = " (limit reached)" if explanation.limit_reached else ""
+    return f"{explanation.divergence:.3g} of {explanation.rho:.3g}{reached}"
+
+
+def decision_counts(phase: PhaseRecord) -> dict[str, str]:
+    """What happened at how many evaluations, where the distance of the ratio is limited.
+
+    Returns:
+        What happened -> how often; empty where no policy limits the distance.
+    """
+    limited = [point.explanation for point in phase.evals if point.explanation.has_limit]
+    if not limited:
+        return {}
+    updated = [explanation for explanation in limited if explanation.ratio_updated is not False]
+    moved = [p.step for p in phase.evals if p.explanation.reference_ratio_updated]
+    at_floor = Counter(name for e in limited for name, reached in e.at_floor.items() if reached)
+    return {
+        "evaluations": f"{len(limited):,}",
+        "ratio updated": f"{len(updated):,}",
+        "limit reached (rho)": f"{sum(e.limit_reached for e in updated):,}",
+        "reference ratio moved": f"{len(moved):,}" + (f", from step {moved[0]:,}" if moved else ""),
+        "share at its floor": ", ".join(f"{n} {times:,}" for n, times in at_floor.most_common())
+        or "0",
+    }
+
+
+def _reference_ratio(evals: Sequence[EvalPoint]) -> Mapping[str, float]:
     """The reference ratio around which the last ratio was chosen.
 
     The log holds the one after the update; where it moved, that was the one before.
     """
     last = evals[-1]
-    if not last.explanation.has_ball:
+    if not last.explanation.has_limit:
         return {}
     if not last.explanation.reference_ratio_updated or len(evals) < 2:
         return last.reference_ratio
@@ -198,21 +215,22 @@ def _columns(
     point: EvalPoint, reference_ratio: Mapping[str, float]
 ) -> dict[str, Callable[[str], Cell]]:
     """What each column says of a domain."""
-    said = point.explanation
-    averaged = any(abs(loss - point.loss.get(n, loss)) > 1e-12 for n, loss in said.loss.items())
+    why = point.explanation
+    averaged = any(abs(loss - point.loss.get(n, loss)) > 1e-12 for n, loss in why.loss.items())
 
     def number(values: Mapping[str, float], show: Callable[[float], str]) -> Callable[[str], Cell]:
         return lambda name: Cell(text=show(values.get(name, math.nan)))
 
     def forecast(name: str) -> Cell:
-        low, high = said.forecast_interval.get(name, (math.nan, math.nan))
-        note = "" if math.isnan(low) or math.isnan(high) else f"{low:.3f}–{high:.3f}"
+        low, high = why.forecast_interval.get(name, (math.nan, math.nan))
+        known = not (math.isnan(low) or math.isnan(high))
+        note = f"{loss_text(low)}–{loss_text(high)}" if known else ""
         return Cell(text=loss_text(point.forecast.get(name, math.nan)), note=note)
 
     def quality(name: str) -> Cell:
-        value = said.forecast_quality.get(name, math.nan)
+        value = why.forecast_quality.get(name, math.nan)
         text = UNKNOWN if math.isnan(value) else f"{value:.2f}"
-        return Cell(text=text, mark="not used" if name in said.refused else "")
+        return Cell(text=text, mark="not used" if name in why.refused else "")
 
     def share(name: str) -> Cell:
         value, centre = point.ratio.get(name, math.nan), reference_ratio.get(name, math.nan)
@@ -220,111 +238,20 @@ def _columns(
         return Cell(text=percentage(value), note=note)
 
     def floor(name: str) -> Cell:
-        text = percentage(said.floor.get(name, math.nan))
-        return Cell(text=text, mark="binds" if said.at_floor.get(name, False) else "")
+        text = percentage(why.floor.get(name, math.nan))
+        return Cell(text=text, mark="reached" if why.at_floor.get(name, False) else "")
 
     return {
         "loss": number(point.loss, loss_text),
-        "loss, averaged": number(said.loss if averaged else {}, loss_text),
-        "forecast (90% interval)" if said.forecast_interval else "forecast": forecast,
+        "loss, averaged": number(why.loss if averaged else {}, loss_text),
+        "forecast (90% interval)" if why.forecast_interval else "forecast": forecast,
         "quality": quality,
+        "fitted from step": number(
+            why.forecast_since, lambda v: f"{v:,.0f}" if math.isfinite(v) else UNKNOWN
+        ),
         "reference loss": number(point.reference_loss, loss_text),
-        "excess": number(point.excess, lambda v: UNKNOWN if math.isnan(v) else signed(v)),
+        "excess": number(point.excess, signed),
         "reference share": number(reference_ratio, percentage),
         "ratio": share,
         "floor": floor,
     }
-
-
-def _caption(shown: Mapping[str, object]) -> str:
-    """What the columns mean."""
-    said = ["Losses in nats a token."]
-    if any(head.startswith("forecast") for head in shown):
-        said.append("The forecast is of the loss at the end of training.")
-    if "forecast (90% interval)" in shown:
-        said.append(
-            "It counts for at most the smallest loss seen of a model of final size, so it can lie "
-            "below its interval."
-        )
-    if "quality" in shown:
-        said.append("Quality runs from 0 (says nothing) to 1.")
-    if "excess" in shown:
-        averaged = "averaged " if "loss, averaged" in shown else ""
-        said.append(f"Excess is {averaged}loss minus reference loss.")
-    if "reference share" in shown:
-        said.append(
-            "The ratio lies in a ball around the reference shares as they were before this "
-            "decision; × is the factor over them."
-        )
-    return " ".join(said)
-
-
-def _remarks(point: EvalPoint, names: Sequence[str]) -> list[str]:
-    said = point.explanation
-    since = {name: f"step {step:,.0f}" for name, step in _known(said.forecast_since, names)}
-    return [
-        _ball_sentence(point),
-        _floor_sentence(point, names),
-        _reasons("The ratio was not updated", said.unusable, names)
-        or ("The ratio was not updated." if said.ratio_updated is False else ""),
-        _reasons("No forecast", said.no_forecast, names),
-        _reasons("Forecast not used", said.refused, names),
-        _reasons(
-            "Forecast without earlier points, off the curve of the later ones; from",
-            since,
-            names,
-        ),
-    ]
-
-
-def _ball_sentence(point: EvalPoint) -> str:
-    """How far the ratio uses the ball, and what that means; empty where there is none."""
-    said = point.explanation
-    if not said.has_ball:
-        return ""
-    free = [name for name in point.ratio if not said.at_floor.get(name, False)]
-    if said.ratio_updated is False:
-        meaning = "; it is that of the evaluation before"
-    elif said.ball_binds:
-        meaning = ": the ball binds"
-    elif said.divergence < 1e-12:
-        meaning = ": it is the reference ratio"
-    elif said.at_floor and free:
-        meaning = f": all mass that the floors leave free is on {_joined(free)}"
-    else:
-        meaning = ""
-    return (
-        f"The ratio uses {said.divergence:.3g} of the {said.rho:g} that the ball allows{meaning}."
-    )
-
-
-def _floor_sentence(point: EvalPoint, names: Sequence[str]) -> str:
-    bound = sum(point.explanation.at_floor.get(name, False) for name in names)
-    if not bound:
-        return ""
-    return f"The floor binds for {bound} of {len(names)} domains."
-
-
-def _reasons(what: str, reasons: Mapping[str, str], names: Sequence[str]) -> str:
-    """What was held back, each reason with its domains."""
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name)
-    parts = [f"{reason} ({listed(found, names)})" for reason, found in by_reason.items()]
-    return f"{what}: {'; '.join(parts)}." if parts else ""
-
-
-def listed(found: Sequence[str], names: Sequence[str]) -> str:
-    """These domains in the order of the names, or that they are all of them."""
-    if len(names) > 2 and set(found) == set(names):
-        return f"all {len(names)} domains"
-    return ", ".join(sorted(found, key=lambda name: [*names, name].index(name)))
-
-
-def _known(values: Mapping[str, float], names: Sequence[str]) -> list[tuple[str, float]]:
-    found = [(name, values.get(name, math.nan)) for name in names]
-    return [(name, value) for name, value in found if math.isfinite(value)]
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)

@@ -6,6 +6,7 @@ paper. A colour stands for a domain everywhere; what is not a domain is drawn in
 """
 
 import io
+import logging
 import math
 import re
 import warnings
@@ -71,12 +72,21 @@ _COLOUR_USES = re.compile("|".join(_VARIABLES), re.IGNORECASE)
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's settings for all figures of the report, for the time of the context."""
-    from matplotlib import rc_context
+    """Use the settings of all figures of the report, and keep matplotlib's remarks from people.
 
-    with rc_context(_SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
+    These are on fonts, glyphs and layout: nothing that the reader of a report can act on.
+    """
+    log = logging.getLogger("matplotlib")
+    before = log.level
+    log.setLevel(logging.CRITICAL)  # before the import, which looks for fonts
+    try:
+        from matplotlib import rc_context
+
+        with rc_context(_SETTINGS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def panels(count: int, *, columns: int, height: float) -> tuple[Any, list[Any]]:
@@ -123,11 +133,6 @@ def points(values: Sequence[float]) -> dict[str, Any]:
 def shorten(name: str, limit: int = 22) -> str:
     """Cut a long name for a figure."""
     return name if len(name) <= limit else name[: limit - 1] + "…"
-
-
-def signed(value: float) -> str:
-    """A loss difference with its sign and three decimals."""
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

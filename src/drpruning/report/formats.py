@@ -7,19 +7,33 @@ UNKNOWN = "–"
 PHASE_TITLES = {"prune": "Pruning", "pretrain": "Continued pretraining"}
 
 
+_MANY = 1e6
+"""From here on a number is written with an exponent, so that it stays short."""
+
+
+def decimals(value: float, digits: int, sign: str = "") -> str:
+    """A number with so many decimals; a very large one with three digits and an exponent."""
+    return f"{value:{sign}.{digits}f}" if abs(value) < _MANY else f"{value:{sign}.3g}"
+
+
 def percentage(value: float, unknown: str = UNKNOWN) -> str:
     """A share in percent."""
-    return unknown if math.isnan(value) else f"{100 * value:.2f}%"
+    return unknown if math.isnan(value) else f"{decimals(100 * value, 2)}%"
 
 
 def loss_text(value: float) -> str:
     """A loss in nats with three decimals."""
-    return UNKNOWN if math.isnan(value) else f"{value:.3f}"
+    return UNKNOWN if math.isnan(value) else decimals(value, 3)
+
+
+def signed(value: float) -> str:
+    """A difference of losses with its sign and three decimals."""
+    return UNKNOWN if math.isnan(value) else decimals(value, 3, "+").replace("-", "−")
 
 
 def factor(value: float) -> str:
     """A factor with two decimals."""
-    return UNKNOWN if math.isnan(value) else f"×{value:.2f}"
+    return UNKNOWN if math.isnan(value) else f"×{decimals(value, 2)}"
 
 
 def duration(seconds: float) -> str:
@@ -29,7 +43,7 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
+    return f"{minutes:.1f} min" if minutes < 120 else f"{decimals(hours, 1)} h"
 
 
 def consecutive(indices: Sequence[int]) -> list[list[int]]:
@@ -43,7 +57,9 @@ def consecutive(indices: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def ranges(indices: Sequence[int]) -> str:
-    """Write ascending indices with runs joined: ``0–2, 5``."""
-    runs = consecutive(indices)
-    return ", ".join(str(run[0]) + (f"–{run[-1]}" if len(run) > 1 else "") for run in runs)
+def ranges(indices: Sequence[int], separator: str = ", ", dash: str = "–") -> str:
+    """Write ascending indices with runs joined: ``0–2, 5``; nothing where there are none."""
+    spans = (
+        f"{run[0]}{dash}{run[-1]}" if len(run) > 1 else str(run[0]) for run in consecutive(indices)
+    )
+    return separator.join(spans)

@@ -7,24 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import atomic_write, check_writable
+from drpruning.common.files import atomic_write, check_output_file
+from drpruning.pruning import PruningPlan
+from drpruning.pruning.shapes import PRUNABLE_LABELS
+from drpruning.report.comparison import compare_phase
 from drpruning.report.decision import (
-    HeldBack,
     LastDecision,
+    SkippedUpdates,
+    decision_counts,
     last_decision,
     skipped_updates,
-    skipped_updates_note,
 )
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figures import Figure, comparison, mask_convergence, phase_figures
+from drpruning.report.figures import Figure, mask_convergence, phase_figures
 from drpruning.report.formats import PHASE_TITLES, duration, factor, loss_text, percentage, ranges
+from drpruning.report.own_pages import generator, is_page
 from drpruning.report.table import format_perplexity, results_table
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.records import (
-    DIMENSIONS,
     FILES,
     PhaseRecord,
-    Plan,
     RunRecord,
     load_run,
     section,
@@ -65,8 +67,8 @@ class PhaseSection:
     warnings: list[str]
     ratio_rows: list[RatioRow]
     decision: LastDecision | None
-    skipped_updates: list[HeldBack]
-    skipped_updates_note: str
+    decision_counts: dict[str, str]
+    skipped_updates: list[SkippedUpdates]
     figures: list[Figure]
 
 
@@ -78,7 +80,7 @@ class RunSection:
     label: str
     about: str
     phases: list[PhaseSection]
-    plan: Plan | None
+    plan: PruningPlan | None
     convergence: Figure | None
     recipe_text: str
     provenance: list[str]
@@ -86,6 +88,8 @@ class RunSection:
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Write the report of one run, or of several side by side.
+
+    An earlier report in its place is replaced, any other file is not.
 
     Args:
         folders: Run folders; the first gives the page its title.
@@ -99,21 +103,22 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
             the page cannot be written.
     """
     if not folders:
-        raise BadInput("a report needs at least one run folder.")
+        raise BadInput("RUN: a report needs at least one run folder")
     runs = [load_run(folder) for folder in folders]
     for run in runs:
         if run.is_empty:
             raise BadInput(
-                f"{run.folder} has nothing to show: looked for {', '.join(FILES)} and found no "
-                "logged step, evaluation or plan. Name the `output` folder of a recipe."
+                f"{run.folder} has nothing to show: no logged step, evaluation or plan in "
+                f"{', '.join(FILES)}; name the `output` folder of a recipe"
             )
+    option = "report" if output is None else "--output"
     output = RunFolder(runs[0].folder).report if output is None else Path(output)
-    check_writable(output, "--output")
+    check_output_file(output, option, lambda path: is_page(path, "report"))
     page = render_page(runs)
     try:
         atomic_write(output, page)
     except OSError as error:
-        raise BadInput(f"--output {output}: {error.strerror}") from None
+        raise BadInput(f"{option} {output}: {error.strerror}; name another file") from None
     return output
 
 
@@ -127,7 +132,12 @@ def render_page(runs: Sequence[RunRecord]) -> str:
             _run_section(run, label, f"run{number}", domains)
             for number, (run, label) in enumerate(zip(runs, labels, strict=True), start=1)
         ]
-        compared = _comparisons(runs, labels)
+        named = list(zip(labels, runs, strict=True))
+        compared = [
+            compared
+            for name in dict.fromkeys(name for run in runs for name in run.phases)
+            if (compared := compare_phase(name, named)) is not None
+        ]
     return render(
         "page.html.j2",
         filters={
@@ -137,6 +147,7 @@ def render_page(runs: Sequence[RunRecord]) -> str:
             "ranges": ranges,
             "perplexity": format_perplexity,
         },
+        generator=generator("report"),
         title=_title(runs[0]),
         summary=_summary(runs[0]),
         table=table,
@@ -144,7 +155,7 @@ def render_page(runs: Sequence[RunRecord]) -> str:
         measured_on=_measured_on(runs),
         comparisons=compared,
         runs=sections,
-        dimensions=DIMENSIONS,
+        dimensions=PRUNABLE_LABELS,
         series_light=SERIES_LIGHT,
         series_dark=SERIES_DARK,
     )
@@ -185,20 +196,6 @@ def ratio_rows(run: RunRecord, phase: PhaseRecord) -> list[RatioRow]:
     ]
 
 
-def _comparisons(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[Figure]:
-    made = []
-    for name in dict.fromkeys(name for run in runs for name in run.phases):
-        sharing = [
-            (label, run.phases[name])
-            for label, run in zip(labels, runs, strict=True)
-            if name in run.phases
-        ]
-        figure = comparison(PHASE_TITLES.get(name, name), f"comparison-{name}", sharing)
-        if figure is not None:
-            made.append(figure)
-    return made
-
-
 def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str]) -> RunSection:
     return RunSection(
         ident=ident,
@@ -213,8 +210,8 @@ def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str])
                 warnings=_warnings(phase),
                 ratio_rows=ratio_rows(run, phase),
                 decision=last_decision(phase, domains),
+                decision_counts=decision_counts(phase),
                 skipped_updates=skipped_updates(phase, domains),
-                skipped_updates_note=skipped_updates_note(phase),
                 figures=phase_figures(phase, domains, ident),
             )
             for phase in run.phases.values()
@@ -234,8 +231,8 @@ def _source_name(run: RunRecord) -> str:
 def _title(run: RunRecord) -> str:
     target = section(run.recipe, "model", "target")
     shape = [
-        f"{target[name]:,} {word}" if word in {"layers", "heads", "KV heads"} else f"{word} {size}"
-        for name, word in DIMENSIONS.items()
+        f"{label} {size:,}" if label.endswith("size") else f"{size:,} {label}"
+        for name, label in PRUNABLE_LABELS.items()
         if (size := target.get(name)) is not None
     ]
     if shape and "prune" in run.recipe:
@@ -251,14 +248,13 @@ def _summary(run: RunRecord) -> list[str]:
     """What was reached, in sentences; only what the evaluations say."""
     found = run.evaluations
     said = []
-    if SOURCE in found and (small := found.get(MODEL) or found.get(PRUNED)):
-        source = found[SOURCE]
-        if small.parameters != source.parameters:
+    if SOURCE in found and (result := found.get(MODEL) or found.get(PRUNED)):
+        source, small = found[SOURCE].parameters, result.parameters
+        if small != source and source.total and source.other:
             said.append(
-                f"{source.parameters:,} parameters became {small.parameters:,} "
-                f"({small.parameters / source.parameters:.1%}); outside the embeddings "
-                f"{source.other_parameters:,} became {small.other_parameters:,} "
-                f"({small.other_parameters / source.other_parameters:.1%})."
+                f"{source.total:,} parameters became {small.total:,} "
+                f"({small.total / source.total:.1%}); outside the embeddings {source.other:,} "
+                f"became {small.other:,} ({small.other / source.other:.1%})."
             )
     steps = [
         f"{phase.last_step:,} steps of {PHASE_TITLES.get(name, name).lower()}"
@@ -282,7 +278,7 @@ def _measured_on(runs: Sequence[RunRecord]) -> str:
     few, many = min(blocks), max(blocks)
     number = f"{many:,}" if few == many else f"{few:,} to {many:,}"
     tokens = " or ".join(f"{length:,}" for length in lengths)
-    return f"Measured on {number} blocks of {tokens} tokens a domain."
+    return f"Measured on {number} blocks of {tokens} tokens per domain."
 
 
 def _about(run: RunRecord) -> str:
@@ -312,13 +308,13 @@ def _facts(phase: PhaseRecord) -> list[str]:
     ):
         known = [value for value in seconds if math.isfinite(value)]
         if known:
-            part = f" ({sum(known) / phase.seconds:.2%})" if phase.seconds else ""
+            part = f" ({percentage(sum(known) / phase.seconds)})" if phase.seconds else ""
             facts.append(f"{name} {duration(sum(known))}{part}")
     return facts
 
 
 def _warnings(phase: PhaseRecord) -> list[str]:
-    """What people should know of, in the order of time; what was said again is said once."""
+    """Warnings in the order of time; those with the same words are one."""
     alike: dict[str, list[int]] = {}
     for warned in phase.warnings:
         alike.setdefault(warned.message, []).append(warned.step)
@@ -329,7 +325,8 @@ def _warnings(phase: PhaseRecord) -> list[str]:
         for message, steps in alike.items()
     ]
     if phase.skipped:
-        first, last, count = min(phase.skipped), max(phase.skipped), len(phase.skipped)
+        steps, count = [skipped.step for skipped in phase.skipped], len(phase.skipped)
+        first, last = min(steps), max(steps)
         where = f"step {first:,}" if count == 1 else f"{count} steps, {first:,} to {last:,}"
         said.append(
             f"Skipped, because loss or gradient norm was not finite: {where}. metrics.jsonl has "
@@ -339,7 +336,7 @@ def _warnings(phase: PhaseRecord) -> list[str]:
 
 
 def _provenance(run: RunRecord) -> list[str]:
-    """Versions and commits that the phases were run with, each said once."""
+    """Versions and commits that the phases were run with, each once."""
     said: dict[str, None] = {}
     for phase in run.phases.values():
         if phase.start:

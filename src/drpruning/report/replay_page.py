@@ -18,6 +18,7 @@ from drpruning.report.drawing import (
 )
 from drpruning.report.figures import Figure, finish
 from drpruning.report.formats import PHASE_TITLES, percentage
+from drpruning.report.own_pages import generator
 from drpruning.report.page import render
 from drpruning.runs.replay_curves import CAVEAT, ReplayCurves
 
@@ -69,7 +70,7 @@ def reference_figure(curves: ReplayCurves) -> Figure | None:
         ):
             axis.plot(curves.steps, values, gid=f"{kind}-{name}", **look)
         axis.set_title(shorten(name, 28), loc="left", parse_math=False)
-    axes[0].set_ylabel("nats a token")
+    axes[0].set_ylabel("nats per token")
     legend(
         figure,
         ("validation loss of the run", {"color": INK, "linewidth": 1.4}),
@@ -77,9 +78,9 @@ def reference_figure(curves: ReplayCurves) -> Figure | None:
         ("reference loss replayed", replayed_style),
     )
     caption = (
-        "Domains whose reference loss is another in the replay; every panel has its own scale. "
-        "The distance from the loss to a reference loss is the excess loss that draws data to a "
-        "domain. A line begins where there is a reference loss."
+        "Domains whose reference loss differs in the replay; every panel has its own scale. The "
+        "distance from the loss to a reference loss is the excess loss that draws data to a "
+        "domain. A line begins at the first evaluation with a reference loss."
     )
     return finish(figure, f"replay-{curves.phase}-reference", "Reference losses", caption)
 
@@ -104,6 +105,7 @@ def render_replay_page(
     return render(
         "replay.html.j2",
         filters={"share": percent_text, "points": _signed},
+        generator=generator("replay"),
         run=run,
         used=used,
         replayed=replayed,

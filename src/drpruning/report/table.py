@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from drpruning.report.comparison import ValidationData, common_ground
 from drpruning.runs.folder import MODEL
-from drpruning.runs.records import Evaluation, RunRecord
+from drpruning.runs.records import Evaluation, ParameterCounts, RunRecord
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -21,42 +22,48 @@ class Row:
         model: What to call it; no two rows of a table have the same.
         run: Label of the run whose folder it was read from.
         recovered: Whether it is what a run ended with, so that it competes with other runs' ends.
-        parameters: Their number in all.
-        embedding_parameters: In the input and output matrices.
-        other_parameters: In the rest.
+        parameters: How large it is.
         perplexity: Per domain.
-        average: exp of the mean loss over domains.
-        worst: The largest perplexity over domains, NaN where one is not known.
-        worst_domain: Where that is.
+        average: exp of the mean loss over the table's common domains, NaN where one is not known.
+        worst: The largest perplexity over these domains, likewise.
+        data: What it was measured on.
     """
 
     model: str
     run: str
     recovered: bool
-    parameters: int
-    embedding_parameters: int
-    other_parameters: int
-    perplexity: dict[str, float]
+    parameters: ParameterCounts
+    perplexity: Mapping[str, float]
     average: float
     worst: float
-    worst_domain: str | None
+    data: ValidationData
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Models in rows; perplexity per domain, average and worst in columns."""
+    """Models in rows; perplexity per domain and what sums it up in columns.
+
+    Attributes:
+        domains: Every domain that a model was measured on.
+        summaries: Names of average and worst; empty where these cannot be compared.
+        note: What a reader must know to compare the models; may be empty.
+        rows: The models.
+    """
 
     domains: list[str]
+    summaries: list[str]
+    note: str
     rows: list[Row]
 
     @property
     def columns(self) -> list[str]:
-        """What :meth:`values` and :meth:`best` hold: the domains, then average and worst."""
-        return [*self.domains, "average", "worst"]
+        """What :meth:`values` and :meth:`best` hold: the domains, then the summaries."""
+        return [*self.domains, *self.summaries]
 
     def values(self, row: Row) -> list[float]:
-        """The row's perplexities: one a domain (NaN where not measured), average, worst."""
-        return [*(row.perplexity.get(d, math.nan) for d in self.domains), row.average, row.worst]
+        """The row's perplexities, one for each column; NaN where not measured."""
+        summaries = [row.average, row.worst] if self.summaries else []
+        return [*(row.perplexity.get(d, math.nan) for d in self.domains), *summaries]
 
     def best(self) -> list[float]:
         """The lowest value of each column of :meth:`values` among recovered models.
@@ -64,7 +71,7 @@ class Table:
         NaN throughout where there are not two of them to compare.
         """
         columns = [self.values(row) for row in self.rows if row.recovered]
-        if len(columns) < 2:
+        if len(columns) < 2 or not self.summaries:
             return [math.nan] * len(self.columns)
         return [
             min((value for value in column if not math.isnan(value)), default=math.nan)
@@ -77,12 +84,13 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
 
     A source or pruned model whose numbers are those of a model already in the table (several runs
     from one start) is not repeated. Models that would have the same name get their run's label
-    beside it.
+    beside it. Average and worst are over the domains that all models have; where the models were
+    measured on other validation data, there is neither and nothing is ranked.
     """
     rows: list[Row] = []
     for run in runs:
         for name, evaluation in run.evaluations.items():
-            row = _row(run.label, name, evaluation)
+            row = _row(run, name, evaluation)
             if row.recovered or not any(_same_model(row, other) for other in rows):
                 rows.append(row)
     times = Counter(row.model for row in rows)
@@ -90,24 +98,55 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
         replace(row, model=f"{row.model} ({row.run})") if times[row.model] > 1 else row
         for row in rows
     ]
-    domains = dict.fromkeys(name for run in runs for name in run.domains)
     measured = {name for row in rows for name in row.perplexity}
-    return Table(domains=[name for name in domains if name in measured], rows=rows)
+    domains = [name for name in _domains(runs) if name in measured]
+    common, differences = common_ground([row.data for row in rows])
+    if differences:
+        note = (
+            "Neither averaged nor ranked: the validation data that the models were measured on "
+            f"differ in {'; '.join(differences)}."
+        )
+        return Table(domains=domains, summaries=[], note=note, rows=rows)
+    if len(common) == len(domains):
+        return Table(domains=domains, summaries=["average", "worst"], note="", rows=rows)
+    return Table(
+        domains=domains,
+        summaries=["average, common domains", "worst, common domains"],
+        note=f"Domains common to all models: {', '.join(common)}.",
+        rows=[_summed_up(row, common) for row in rows],
+    )
 
 
-def _row(run: str, name: str, evaluation: Evaluation) -> Row:
+def _domains(runs: Sequence[RunRecord]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.domains))
+
+
+def _row(run: RunRecord, name: str, evaluation: Evaluation) -> Row:
+    worst = evaluation.worst_domain
     return Row(
         model=evaluation.label,
-        run=run,
+        run=run.label,
         recovered=name == MODEL,
         parameters=evaluation.parameters,
-        embedding_parameters=evaluation.embedding_parameters,
-        other_parameters=evaluation.other_parameters,
         perplexity=evaluation.perplexity,
         average=evaluation.average_perplexity,
-        worst=evaluation.worst_perplexity,
-        worst_domain=evaluation.worst_domain,
+        worst=math.nan if worst is None else evaluation.perplexity[worst],
+        data=ValidationData(
+            domains=list(evaluation.perplexity),
+            blocks=evaluation.blocks,
+            sequence_length=evaluation.sequence_length,
+            tokenizer=run.tokenizer,
+        ),
     )
+
+
+def _summed_up(row: Row, domains: Sequence[str]) -> Row:
+    """The same model with average and worst over these domains."""
+    values = [row.perplexity[name] for name in domains]
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        return replace(row, average=math.nan, worst=math.nan)
+    mean = sum(map(math.log, values)) / len(values)
+    return replace(row, average=math.exp(mean), worst=max(values))
 
 
 def _same_model(one: Row, other: Row) -> bool:
@@ -115,7 +154,7 @@ def _same_model(one: Row, other: Row) -> bool:
 
 
 def format_perplexity(value: float) -> str:
-    """Four significant digits at most; an en dash where it was not measured."""
+    """Two decimals, or three digits of a very large number; an en dash where not measured."""
     if math.isnan(value):
         return "–"
     return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e6 else f"{value:,.0f}"
@@ -129,21 +168,19 @@ def render_table_text(table: Table) -> "RichTable":
     Returns:
         A table to be printed with ``rich.console.Console().print``.
     """
-    from rich import box
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    out = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    out.add_column("", overflow="fold")
-    for row in table.rows:
-        out.add_column(Text(row.model), justify="right", overflow="fold")
-    for name, attribute in (
-        ("parameters", "parameters"),
-        ("  embedding", "embedding_parameters"),
-        ("  other", "other_parameters"),
+    from drpruning.common.console import make_table
+
+    out = make_table("", *(Text(row.model) for row in table.rows))
+    for label, name in (
+        ("parameters", "total"),
+        ("  embedding", "embedding"),
+        ("  other", "other"),
     ):
-        out.add_row(name, *(f"{getattr(row, attribute):,}" for row in table.rows))
+        out.add_row(label, *(f"{getattr(row.parameters, name):,}" for row in table.rows))
     out.add_section()
+    out.add_row("perplexity on validation data")
     best = table.best()
     values = [table.values(row) for row in table.rows]
     for index, name in enumerate(table.columns):
@@ -156,5 +193,7 @@ def render_table_text(table: Table) -> "RichTable":
             )
             for row, column in zip(table.rows, values, strict=True)
         ]
-        out.add_row(Text(name), *cells)
+        out.add_row(Text(f"  {name}"), *cells)
+    if table.note:
+        out.caption = Text(table.note)
     return out

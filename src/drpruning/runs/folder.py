@@ -1,4 +1,4 @@
-"""A run folder: where everything lies in it, and whether a recipe may use it."""
+"""A run folder: the paths in it, and whether a recipe may use it."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from pathlib import Path
 from drpruning.common.errors import BadInput
 from drpruning.common.files import LOCK_FILE, check_folder, missing_folders, remove_empty
 from drpruning.data import DomainSource
-from drpruning.recipe import Recipe, parse_recipe, read_values
+from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
 from drpruning.recipe.changes import differences, fixed_settings
 
 PLAN_FILE = "plan.json"
@@ -19,7 +19,7 @@ SOURCE, PRUNED, MODEL = "source", "pruned", "model"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths in a run folder (docs/run-folder.md); whether they exist is not asked.
+    """The paths in a run folder (docs/run-folder.md), whether they exist or not.
 
     Attributes:
         path: The folder itself.
@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def data(self) -> Path:
-        """The tokenized blocks, unless the recipe keeps them elsewhere."""
+        """The folder of the tokenized blocks, unless the recipe keeps them elsewhere."""
         return self.path / "data"
 
     @property
@@ -128,15 +128,84 @@ class RunFolder:
 
 _NAMES = RunFolder(Path())
 _BEGINNING = {_NAMES.recipe.name, _NAMES.sessions.name, LOCK_FILE}
-"""What the start of a run writes."""
+"""The files that the start of a run writes."""
 _APPENDED = (_NAMES.sessions.name, _NAMES.metrics.name, LOCK_FILE)
 
 
-def check_output(recipe: Recipe) -> None:
+def open_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe; the recipe.yaml of a run folder stands for the run in that folder.
+
+    So a run that was moved goes on where it is now, and not where it was begun.
+
+    Args:
+        path: A recipe.
+        overrides: See `load_recipe`; an `output` among them is taken as it is.
+
+    Raises:
+        BadInput: See `load_recipe`.
+    """
+    path, overrides = Path(path), list(overrides)
+    recipe = load_recipe(path, overrides)
+    is_run = path.name == _NAMES.recipe.name and _is_run(path.parent)
+    if not is_run or any(change.startswith("output=") for change in overrides):
+        return recipe
+    return relocated(recipe, path.parent if path.parent.name else Path.cwd())
+
+
+def relocated(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of a run whose folder is now another place.
+
+    Models, text and prepared data that lay in the folder or beside it are found there again, where
+    they are no more at their old places.
+
+    Args:
+        recipe: Its output is the folder's old place.
+        folder: Its place now.
+    """
+
+    def found(place: str | None) -> str | None:
+        if place is None or Path(place).exists():
+            return place
+        moved = _moved(place, Path(recipe.output), folder)
+        return next((new for new in moved if Path(new).exists()), place)
+
+    model, data = recipe.model, recipe.data
+    places = {"source": found(model.source), "tokenizer": found(model.tokenizer)}
+    folders = {"root": found(data.root), "prepared": found(data.prepared)}
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update=places),
+            "data": data.model_copy(update=folders),
+            "output": str(folder),
+        }
+    )
+
+
+def _moved(place: str, old: Path, new: Path) -> list[str]:
+    """Where a file or folder can be now, if it lay in a run folder, or beside it, and moved too."""
+    pairs = ((old, new), (old.parent, new.absolute().parent))
+    return [
+        str(now / Path(place).relative_to(before))
+        for before, now in pairs
+        if Path(place).is_relative_to(before)
+    ]
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _APPENDED)
+
+
+def check_output(recipe: Recipe, saved: Recipe | None) -> None:
     """Refuse an output folder that belongs to something else.
 
-    Settings that do not change what a run computes may differ from those it was begun with; with
-    `training.checkpoint.accept_changes` everything but the model may.
+    Settings that do not change what a run computes may differ from those it was begun with, and so
+    may all settings of a phase that has not begun; before the first has, the prepared data alone
+    stand, and preparing compares them. With `training.checkpoint.accept_changes` everything but
+    the model may differ.
+
+    Args:
+        recipe: The run to be.
+        saved: What `saved_recipe` finds in the folder.
 
     Raises:
         BadInput: It holds the run of another recipe, or files that are no run.
@@ -145,7 +214,7 @@ def check_output(recipe: Recipe) -> None:
     file = RunFolder(folder).recipe
     check_folder(folder, "output")
     begun = file.is_file()
-    if begun and not any((folder / name).exists() for name in _APPENDED):
+    if begun and not _is_run(folder):
         raise BadInput(
             f"output: the {file.name} in {folder} was not written by a run, which would replace "
             "it; name another folder"
@@ -155,27 +224,59 @@ def check_output(recipe: Recipe) -> None:
             raise BadInput(f"output: {appended} is a link to another place; remove it")
     if not begun and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
-    if there := saved_recipe(folder):
-        changes = differences(fixed_settings(recipe), fixed_settings(_relocated(there, recipe)))
-        if recipe.training.checkpoint.accept_changes:
-            changes = [change for change in changes if change.startswith("model.")]
-        if changes:
-            raise BadInput(
-                f"output: {folder} holds the run of another recipe ({'; '.join(changes[:5])}); "
-                f"name another folder, remove this one, or go on with "
-                f"`drprune run {file}`"
-            )
+    if saved is not None and (changes := _changes(recipe, saved, folder)):
+        raise BadInput(
+            f"output: {folder} holds the run of another recipe ({'; '.join(changes[:5])}); resume "
+            f"that one with `drprune run {file}`, or write another output (with data.prepared: "
+            f"{recipe.prepared_folder} nothing is prepared again)"
+        )
+
+
+def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
+    """How a recipe differs from that of a run in what has been computed already."""
+    begun = _begun_phases(folder, saved)
+    if not begun:
+        return []
+    settings = {"now": fixed_settings(recipe), "saved": fixed_settings(saved)}
+    for part, field in (("model", "source"), ("model", "tokenizer"), ("data", "root")):
+        now, before = settings["now"][part][field], settings["saved"][part][field]
+        if now and before and now in _moved(before, Path(saved.output), folder):
+            settings["saved"][part][field] = now
+    for phase in {"prune", "pretrain"} - begun:
+        for values in settings.values():
+            values[phase] = None
+    changes = differences(settings["now"], settings["saved"])
+    if recipe.training.checkpoint.accept_changes:
+        changes = [change for change in changes if change.startswith("model.")]
+    return changes
+
+
+def _begun_phases(folder: Path, recipe: Recipe) -> set[str]:
+    """The phases of which there is a log, a checkpoint or a result, and all before them.
+
+    A folder of several targets has what its runs have, one for each target.
+    """
+    runs = [RunFolder(folder / name) for name in recipe.model.targets or {}] or [RunFolder(folder)]
+    begun: set[str] = set()
+    for run in runs:
+        log = run.metrics.read_bytes() if run.metrics.is_file() else b""
+        for phases in (("prune",), ("prune", "pretrain")):
+            saved = run.result(phases[-1]).is_dir() or any(run.checkpoints.glob(f"{phases[-1]}-*"))
+            if saved or f'"phase": "{phases[-1]}"'.encode() in log:
+                begun |= set(phases)
+    return begun
 
 
 def check_apart(recipe: Recipe, domains: Iterable[DomainSource]) -> None:
-    """Refuse to write into a folder that is read, and blocks among the other files of a run.
+    """Refuse to write into a folder that is read, or prepared data among a run's other files.
 
     Args:
         recipe: Names models, output and prepared data.
         domains: Its text, relative paths joined to data.root.
 
     Raises:
-        BadInput: So.
+        BadInput: The output or the prepared data would lie in a model or in text, or the data
+            among the results of the run.
     """
     read = {"model.source": recipe.model.source, "model.tokenizer": recipe.model.tokenizer}
     for domain in domains:
@@ -203,10 +304,10 @@ def _lies_in(place: str, folder: str) -> bool:
 
 @contextmanager
 def rollback_on_error(folder: Path) -> Iterator[None]:
-    """Take back what a block has written to begin a run, where it fails before it has a result.
+    """Remove what a block has written to begin a run, if it fails before there is a result.
 
-    So what was wrong can be put right, in the recipe too, and the same folder be used. The data
-    that were prepared stay.
+    Then what was wrong can be corrected, in the recipe too, and the same folder be used. Prepared
+    data stay.
     """
     missing = missing_folders(folder)
     before = set() if missing else {path.name for path in folder.iterdir()}
@@ -222,10 +323,10 @@ def rollback_on_error(folder: Path) -> Iterator[None]:
 
 
 def saved_recipe(folder: Path) -> Recipe | None:
-    """The recipe of the run in a folder, its targets resolved; None where none was begun.
+    """Read the recipe of the run in a folder, its targets resolved; None if there is no run.
 
     Raises:
-        BadInput: It cannot be read.
+        BadInput: Its recipe cannot be read.
     """
     file = RunFolder(folder).recipe
     try:
@@ -233,17 +334,6 @@ def saved_recipe(folder: Path) -> Recipe | None:
     except (OSError, ValueError):  # no possible folder, as `check_output` says
         return None
     return parse_recipe(read_values(file), origin=str(file)) if begun else None
-
-
-def _relocated(there: Recipe, here: Recipe) -> Recipe:
-    """The recipe of a run; its source as named here if it lay beside the run and moved with it."""
-    source, home = Path(str(there.model.source)), Path(there.output).parent
-    if source.is_relative_to(home):
-        now = str(Path(here.output).parent / source.relative_to(home))
-        if now == here.model.source:
-            model = there.model.model_copy(update={"source": now})
-            return there.model_copy(update={"model": model})
-    return there
 
 
 def _is_foreign(path: Path) -> bool:

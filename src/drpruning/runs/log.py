@@ -1,14 +1,14 @@
-"""metrics.jsonl: one JSON object a line, cut back to a checkpoint when a run goes on from it."""
+"""Files of one JSON object per line, cut back to a checkpoint when a run resumes from it."""
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import TrainingError
 from drpruning.common.files import dumps, parse_json
+from drpruning.runs.lines import Line
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -38,7 +38,7 @@ class JsonLines:
             if error.errno not in _DISK_IS_FULL:
                 raise TrainingError(
                     f"{self.path} cannot be written: {error.strerror}; what was saved stands: put "
-                    "this right, then the same command goes on"
+                    "this right, then the same command resumes"
                 ) from error
 
     def _write_waiting(self) -> None:
@@ -73,10 +73,10 @@ class JsonLines:
         Returns:
             Whether there were that many bytes, all of them lines that can be read.
         """
-        there = self.path.stat().st_size if self.path.exists() else 0
-        if there > size:
+        found = self.path.stat().st_size if self.path.exists() else 0
+        if found > size:
             os.truncate(self.path, size)
-        return all(record is not None for _, record in self._records()) and there >= size
+        return all(record is not None for _, record in self._records()) and found >= size
 
     def read(self) -> list[dict[str, Any]]:
         """All objects; lines that something has damaged are left out."""
@@ -120,7 +120,6 @@ class MetricsLog(JsonLines):
         """Drop what an earlier try at this phase, of which nothing was saved, has written."""
         self.truncate_from(lambda record: record.get("phase") == self._phase)
 
-    def record(self, kind: str, step: int, **fields: Any) -> None:
-        """Append a record of this phase; its fields are those of docs/run-folder.md."""
-        stamp = {"kind": kind, "phase": self._phase, "step": step, "time": time.time()}
-        self.write(stamp | fields)
+    def record(self, line: Line) -> None:
+        """Append a record."""
+        self.write(line.to_json())

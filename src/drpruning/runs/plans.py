@@ -1,4 +1,4 @@
-"""Pruning plans found in files and compared: how far they agree, what chance would give. No torch.
+"""Pruning plans in files, and how far they agree with one another or over one run.
 
 Source: Deng et al. (arXiv 2411.14055), Appendix B.1.
 """
@@ -14,11 +14,11 @@ from drpruning.pruning.similarity import PlanComparison, compare_plans
 from drpruning.runs.folder import PLAN_FILE, RunFolder
 
 FINAL, LATEST = "final", "latest"
-"""What the plan that a history is compared with is called: of a complete or of a running phase."""
+"""Names of the plan that a history is compared with: of a complete phase, of one under way."""
 
 
 def compare_files(paths: Sequence[Path]) -> list[PlanComparison]:
-    """All pairs of the plans in files, or the history of one run against its end.
+    """Compare all pairs of the plans in files, or the history of one run with its end.
 
     Args:
         paths: Several places of plans, see `find_plan`, or one run folder, see `compare_history`.
@@ -35,13 +35,13 @@ def compare_files(paths: Sequence[Path]) -> list[PlanComparison]:
 
 
 def find_plan(path: Path) -> PruningPlan:
-    """The plan in a file or folder.
+    """Find the plan in a file or folder.
 
     Args:
         path: A plan.json, a folder with one, a run folder, or a model folder in a run folder.
 
     Raises:
-        BadInput: There is none, or it is no valid plan.
+        BadInput: There is none, or it is not valid.
     """
     run = RunFolder(path)
     places = [path] if path.is_file() else [path / PLAN_FILE, run.plan]
@@ -62,9 +62,9 @@ def find_plan(path: Path) -> PruningPlan:
 
 
 def compare_history(run: Path) -> list[PlanComparison]:
-    """The plan at each evaluation of a run's pruning phase against its final plan.
+    """Compare the plan at each evaluation of a run's pruning phase with its final plan.
 
-    While the phase goes on, its latest plan takes the place of the final one.
+    Until the phase is complete, its latest plan takes the place of the final one.
 
     Args:
         run: A run folder with prune/plans.jsonl.
@@ -88,7 +88,7 @@ def compare_history(run: Path) -> list[PlanComparison]:
 
 
 def _history(file: Path) -> Iterator[tuple[int, PruningPlan]]:
-    """Step and plan of every whole line; the last may still be being written."""
+    """Read step and plan of every complete line; the last may still be being written."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:

@@ -1,10 +1,11 @@
-"""From a recipe to a scheduling policy. No torch."""
+"""From a recipe to the scheduling policy of one of its phases."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
 from drpruning.recipe import Phase, Recipe
+from drpruning.recipe.scheduling import SMALLEST_REFERENCE
 from drpruning.recipe.section import SHARES_TOLERANCE
 from drpruning.runs.reference_losses import ReferenceLosses
 from drpruning.scheduling import DRPruning, Policy, make_policy
@@ -16,7 +17,7 @@ def phase_policy(
     final_params: float,
     reference_loss: Mapping[str, float] | None = None,
 ) -> Policy:
-    """The recipe's policy at the start of a phase.
+    """Make the recipe's policy as it is at the start of a phase.
 
     Args:
         recipe: Gives the policy, its options, the initial ratio and what to start from. Where it
@@ -26,8 +27,8 @@ def phase_policy(
         reference_loss: Domain -> nats, in place of those in the run folder.
 
     Raises:
-        BadInput: The policy does not take one of the options, cannot start as it is told to, or
-            there are no reference losses of the models that the recipe names.
+        BadInput: The policy does not take one of the settings, cannot start as the recipe says,
+            or the losses of the models that the recipe names have not been measured.
     """
     scheduling, start = recipe.scheduling, recipe.scheduling.start
     options = scheduling.options()
@@ -55,7 +56,7 @@ def phase_policy(
 
 
 def _check_start(recipe: Recipe, policy: Policy) -> None:
-    """Refuse a start outside the bounds of the policy, which its first update would jump into."""
+    """Refuse a start outside the policy's bounds: its first update would jump back into them."""
     scheduling, start = recipe.scheduling, recipe.scheduling.start
     assert start is not None  # noqa: S101 - the caller saw to it
     if (
@@ -64,19 +65,20 @@ def _check_start(recipe: Recipe, policy: Policy) -> None:
         and scheduling.moving_reference is not False
     ):
         for domain, share in recipe.initial_ratio.items():
-            there = start.reference_ratio[domain]
-            factor = max(there / share, share / there)
+            first = start.reference_ratio[domain]
+            factor = max(first / share, share / first)
             if factor > policy.bound * (1 + SHARES_TOLERANCE):
                 raise BadInput(
-                    f"scheduling.start.reference_ratio: {there:.4g} for {domain} is {factor:.4g} "
+                    f"scheduling.start.reference_ratio: {first:.4g} for {domain} is {factor:.4g} "
                     f"times off its share of {share:.4g} in data.domains, where scheduling.bound "
                     f"allows {policy.bound:g}; write a larger bound, or leave reference_ratio out"
                 )
-    floor = scheduling.floor  # the default one moves with the reference ratio
-    if start.ratio and floor and scheduling.policy in {"drpruning", "naive_dro"}:
+    # The default floor moves with the reference ratio, so it has no bound to compare with.
+    if start.ratio and scheduling.floor not in (None, SMALLEST_REFERENCE):
+        floors = scheduling.floors(recipe.initial_ratio)
         for domain, share in start.ratio.items():
-            if share < floor * (1 - SHARES_TOLERANCE):
+            if share < floors[domain] * (1 - SHARES_TOLERANCE):
                 raise BadInput(
                     f"scheduling.start.ratio: {share:.4g} for {domain} is below scheduling.floor "
-                    f"({floor:.4g}); write a smaller floor, or leave ratio out"
+                    f"({floors[domain]:.4g}); write a smaller floor, or leave ratio out"
                 )

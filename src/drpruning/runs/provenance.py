@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""What a run was made with: versions of packages, commit of the checkout."""
 
 import subprocess
 from functools import cache
@@ -9,7 +9,7 @@ PACKAGES = ("drpruning", "torch", "transformers", "accelerate", "datasets", "num
 
 
 def versions() -> dict[str, str]:
-    """Package -> installed version."""
+    """The versions of the packages that are installed, by name."""
     found = {}
     for name in PACKAGES:
         try:
@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit of the checkout that drpruning runs from, with `+` if it was changed since.
 
-    Asked once a process, at its start: a checkout can move on while a run does not.
+    It is asked once per process, at its start: the checkout can change while a run is going on.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():

@@ -1,4 +1,4 @@
-"""reference_loss.json: what the models named in a recipe say the losses should be. No torch."""
+"""reference_loss.json: reference losses measured from the models that a recipe names."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -24,7 +24,7 @@ Constants = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model's size (all its parameters) and its loss in nats by domain."""
+    """What was measured of one model: its size (all parameters), and its loss in nats by domain."""
 
     path: str
     parameters: Annotated[int, Field(gt=0)]
@@ -33,7 +33,7 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class ReferenceLosses:
-    """Reference losses and where they are from; see docs/run-folder.md.
+    """Reference losses, and the measurements they come from; see docs/run-folder.md.
 
     Attributes:
         models: What was measured, the smallest first.
@@ -49,7 +49,7 @@ class ReferenceLosses:
 
     @classmethod
     def of(cls, models: Sequence[MeasuredModel], parameters: int) -> Self:
-        """From measured losses: those of a single model, or the law over several sizes.
+        """Make them from measured losses: those of one model, or by a law over several sizes.
 
         Where a domain's loss does not fall with the size there is no law; `usable` says so.
 
@@ -84,12 +84,12 @@ class ReferenceLosses:
         )
 
     def points(self) -> tuple[list[int], list[list[float]]]:
-        """Parameters of the models [k], and their losses [n, k] by domain."""
+        """The sizes of the models [k], and their losses [n, k] by domain."""
         sizes = [model.parameters for model in self.models]
         return sizes, [[m.loss[domain] for m in self.models] for domain in self.models[0].loss]
 
     def largest_miss(self) -> float:
-        """Largest distance of the law from a measured loss, in nats; 0 without a law."""
+        """How far the law misses a measured loss at most, in nats; 0 without a law."""
         if self.law is None:
             return 0.0
         a, b, c = (np.array([law[name] for law in self.law.values()]) for name in "abc")
@@ -115,7 +115,7 @@ class ReferenceLosses:
 
     @classmethod
     def read(cls, folder: Path, wanted: ReferenceModels, domains: Collection[str]) -> Self:
-        """What a run folder holds.
+        """Read the file of a run folder.
 
         Args:
             folder: The run folder.
@@ -123,7 +123,7 @@ class ReferenceLosses:
             domains: Those of the recipe; the file must be of them.
 
         Raises:
-            BadInput: There is no such file, it is damaged, or of other models or domains.
+            BadInput: There is no such file, it is corrupted, or of other models or domains.
         """
         file = RunFolder(folder).reference_loss
         if not file.is_file():
@@ -146,12 +146,12 @@ class ReferenceLosses:
             raise BadInput(
                 f"scheduling.reference_loss: {file} has the losses of "
                 f"{', '.join(model.path for model in found.models)}, not of "
-                f"{', '.join(wanted.models)}"
+                f"{', '.join(wanted.models)}; remove it to measure again"
             )
         return found
 
     def _check_parts(self, domains: Collection[str]) -> None:
-        """Refuse parts that are of other domains, or do not belong together."""
+        """Refuse parts that are of other domains, or contradict one another."""
         parts = [m.loss for m in self.models] + [p for p in (self.reference_loss, self.law) if p]
         has_law = len(self.models) > 1 and self.reference_loss is not None
         fits = [
@@ -164,6 +164,6 @@ class ReferenceLosses:
             raise ValueError
 
     def write(self, folder: Path) -> None:
-        """Write the file into a run folder; it appears whole."""
+        """Write the file into a run folder, complete or not at all."""
         text = dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
         atomic_write(RunFolder(folder).reference_loss, text)

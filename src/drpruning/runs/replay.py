@@ -17,8 +17,9 @@ from drpruning.common.errors import BadInput
 from drpruning.recipe import Recipe, ReferenceModels, Scheduling, load_recipe
 from drpruning.recipe.yaml_io import parse_yaml
 from drpruning.runs.folder import PRUNED, RunFolder
+from drpruning.runs.lines import EvalPoint
 from drpruning.runs.policy import phase_policy
-from drpruning.runs.records import EvalPoint, PhaseRecord, RunRecord, load_evaluation, load_phases
+from drpruning.runs.records import PhaseRecord, RunRecord, load_evaluation, load_phases
 from drpruning.runs.reference_losses import ReferenceLosses
 from drpruning.runs.replay_curves import ReplayCurves
 from drpruning.scheduling import POLICY_NAMES, Decision, Policy, policy_settings
@@ -277,7 +278,7 @@ def _parameters_of_pruned(folder: Path) -> int | None:
         pruned = load_evaluation(RunFolder(folder).evaluation(PRUNED))
     except (BadInput, OSError):
         return None
-    return None if pruned is None else pruned.parameters
+    return None if pruned is None else pruned.parameters.total
 
 
 # The replay itself.

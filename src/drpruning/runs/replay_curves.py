@@ -117,7 +117,7 @@ class ReplayCurves:
         if not sum(lengths):
             return shares[-1]
         held = [share * n for share, n in zip(shares, lengths, strict=True) if n]
-        return math.fsum(held) / sum(lengths)
+        return sum(held) / sum(lengths)
 
 
 def _size(difference: float) -> float:

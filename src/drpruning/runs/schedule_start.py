@@ -11,12 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import atomic_write, check_writable
+from drpruning.common.files import atomic_write, check_output_file
 from drpruning.recipe import Start
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.records import EvalPoint, PhaseRecord, RunRecord, load_phases, section
+from drpruning.runs.lines import EvalPoint
+from drpruning.runs.records import PhaseRecord, RunRecord, load_phases, section
 
 _TITLE = "Where another recipe can begin, with scheduling: {start: THIS_FILE}"
 
@@ -70,7 +71,7 @@ def export_schedule(folder: Path, phase: str | None = None) -> ExportedSchedule:
     elif lacking:
         del found["reference_loss"]
         incomplete.append(f"no reference losses: {', '.join(lacking)} had none at the end")
-    start = {name: values for name, values in found.items() if values}
+    start = {name: dict(values) for name, values in found.items() if values}
     origin = f"{RunFolder(folder).metrics}: the evaluation of {chosen.name} at step {last.step}"
     _checked(start, set(record.initial_ratio or last.loss), origin)
     return ExportedSchedule(
@@ -94,28 +95,31 @@ def next_command(path: Path) -> str:
 
 
 def check_start_file(path: Path) -> None:
-    """Refuse an `--output` that cannot be written, or that holds something else.
+    """Refuse an `--output` that cannot be written, or that is no file for `scheduling.start`.
 
     Raises:
-        BadInput: So.
+        BadInput: There is another file, or there can be no file.
     """
-    check_writable(path, "--output")
-    if not path.exists():
-        return
+    check_output_file(path, "--output", _is_start_file)
+
+
+def _is_start_file(path: Path) -> bool:
+    """Whether a file holds what `scheduling.start` takes, or the comments of `write_start`."""
     try:
-        there = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-        fits = there is None or (isinstance(there, dict) and set(there) <= set(Start.model_fields))
+        text = path.read_text(encoding="utf-8")
+        found = parse_yaml(text, str(path))
     except (OSError, ValueError):
-        fits = False
-    if not fits:
-        raise BadInput(f"--output {path}: is there and no file for scheduling.start; name another")
+        return False
+    if found is None:
+        return text.startswith(f"# {_TITLE}\n")
+    return isinstance(found, dict) and bool(found) and set(found) <= set(Start.model_fields)
 
 
 def write_start(path: Path, start: Mapping[str, Any], comments: Sequence[str]) -> None:
-    """Write a file for `scheduling.start`; it appears whole, and replaces only such a file.
+    """Write a file for `scheduling.start` in one step; it replaces only such a file.
 
     Raises:
-        BadInput: It cannot be written there.
+        BadInput: There is another file, or it cannot be written.
     """
     check_start_file(path)
     try:
@@ -157,8 +161,10 @@ def _incomplete(record: RunRecord, phase: PhaseRecord, *, asked: bool) -> list[s
 
 def _comments(record: RunRecord, phase: PhaseRecord, last: EvalPoint) -> list[str]:
     policy = section(record.recipe, "scheduling").get("policy", "not known")
-    known = math.isfinite(last.time)
-    when = f"{datetime.fromtimestamp(last.time, UTC):%Y-%m-%d %H:%M UTC}" if known else "not known"
+    try:
+        when = f"{datetime.fromtimestamp(last.time, UTC):%Y-%m-%d %H:%M UTC}"
+    except (ValueError, OverflowError, OSError):
+        when = "not known"
     shares = dump_yaml(record.initial_ratio, default_flow_style=True)
     return [
         f"run: {record.folder}",

@@ -4,7 +4,7 @@ from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
 from drpruning.scheduling.domain_changes import change_domains
 from drpruning.scheduling.dro_policies import FORECAST_START, DRPruning, NaiveDRO
 from drpruning.scheduling.forecast import MIN_POINTS, LossForecast, fit_loss_curves
-from drpruning.scheduling.policy import Decision, Policy
+from drpruning.scheduling.policy import Decision, Explanation, Policy
 from drpruning.scheduling.registry import POLICY_NAMES, make_policy, policy_settings
 from drpruning.scheduling.size_law import SizeLaw, fit_size_law
 from drpruning.scheduling.worst_case import divergence, project_to_bounds, worst_case_ratio
@@ -17,6 +17,7 @@ __all__ = [
     "Constant",
     "DRPruning",
     "Decision",
+    "Explanation",
     "GroupDRO",
     "LossForecast",
     "NaiveDRO",

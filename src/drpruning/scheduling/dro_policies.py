@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from drpruning.common.errors import BadInput
+from drpruning.common.unknown import Unknown, nan_for_null, null_for_nan
 from drpruning.scheduling.curve_fit import BoolArray
 from drpruning.scheduling.forecast import AT_SIZE, MIN_POINTS, LossForecast, fit_loss_curves
 from drpruning.scheduling.policy import NO_REFERENCE, Decision, Evaluation, ReferencedPolicy
@@ -212,8 +213,8 @@ class DRPruning(_BallPolicy):
             "provisional": self._by_domain(self._provisional.tolist()),
             "history": {
                 "steps": list(self._steps),
-                "params": _null_for_nan(self._params),
-                "losses": self._by_domain(_null_for_nan(column.tolist()) for column in columns),
+                "params": null_for_nan(self._params),
+                "losses": self._by_domain(null_for_nan(column.tolist()) for column in columns),
             },
         }
 
@@ -222,8 +223,8 @@ class DRPruning(_BallPolicy):
         super().load_state_dict(state)
         history = state["history"]
         self._steps = list(history["steps"])
-        self._params = _nan_for_null(history["params"])
-        columns = [_nan_for_null(history["losses"][d]) for d in self._domains]
+        self._params = [nan_for_null(size) for size in history["params"]]
+        columns = [[nan_for_null(v) for v in history["losses"][d]] for d in self._domains]
         self._losses = list(np.array(columns, dtype=np.float64).T)
         average = state["average_loss"] or {}
         self._average = np.array([average.get(d, math.nan) for d in self._domains])
@@ -234,10 +235,10 @@ class DRPruning(_BallPolicy):
         step, unusable = evaluation.step, evaluation.unusable
         losses = self._record(evaluation)
         forecast: FloatArray | None = None
-        told: dict[str, Any] = {}
+        about_forecasts: dict[str, Any] = {}
         if step > 0 and step >= self._forecast_from:
-            forecast, told = self._forecast()
-            for name in told["refused"]:
+            forecast, about_forecasts = self._forecast()
+            for name in about_forecasts["refused"]:
                 if math.isnan(self._reference_loss[self._domains.index(name)]):
                     unusable.setdefault(
                         name, f"{NO_REFERENCE}: no model of final size was evaluated"
@@ -251,8 +252,8 @@ class DRPruning(_BallPolicy):
             reference_loss=self._reference_loss,
             forecast=forecast,
             excess=excess,
-            loss=self._known(losses),
-            **told,
+            loss=self._known(losses) or Unknown(),
+            **about_forecasts,
             reference_ratio_updated=moved,
             **ball,
         )
@@ -271,7 +272,7 @@ class DRPruning(_BallPolicy):
         return averaged
 
     def _forecast(self) -> tuple[FloatArray, dict[str, Any]]:
-        """Forecast, and set the reference loss; returns forecasts [n] and what explains them."""
+        """Forecast, and set the reference loss; returns forecasts [n] and why they are so."""
         losses = np.array(self._losses).T
         params = np.array(self._params)
         final = self.final_params if np.isfinite(params).any() else None
@@ -328,9 +329,9 @@ class DRPruning(_BallPolicy):
         intervals = np.column_stack([fits.low, fits.high])
         return {
             "forecast_interval": {
-                name: pair
-                for name, pair in self._by_domain(intervals.tolist()).items()
-                if all(map(math.isfinite, pair))
+                name: (low, high)
+                for name, (low, high) in self._by_domain(intervals.tolist()).items()
+                if math.isfinite(low) and math.isfinite(high)
             },
             "forecast_quality": self._named(fits.quality),
             "forecast_since": {
@@ -361,11 +362,3 @@ class DRPruning(_BallPolicy):
             return False
         self._reference_ratio = moved
         return True
-
-
-def _null_for_nan(values: list[float]) -> list[float | None]:
-    return [None if math.isnan(v) else v for v in values]
-
-
-def _nan_for_null(values: list[float | None]) -> list[float]:
-    return [math.nan if v is None else v for v in values]

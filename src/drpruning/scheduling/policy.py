@@ -3,18 +3,67 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, SupportsFloat, TypeVar
 
 import numpy as np
 
 from drpruning.common.errors import BadInput
+from drpruning.common.unknown import Unknown
 from drpruning.scheduling.worst_case import FloatArray
 
 Ratio = dict[str, float]
 _Value = TypeVar("_Value")
 
 NO_REFERENCE = "it has no reference loss yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a policy decided as it did; mappings go from domain name to what is said of it.
+
+    A policy says what it knows: where it says nothing, a mapping is `Unknown`, a number NaN and an
+    answer None, and `common.unknown.record_fields` leaves the field out.
+
+    Attributes:
+        ratio_updated: Whether the ratio was computed anew.
+        unusable: If it was not: what each of these domains lacks.
+        loss: The losses that were used, in nats; moving averages where the policy averages.
+        forecast_interval: 90% interval (low, high) of the loss at the end of training.
+        forecast_quality: How good each forecast is, from 0 (says nothing) to 1.
+        forecast_since: First step used, where earlier losses do not lie on one curve with the rest.
+        no_forecast: Why there is no forecast.
+        refused: Why a forecast was not used.
+        reference_ratio_updated: Whether the reference ratio moved after the decision.
+        rho: How far the ratio may be from the reference ratio (chi-square divergence).
+        divergence: How far it is.
+        floor: Smallest share allowed.
+        at_floor: Whether the share is no larger than that.
+    """
+
+    ratio_updated: bool | None = None
+    unusable: Mapping[str, str] = field(default_factory=Unknown)
+    loss: Mapping[str, float] = field(default_factory=Unknown)
+    forecast_interval: Mapping[str, tuple[float, float]] = field(default_factory=Unknown)
+    forecast_quality: Mapping[str, float] = field(default_factory=Unknown)
+    forecast_since: Mapping[str, float] = field(default_factory=Unknown)
+    no_forecast: Mapping[str, str] = field(default_factory=Unknown)
+    refused: Mapping[str, str] = field(default_factory=Unknown)
+    reference_ratio_updated: bool | None = None
+    rho: float = math.nan
+    divergence: float = math.nan
+    floor: Mapping[str, float] = field(default_factory=Unknown)
+    at_floor: Mapping[str, bool] = field(default_factory=Unknown)
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether the distance of the ratio from a reference ratio was limited."""
+        return math.isfinite(self.rho) and math.isfinite(self.divergence)
+
+    @property
+    def limit_reached(self) -> bool:
+        """Whether the ratio is as far from the reference ratio as it may be, up to rounding."""
+        return self.has_limit and self.divergence >= self.rho * (1 - 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +79,7 @@ class Decision:
         forecast: Losses at the end of training as forecast at this evaluation, for the domains
             that have a forecast; None if none was made.
         excess: Loss less reference loss; None if the ratio was not computed from it.
-        explanation: JSON-able. `ratio_updated`, and if not, `unusable` (domain -> what it lacks).
-            `loss`: the losses gone by (domain -> nats). With a ball also `rho`, `divergence` (how
-            far it is used), `floor` and `at_floor` (domain -> share or bool). DRPruning adds
-            `reference_ratio_updated` and, where it forecasts, `forecast_interval` (domain -> [low,
-            high]), `forecast_quality`, `forecast_since` (domain -> first step used, where that is
-            not the first of all), `no_forecast` and `refused` (domain -> why there is none, or why
-            it was not used).
+        explanation: Why the ratio is what it is.
     """
 
     ratio: Ratio
@@ -44,7 +87,7 @@ class Decision:
     reference_loss: Ratio | None
     forecast: Ratio | None
     excess: Ratio | None
-    explanation: dict[str, Any]
+    explanation: Explanation
 
 
 @dataclass(frozen=True)
@@ -84,7 +127,7 @@ class Policy(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain JSON values; a policy that loads it goes on bit for bit alike."""
+        """The state as plain JSON values; a policy that loads it decides the same, to the bit."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state of this policy with the same domains.
@@ -97,7 +140,7 @@ class Policy(Protocol):
         """Start from where another phase ended, given its `state_dict`, of whatever policy.
 
         Ratio and reference ratio are taken over, and the reference loss, if there is one, becomes
-        the initial reference loss. Everything else starts afresh.
+        the initial reference loss. Everything else starts from scratch.
 
         Raises:
             ValueError: If the state is of another version or set of domains.
@@ -220,7 +263,7 @@ class PolicyBase(ABC):
             reference_loss=self._known(reference_loss),
             forecast=self._known(forecast),
             excess=self._known(excess),
-            explanation={"ratio_updated": not unusable, "unusable": unusable, **explanation},
+            explanation=Explanation(ratio_updated=not unusable, unusable=unusable, **explanation),
         )
 
     def _checked_ratio(self, state: Mapping[str, Any]) -> FloatArray:
@@ -333,5 +376,5 @@ class ReferencedPolicy(PolicyBase):
         return excess
 
     def _explain(self) -> dict[str, Any]:
-        """What this policy adds to the explanation of its decision."""
+        """Fields of `Explanation` that this policy adds."""
         return {}

@@ -1,18 +1,15 @@
-"""Checkpoints: when they are saved, how they appear whole or not at all, which one is gone on from.
+"""Checkpoints: when to save one, how it appears complete or not at all, which one to resume from.
 
-A checkpoint is a folder `PHASE-STEP` with tensors, state.json and a manifest. It is filled beside
-its place, synced and renamed; before it is read, every file is compared with the manifest.
+A checkpoint is a folder `PHASE-STEP` with tensors, state.json and a manifest. It is filled under a
+temporary name, synced and renamed; before it is read, every file is compared with the manifest.
 """
 
 import json
-import os
+import logging
 import re
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +17,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
-from drpruning.common.files import discard, fsync_path, parse_json, publish
+from drpruning.common.files import discard, fsync_path, publish
 from drpruning.recipe import Checkpoint
 from drpruning.training.distributed import any_rank
+from drpruning.training.manifest import verify, write_manifest
 
-VERSION = 1
+logger = logging.getLogger(__name__)
+
+VERSION = 2
+"""Of the layout of a checkpoint; one of another version is not read."""
 STATE_FILE = "state.json"
-_NONE_THERE, _NONE_GOOD = -1, -2
+_NO_CHECKPOINT, _NO_GOOD_ONE = -1, -2
 
 
 class CheckpointManager:
@@ -40,24 +40,22 @@ class CheckpointManager:
         phase: str,
         settings: Checkpoint,
         accelerator: Accelerator,
-        reporter: Reporter,
     ):
-        """Nothing is read or written yet.
+        """Prepare to save and find checkpoints; nothing is read or written yet.
 
         Args:
             folder: The `checkpoints` folder, the same for every rank.
             phase: `prune` or `pretrain`.
             settings: When to save and what to keep.
             accelerator: The ranks.
-            reporter: Is told what is wrong with a checkpoint, and where one cannot be saved.
         """
         self.folder, self.phase, self.settings = folder, phase, settings
-        self._accelerator, self._reporter = accelerator, reporter
+        self._accelerator = accelerator
         self._faulty: set[Path] = set()
         self._last = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether to save after this many steps; of the time the main process's clock decides."""
+        """Whether to save after this many steps; the main process's clock decides for all ranks."""
         settings = self.settings
         if step % settings.every_steps == 0:
             return True
@@ -72,17 +70,16 @@ class CheckpointManager:
     def save(
         self, step: int, state: Callable[[], Mapping[str, Any]], write: Callable[[Path], None]
     ) -> OSError | None:
-        """Save one checkpoint and drop those that need not be kept.
+        """Save one checkpoint and remove those that need not be kept.
 
         Args:
             step: Steps done.
-            state: Gives what is no tensor, JSON-able; asked on the main process only.
-            write: Writes this rank's tensors into the folder that it is given; a rank that writes
-                on another host than the first syncs its files. May raise `OSError`.
+            state: Gives all that is not a tensor, as JSON values; called on the main process only.
+            write: Writes and syncs this rank's tensors into the given folder. May raise `OSError`.
 
         Returns:
-            What kept it from being saved, the same way on every rank, None where it is saved. Then
-            nothing of it is left, and what was saved before stands.
+            The error that prevented it, on every rank if it befell one; None once it is saved.
+            After an error nothing of it is left, and earlier checkpoints are untouched.
         """
         final = self._place(step)
         temporary = self.folder / f".{final.name}.partial"
@@ -90,7 +87,7 @@ class CheckpointManager:
 
         def begin() -> None:
             shutil.rmtree(temporary, ignore_errors=True)
-            # Not the folders above it: a run that has vanished is no run.
+            # Only this folder: if the run folder has been removed, it must not be made again.
             self.folder.mkdir(exist_ok=True)
             temporary.mkdir()
             fsync_path(self.folder.parent)
@@ -101,6 +98,9 @@ class CheckpointManager:
             write_manifest(temporary, header)
             publish(temporary, final)
 
+        # Every rank waits for all others between the three parts. So the folder exists before any
+        # rank writes into it, the manifest lists what all of them wrote, and it is renamed last:
+        # under its final name a checkpoint is complete, whenever the power fails.
         error = (
             self._on_main(begin)
             or self._on_every_rank(lambda: write(temporary))
@@ -112,19 +112,19 @@ class CheckpointManager:
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 self._faulty.discard(final)
-                self._drop_old(step)
+                self._remove_old(step)
         return error
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole, None where there is none at all.
+        """The latest checkpoint that is complete and undamaged; None if the phase has none at all.
 
-        Those that are torn, altered or incomplete are passed over with a line each and stay where
-        they are. What a crash left unfinished is removed.
+        Damaged ones are passed over with a warning each and stay where they are. What a crash left
+        unfinished is removed.
 
         Raises:
-            BadInput: There are some, but none of them is whole.
+            BadInput: There are some, but none can be used.
         """
-        found, reason = _NONE_THERE, ""
+        found, reason = _NO_CHECKPOINT, ""
         if self._accelerator.is_main_process:
             _remove_unfinished(self.folder, self.phase)
             for path in reversed(list_checkpoints(self.folder, self.phase)):
@@ -133,41 +133,39 @@ class CheckpointManager:
                 if (fault := verify(path, header)) is None:
                     found = step
                     break
-                found, reason = _NONE_GOOD, reason or f"{path.name}: {fault}"
+                found, reason = _NO_GOOD_ONE, reason or f"{path.name}: {fault}"
                 self._faulty.add(path)
-                self._reporter.warn(f"checkpoint {path.name} is passed over: {fault}")
+                logger.warning("checkpoint %s is passed over: %s", path.name, fault)
         found = int(broadcast(torch.tensor(found, device=self._accelerator.device)).item())
-        if found == _NONE_GOOD:
+        if found == _NO_GOOD_ONE:
             raise BadInput(
-                f"{self.folder}: no checkpoint of {self.phase} is whole ({reason or 'see above'}); "
-                f"put a good one back, or remove {self.folder / self.phase}-* to begin the phase "
-                "afresh"
+                f"{self.folder}: no checkpoint of {self.phase} can be used "
+                f"({reason or 'see above'}); put a good one back, resume with the version of "
+                f"drprune that saved them, or remove {self.folder / self.phase}-* to start the "
+                "phase from scratch"
             )
-        return None if found == _NONE_THERE else self._place(found)
+        return None if found == _NO_CHECKPOINT else self._place(found)
 
     def _place(self, step: int) -> Path:
         return self.folder / f"{self.phase}-{step:08d}"
 
-    def _drop_old(self, step: int) -> None:
-        """Keep the newest good ones and those that stay for good; faulty ones do not count."""
+    def _remove_old(self, step: int) -> None:
+        """Keep the latest good ones and every `keep_every`-th; faulty ones do not count."""
         good = [
             path
             for path in list_checkpoints(self.folder, self.phase)
             if step_of(path) <= step and path not in self._faulty
         ]
         for path in good[: -self.settings.keep]:
-            if not _stays(path, self.settings.keep_every):
-                try:
-                    discard(path)
-                except OSError as error:
-                    self._reporter.warn(f"checkpoint {path.name} cannot be removed: {error}")
+            if not _is_permanent(path, self.settings.keep_every):
+                _remove(path)
 
     def _on_main(self, action: Callable[[], None]) -> OSError | None:
         main = self._accelerator.is_main_process
         return self._on_every_rank(action if main else lambda: None)
 
     def _on_every_rank(self, action: Callable[[], None]) -> OSError | None:
-        """Do it on every rank, all wait for all; the error, on every rank, if one rank has one."""
+        """Do something on every rank and wait for all; an error on one rank is returned on all."""
         own = None
         try:
             action()
@@ -179,13 +177,13 @@ class CheckpointManager:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What is no tensor in a checkpoint that `CheckpointManager.newest` has found whole."""
+    """All that is not a tensor in a checkpoint that `CheckpointManager.latest` has verified."""
     state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     return state
 
 
 def list_checkpoints(folder: Path, phase: str) -> list[Path]:
-    """The checkpoints of a phase, whole or damaged, oldest first."""
+    """The checkpoints of a phase, good or damaged, oldest first."""
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if re.fullmatch(rf"{phase}-\d{{8,}}", p.name)]
@@ -198,136 +196,25 @@ def step_of(path: Path) -> int:
 
 
 def remove_checkpoints(folder: Path, phase: str, settings: Checkpoint) -> None:
-    """Drop a phase's checkpoints, once its result is safe, but those that stay for good."""
+    """Remove a phase's checkpoints, once its result is safe, except every `keep_every`-th."""
     _remove_unfinished(folder, phase)
     for path in list_checkpoints(folder, phase):
-        if not _stays(path, settings.keep_every):
-            discard(path)
+        if not _is_permanent(path, settings.keep_every):
+            _remove(path)
 
 
-def _stays(path: Path, keep_every: int | None) -> bool:
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; a warning if that is not possible, as training does not depend on it."""
+    try:
+        discard(path)
+    except OSError as error:
+        logger.warning("checkpoint %s cannot be removed: %s", path.name, error.strerror)
+
+
+def _is_permanent(path: Path, keep_every: int | None) -> bool:
     return keep_every is not None and step_of(path) % keep_every == 0
 
 
 def _remove_unfinished(folder: Path, phase: str) -> None:
     for path in folder.glob(f".{phase}-*"):
-        shutil.rmtree(path)
-
-
-MANIFEST_FILE = "manifest.json"
-PIECE_BYTES = 1 << 26
-_BUFFER_BYTES = 1 << 20
-_MOST_THREADS = 16
-
-
-def write_manifest(folder: Path, header: Mapping[str, Any]) -> None:
-    """List what is in a folder; to be called when everything else in it is written.
-
-    Args:
-        folder: Its files, not those in folders below or with a leading dot, are listed.
-        header: What the folder is, plain JSON values.
-
-    Raises:
-        OSError: A file cannot be read or the manifest not be written.
-    """
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "crc32": pieces}
-        for name, pieces in _checksums(folder, names).items()
-    }
-    content = {"header": dict(header), "files": files}
-    text = json.dumps(with_checksum(content))
-    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
-
-
-def verify(folder: Path, header: Mapping[str, Any]) -> str | None:
-    """What is wrong with a folder that has a manifest, None where nothing is.
-
-    Args:
-        folder: The folder; files that the manifest does not list are not looked at.
-        header: What the manifest must say that it is.
-
-    Returns:
-        The first file that is missing, torn or altered and how, in words.
-    """
-    try:
-        _check(folder, header)
-    except _Fault as fault:
-        return str(fault)
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except OSError as error:
-        return f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST_FILE} is damaged"
-    return None
-
-
-class _Fault(Exception):  # noqa: N818 - of a file, not of the program
-    pass
-
-
-def _check(folder: Path, header: Mapping[str, Any]) -> None:
-    content = without_checksum(parse_json((folder / MANIFEST_FILE).read_bytes()))
-    there, files = content["header"], content["files"]
-    for key, value in header.items():
-        if there.get(key) != value:
-            raise _Fault(f"{MANIFEST_FILE} has {key} {there.get(key)}, not {value}")
-    for name, listed in files.items():
-        if (size := (folder / name).stat().st_size) != listed["bytes"]:
-            raise _Fault(f"{name} has {size} bytes, not {listed['bytes']}")
-    for name, pieces in _checksums(folder, files).items():
-        if altered := [i for i, p in enumerate(pieces) if p != files[name]["crc32"][i]]:
-            raise _Fault(f"{name} is altered (within 64 MiB from byte {altered[0] * PIECE_BYTES})")
-
-
-def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain JSON values and, as `crc32`, their checksum."""
-    return {**content, "crc32": _own_checksum(content)}
-
-
-def without_checksum(content: Any) -> dict[str, Any]:
-    """What was given to `with_checksum`.
-
-    Args:
-        content: What a JSON file of its result holds now.
-
-    Raises:
-        ValueError: That is something else.
-    """
-    if not isinstance(content, dict) or "crc32" not in content:
-        raise ValueError("has no checksum")
-    rest = {key: value for key, value in content.items() if key != "crc32"}
-    if content["crc32"] != _own_checksum(rest):
-        raise ValueError("does not fit its checksum")
-    return rest
-
-
-def _own_checksum(content: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _checksums(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """CRC-32 of every piece of every file, in threads: reading and summing let go of Python."""
-    pieces = [
-        (name, start)
-        for name in names
-        for start in range(0, (folder / name).stat().st_size, PIECE_BYTES)
-    ]
-    found: dict[str, list[int]] = {name: [] for name in names}
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        sums = pool.map(partial(_checksum, folder), pieces)
-        for (name, _), value in zip(pieces, sums, strict=True):
-            found[name].append(value)
-    return found
-
-
-def _checksum(folder: Path, piece: tuple[str, int]) -> int:
-    name, start = piece
-    buffer, value, left = memoryview(bytearray(_BUFFER_BYTES)), 0, PIECE_BYTES
-    with (folder / name).open("rb", buffering=0) as file:
-        file.seek(start)
-        while left and (count := file.readinto(buffer[: min(left, _BUFFER_BYTES)])):
-            value = zlib.crc32(buffer[:count], value)
-            left -= count
-    return value
+        shutil.rmtree(path, ignore_errors=True)

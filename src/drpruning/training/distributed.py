@@ -1,9 +1,9 @@
-"""What every rank must hold alike."""
+"""Training on several ranks: the model in shards or replicas, and what all ranks must agree on."""
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -14,10 +14,24 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from drpruning.common.errors import BadInput
 from drpruning.pruning import MaskedModel, ModelShape
 from drpruning.recipe import Training
-from drpruning.training import sharded_tensors, tensors
 from drpruning.training.validation import autocast, language_modelling_loss
+
+
+def check_device() -> None:
+    """Refuse a rank for which this machine has no GPU.
+
+    Raises:
+        BadInput: `LOCAL_RANK` is not the number of one of its GPUs, if it has any.
+    """
+    rank, devices = os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+    if devices and int(rank) >= devices:
+        raise BadInput(
+            f"LOCAL_RANK={rank}: this machine has {devices} GPU{'s' if devices > 1 else ''}; start "
+            f"at most {devices} on it (--nproc-per-node={devices})"
+        )
 
 
 def broadcast_ratio(ratio: Mapping[str, float]) -> dict[str, float]:
@@ -30,7 +44,7 @@ def broadcast_ratio(ratio: Mapping[str, float]) -> dict[str, float]:
 
 
 def any_rank(accelerator: Accelerator, here: bool) -> bool:  # noqa: FBT001 - an answer, not an option
-    """Whether it is so on any rank; every rank calls this and gets the same answer."""
+    """Whether something is true on any rank; every rank calls this and gets the same answer."""
     if accelerator.num_processes == 1:
         return here
     flag = torch.tensor(float(here), device=accelerator.device)
@@ -40,7 +54,7 @@ def any_rank(accelerator: Accelerator, here: bool) -> bool:  # noqa: FBT001 - an
 class DistributedModel:
     """A plain or masked model as this rank trains it. Every rank calls every method.
 
-    Masks and multipliers are whole on every rank; the loop shares their gradients.
+    Masks and multipliers are replicated; `PruningTrainer` averages their gradients.
 
     Attributes:
         module: What is called; compiled and with gradient checkpointing as the recipe says.
@@ -89,10 +103,10 @@ class DistributedModel:
             self._given.model, self.module = inner, self._given
 
     def warm_up(self, rows: int, length: int) -> None:
-        """Let DDP lay out its buckets, which it does after its first pass, for good.
+        """Let DDP arrange its buckets of gradients, which it does once, after its first pass.
 
-        Sums are rounded as gradients lie in them: without this, the first step of a run that is
-        gone on from would not be the same to the bit.
+        The arrangement decides in which order gradients are summed. Without a pass beforehand, the
+        first step of a resumed run would be summed in another order than in an uninterrupted one.
 
         Args:
             rows: Blocks in a micro-batch.
@@ -109,27 +123,25 @@ class DistributedModel:
         self.module.zero_grad(set_to_none=True)
 
     def gradients_shared(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around a micro-batch: whole gradients are shared in the last one of a step only."""
+        """Around a micro-batch: DDP shares gradients in the last one of a step only."""
         if last or not isinstance(self._wrapped, DistributedDataParallel):
             return nullcontext()
         return self._wrapped.no_sync()
 
-    def write_tensors(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        """Write parameters and optimizer state into a folder; see `tensors.write_tensors`."""
-        write = sharded_tensors.write_tensors if self.sharded else tensors.write_tensors
-        write(folder, self.parameters, optimizer)
-
-    def read_tensors(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        """Put in place what any number of ranks wrote; see `tensors.read_tensors`."""
-        plain = not self.sharded and (folder / tensors.WEIGHTS_FILE).is_file()
-        read = tensors.read_tensors if plain else sharded_tensors.read_tensors
-        read(folder, self.parameters, optimizer)
+    def nonfinite_parameters(self) -> list[str]:
+        """Names of the parameters with numbers that are not finite, the same on every rank."""
+        flags = torch.stack(
+            [(~_local(p.detach()).isfinite()).any().float() for p in self.parameters.values()]
+        )
+        flags = self._accelerator.reduce(flags.to(self._accelerator.device))
+        return [name for name, flag in zip(self.parameters, flags.tolist(), strict=True) if flag]
 
     def gather(self) -> nn.Module:
-        """The model with whole weights, for the main process, once training is over.
+        """The model with complete weights on the main process, once training is over.
 
-        Sharded weights are gathered on the main process's CPU, one after the other; on other ranks
-        the model then has none.
+        Sharded weights are gathered one after the other, in the same order on every rank because
+        gathering is collective, and each moves to the main process's CPU at once: so a device never
+        holds more than one of them. On the other ranks the model has no weights then.
         """
         if self._blank is None:
             self._use(self._inner)
@@ -162,6 +174,11 @@ def place_for_evaluation(model: nn.Module, training: Training, accelerator: Acce
     model.to(accelerator.device).eval()
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _shard(
     model: nn.Module,
     accelerator: Accelerator,
@@ -169,7 +186,7 @@ def _shard(
     *,
     compiled: bool = False,
 ) -> None:
-    """Shard layer after layer: a device never holds more than one whole, or what is outside."""
+    """Shard layer after layer, so that a device holds one complete layer at a time, at most."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in model.get_submodule(ModelShape.of(model).family.layers).children():
@@ -191,7 +208,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale all gradients so that their common norm is at most the limit, in place.
 
     Args:
-        parameters: Sharded ones, whole ones (with the same gradient on every rank), or both.
+        parameters: Sharded or replicated; gradients of the latter are the same on every rank.
         limit: Largest norm.
 
     Returns:
@@ -199,11 +216,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     shards = [g.to_local() for g in gradients if isinstance(g, DTensor)]
-    whole = [g for g in gradients if not isinstance(g, DTensor)]
-    norm = torch.nn.utils.get_total_norm(whole)
+    replicated = [g for g in gradients if not isinstance(g, DTensor)]
+    norm = torch.nn.utils.get_total_norm(replicated)
     if shards:
         square = torch.nn.utils.get_total_norm(shards).double().square()
         torch.distributed.all_reduce(square)
         norm = (square + norm.double().square()).sqrt().float()
-    torch._foreach_mul_([*shards, *whole], (limit / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_([*shards, *replicated], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

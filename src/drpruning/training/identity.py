@@ -1,26 +1,30 @@
-"""What the saved state of a phase belongs to: prepared data, and what its recipe decides."""
+"""What the saved state of a phase belongs to: its prepared data and its recipe."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
-from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.data import Mixture, PreparedData, TokenBlocks
+from drpruning.data.fingerprint import identity_differences
 from drpruning.recipe import Recipe
 from drpruning.recipe.changes import differences, fixed_settings
+
+logger = logging.getLogger(__name__)
 
 _SAMPLED_BLOCKS = 16
 
 
 def data_identity(data: PreparedData) -> dict[str, Any]:
-    """Prepared data as plain JSON values that differ where its blocks do.
+    """Plain JSON values that differ between data with different blocks.
 
-    The blocks themselves count by their number and a sample, so that files which are exchanged
-    under a manifest are found too.
+    Blocks are represented by their number and a sample, so that files that were exchanged while
+    the manifest stayed are found too.
     """
     return {
         "fingerprint": data.fingerprint,
@@ -32,9 +36,9 @@ def data_identity(data: PreparedData) -> dict[str, Any]:
 
 
 def run_identity(recipe: Recipe, data: PreparedData, phase: str) -> dict[str, Any]:
-    """What decides the course of a phase, but for the model, as plain JSON values.
+    """Everything that decides the course of a phase except the model, as plain JSON values.
 
-    The weights in a checkpoint speak for the model, and its source may have moved.
+    The model is compared by the shapes of the weights in a checkpoint, since its source may move.
     """
     settings = fixed_settings(recipe)
     parts = ("scheduling", phase, "training")
@@ -43,50 +47,51 @@ def run_identity(recipe: Recipe, data: PreparedData, phase: str) -> dict[str, An
 
 def check_identity(
     place: Path,
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    own: Mapping[str, Any],
     *,
     accept: bool,
-    reporter: Reporter,
 ) -> None:
-    """Refuse a saved state of another recipe or other data, or say what has changed.
+    """Refuse a saved state of another recipe or other data, or warn of what has changed.
 
     Args:
         place: What was read, for the message.
-        there: The identity in it; parts that it does not have are not compared.
-        here: The identity of this start.
-        accept: Go on all the same, with a warning (`training.checkpoint.accept_changes`).
-        reporter: Is given the warning.
+        saved: The identity in it; parts that it does not have are not compared.
+        own: The identity of this run.
+        accept: Resume all the same, with a warning (`training.checkpoint.accept_changes`).
 
     Raises:
         BadInput: They differ and `accept` is false.
     """
     found = []
-    if "data" in there and there["data"] != here["data"]:
-        found += _data_differences(there["data"], here["data"])
-    if "recipe" in there:
-        found += differences(here["recipe"], there["recipe"])
+    if "data" in saved and saved["data"] != own["data"]:
+        found += identity_differences(saved["data"], own["data"], part="{} blocks") or [
+            "the sources, tokenizer or settings of the prepared data"
+        ]
+    if "recipe" in saved:
+        found += differences(own["recipe"], saved["recipe"])
     if not found:
         return
     if not accept:
         raise BadInput(
             f"{place} was saved with another recipe or other data ({'; '.join(found[:5])}); put "
-            "these back, begin in another folder, or go on all the same with "
+            "these back, use another output folder, or resume all the same with "
             "`--set training.checkpoint.accept_changes=true`"
         )
-    reporter.warn(f"going on from {place} although there are changes: {'; '.join(found)}")
+    if PartialState().is_main_process:
+        logger.warning("resuming from %s in spite of changes: %s", place, "; ".join(found))
 
 
 def restore_mixture(mixture: Mixture, saved: Mapping[str, Any], *, accept: bool) -> None:
-    """Put a mixture where a saved one of the same data and settings stood.
+    """Restore the position of a mixture in its data.
 
     Args:
         mixture: At the start of its data.
-        saved: The other one's `state_dict`.
-        accept: Other data, batch size or seed will do: then the data is read from its start.
+        saved: The `state_dict` to restore.
+        accept: Accept other data, batch size or seed; the data is then read from its start.
 
     Raises:
-        ValueError: The saved state does not fit, and `accept` is false.
+        ValueError: The saved state is of other data or settings, and `accept` is false.
     """
     try:
         mixture.load_state_dict(saved)
@@ -101,17 +106,3 @@ def _blocks(blocks: TokenBlocks) -> dict[str, Any]:
     ids = np.unique(np.linspace(0, max(last, 0), _SAMPLED_BLOCKS).astype(np.int64)[: last + 1])
     sample = hashlib.blake2b(blocks[ids].tobytes(), digest_size=16).hexdigest()
     return {"blocks": len(blocks), "sample": sample}
-
-
-def _data_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    old, new = there["domains"], here["domains"]
-    found = [f"domain {name} (only there)" for name in old if name not in new]
-    found += [f"domain {name} (only here)" for name in new if name not in old]
-    found += [
-        f"the {part} blocks of domain {name}"
-        for name in new
-        if name in old
-        for part in new[name]
-        if new[name][part] != old[name][part]
-    ]
-    return found or ["the sources, tokenizer or settings of the prepared data"]

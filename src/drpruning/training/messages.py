@@ -1,16 +1,24 @@
-"""What the loop tells people in a line."""
+"""The lines that a person reads while a phase is trained."""
 
+import errno
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BROKEN_MODEL = (
+    "the model that this phase starts from does not compute finite numbers: check its config.json "
+    "(such as the base of the rotary embedding and the epsilon of the norms), or take another model"
+)
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def _shares(ratio: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {100 * share:.1f}%" for name, share in ratio.items())
+    return "data ratio " + " ".join(f"{name} {100 * share:.1f}%" for name, share in ratio.items())
 
 
 def step_text(fields: Mapping[str, Any], ratio: Mapping[str, float]) -> str:
-    """Loss, sparsity against its target, speed and ratio of a logged step.
+    """Loss, sparsity against its target, speed and data ratio of a logged step.
 
     Args:
         fields: Those of a record of kind `step`.
@@ -20,56 +28,154 @@ def step_text(fields: Mapping[str, Any], ratio: Mapping[str, float]) -> str:
     if "sparsity" in fields:
         targets = fields["target_sparsity"]
         reached = " ".join(f"{n} {s:.2f}/{targets[n]:.2f}" for n, s in fields["sparsity"].items())
-        words.append(f"sparsity {reached}")
+        words.append(f"sparsity/target {reached}")
     words.append(f"{fields['tokens_per_second']:,.0f} tokens/s")
     words.append(_shares(ratio))
     return " | ".join(words)
 
 
 def evaluation_text(losses: Mapping[str, float], ratio: Mapping[str, float]) -> str:
-    """Mean and worst validation loss, of those that are finite, and the ratio that follows."""
+    """Average and highest validation loss of the domains, and the data ratio that follows."""
     known = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
     if not known:
-        return f"validation loss not known | next {_shares(ratio)}"
-    worst = max(known, key=lambda name: known[name])
+        return "validation loss not finite in any domain"
+    highest = max(known, key=lambda name: known[name])
     mean = sum(known.values()) / len(known)
-    return f"validation loss {mean:.3f}, worst {worst} {known[worst]:.3f} | next {_shares(ratio)}"
+    return (
+        f"validation loss {mean:.3f} on average, {known[highest]:.3f} on {highest} (highest) | "
+        f"until the next evaluation: {_shares(ratio)}"
+    )
 
 
 def nonfinite_loss_text(losses: Mapping[str, float]) -> list[str]:
-    """What to say where a validation loss is not finite: no line or one."""
+    """The warning about validation losses that are not finite: no line or one."""
     lost = [f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
     if not lost:
         return []
     return [f"the validation loss of {', of '.join(lost)}; the ratio stays as it was"]
 
 
-_USED_UP = {
-    "repeat": "it starts again, reshuffled",
-    "redistribute": "its share goes to the others",
-    "stop": "the phase ends with it",
-}
-
-
-def used_up_text(used_up: Mapping[str, str]) -> list[str]:
-    """A line for each domain that has been used up, with what its rule makes of that."""
-    return [
-        f"{name} is used up: {_USED_UP[rule]} (data.domains.{name}.on_exhausted: {rule})"
-        for name, rule in used_up.items()
-    ]
-
-
-def unsaved_text(phase: str, step: int, error: OSError, saved: int, *, last: bool) -> str:
-    """What to say where a checkpoint could not be saved.
+def no_finite_loss_text(phase: str, step: int, losses: Mapping[str, float], saved: int) -> str:
+    """The error where no domain has a finite validation loss, so that the model is of no use.
 
     Args:
         phase: `prune` or `pretrain`.
         step: Steps done.
-        error: What kept it from being saved.
+        losses: Domain -> validation loss.
         saved: Step of the latest checkpoint, 0 without one.
-        last: Whether the phase ends here, so that there is no other occasion.
     """
-    text = f"{phase} {step}: no checkpoint could be saved ({error}); "
-    if last:
-        return f"{text}the latest one is of step {saved}: make room, then the same command resumes"
-    return f"{text}the run continues and tries again at the next occasion"
+    found = ", ".join(f"{name} {loss}" for name, loss in losses.items())
+    text = f"{phase} {step}: the validation loss is not finite in any domain ({found})"
+    if step == 0:
+        return f"{text}, before any training; {BROKEN_MODEL}"
+    return f"{text}: {_diverged_text(phase, saved)}"
+
+
+def nonfinite_weights_text(phase: str, step: int, names: Sequence[str], saved: int) -> str:
+    """The error where training has made weights that are not finite.
+
+    Args:
+        phase: `prune` or `pretrain`.
+        step: Steps done.
+        names: The parameters that hold such numbers.
+        saved: Step of the latest checkpoint, 0 without one.
+    """
+    return (
+        f"{phase} {step}: {len(names)} of the trained tensors hold numbers that are not finite "
+        f"(the first: {names[0]}): {_diverged_text(phase, saved)}"
+    )
+
+
+def _diverged_text(phase: str, saved: int) -> str:
+    rates = f"{phase}.learning_rate"
+    if phase == "prune":
+        rates += ", prune.mask_learning_rate and prune.multiplier_learning_rate"
+    return (
+        f"training has diverged, and no model is written; lower {rates}, and start again in "
+        f"another folder{_from_checkpoint(saved)}"
+    )
+
+
+def _from_checkpoint(saved: int) -> str:
+    if not saved:
+        return ""
+    return (
+        f" or from the checkpoint of step {saved} with "
+        "`--set training.checkpoint.accept_changes=true`"
+    )
+
+
+_WHAT_FOLLOWS = {
+    "repeat": "they are read again in another order",
+    "redistribute": "the other domains get their share",
+    "stop": "the phase ends",
+}
+
+
+def exhausted_text(exhausted: Mapping[str, str]) -> list[str]:
+    """The warnings about domains whose data have been read completely, one for each rule.
+
+    Args:
+        exhausted: Domain -> its rule `on_exhausted`.
+    """
+    names: dict[str, list[str]] = {}
+    for name, rule in exhausted.items():
+        names.setdefault(rule, []).append(name)
+    return [
+        f"the data of {', '.join(domains)} are exhausted: {_WHAT_FOLLOWS[rule]} "
+        f"(on_exhausted: {rule})"
+        for rule, domains in names.items()
+    ]
+
+
+def unsaved_text(
+    phase: str, step: int, error: OSError, saved: int, folder: object, *, resumable: bool
+) -> str:
+    """The message where a checkpoint could not be saved.
+
+    Args:
+        phase: `prune` or `pretrain`.
+        step: Steps done.
+        error: What prevented it.
+        saved: Step of the latest checkpoint, 0 without one.
+        folder: Where checkpoints are saved.
+        resumable: Whether the command ends here, so that it is resumed from the latest one.
+    """
+    text = f"{phase} {step}: no checkpoint could be saved ({error.strerror or error}); "
+    remedy = storage_remedy(error, folder)
+    if resumable:
+        return f"{text}{latest_text(saved)}: {remedy}, then the same command resumes"
+    return f"{text}{remedy}; the run continues"
+
+
+def unwritten_model_text(
+    phase: str, step: int, error: OSError, saved: int, model: object, folder: object
+) -> str:
+    """The error where the model of a phase could not be written.
+
+    Args:
+        phase: `prune` or `pretrain`.
+        step: Steps done.
+        error: What prevented it.
+        saved: Step of the latest checkpoint, 0 without one.
+        model: The folder of the model.
+        folder: The run folder.
+    """
+    return (
+        f"{phase} {step}: the model cannot be written to {model} ({error.strerror or error}); "
+        f"{latest_text(saved)}: {storage_remedy(error, folder)}, then the same command resumes"
+    )
+
+
+def latest_text(saved: int) -> str:
+    """What can be resumed from: the step of the latest checkpoint, 0 without one."""
+    return f"the latest checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
+
+
+def storage_remedy(error: OSError, folder: object) -> str:
+    """What to do about an error in writing below a folder."""
+    if error.errno in _DISK_IS_FULL:
+        return "make room on the disk"
+    if error.errno in _NOT_ALLOWED:
+        return f"let this user write to {folder}"
+    return f"see to the storage of {folder}"

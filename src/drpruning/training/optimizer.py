@@ -1,4 +1,4 @@
-"""The optimizer, its learning-rate schedule, and how a global batch is cut into passes."""
+"""The optimizer, its learning-rate schedule, and how a global batch is cut into micro-batches."""
 
 import math
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def learning_rate_factor(step: int, settings: Phase) -> float:
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], settings: Phase) -> torch.optim.AdamW:
-    """One AdamW over all groups; each keeps its peak rate under `peak`."""
+    """Build one AdamW over all groups; each keeps its peak learning rate under `peak`."""
     optimizer = torch.optim.AdamW(
         list(groups),
         lr=settings.learning_rate,
@@ -41,21 +41,21 @@ def build_optimizer(groups: Iterable[dict[str, Any]], settings: Phase) -> torch.
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of what is random inside the model (dropout) at a step on a rank."""
+    """Seed of the random numbers inside the model (dropout) at a step on a rank."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's rate to `factor` times its peak."""
+    """Set every group's learning rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
-    """A step of fused AdamW that changes nothing where `skipped` is 1, decided on the device.
+    """Take a step of fused AdamW that changes nothing if `skipped` is 1, decided on the device.
 
     Args:
-        optimizer: Of which every group is fused.
+        optimizer: An AdamW whose groups are all fused.
         skipped: 1 or 0, float32 scalar.
     """
     optimizer.found_inf = skipped  # type: ignore[attr-defined] # as torch's GradScaler sets it
@@ -72,17 +72,17 @@ class MicroBatch(NamedTuple):
 def micro_batches(
     global_batch: int, micro_batch: int, parts: int = 1, rank: int = 0, ranks: int = 1
 ) -> list[MicroBatch]:
-    """Cut this rank's rows of the global batch; no piece straddles two mask parts.
+    """Cut this rank's rows of the global batch into micro-batches of one mask part each.
 
     Args:
-        global_batch: Rows in all.
-        micro_batch: Rows at once, at most.
+        global_batch: Rows in total, over all ranks.
+        micro_batch: Rows in a micro-batch, at most.
         parts: Equal parts of the global batch, each with mask noise of its own.
         rank: This rank.
-        ranks: Number of ranks; each has the same number of rows and of pieces.
+        ranks: Number of ranks; each has the same number of rows and of micro-batches.
 
     Raises:
-        BadInput: The global batch cannot be cut so.
+        BadInput: The ranks cannot share the global batch or its parts equally.
     """
     if global_batch % ranks:
         raise BadInput(

@@ -1,7 +1,7 @@
 """Perplexity of a model on the validation blocks of every domain."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from accelerate import Accelerator
 
 from drpruning.common.console import Reporter
 from drpruning.common.files import atomic_write, dumps
+from drpruning.common.unknown import record_fields
 from drpruning.data import PreparedData
 from drpruning.models.loading import load_model
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Training
+from drpruning.runs.records import Evaluation, ParameterCounts
 from drpruning.training.distributed import place_for_evaluation
 from drpruning.training.validation import domain_losses
 
@@ -26,23 +28,21 @@ def evaluate_perplexity(
     reporter: Reporter,
     training: Training,
     field: str = "model.source",
-) -> dict[str, Any]:
-    """Load a model, measure its loss on every domain.
+) -> Evaluation:
+    """Load a model and measure its loss on every domain.
 
     Args:
         name: Short name (`source`, `pruned`, `model`).
-        label: Name for people.
+        label: Name in tables and figures.
         model_path: Folder or Hub name.
-        data: Validation blocks.
+        data: Gives the validation blocks.
         accelerator: Devices and ranks.
         reporter: Shows progress.
-        training: Gives blocks a forward pass, precision and parallelism.
+        training: Gives the number of blocks per forward pass, precision and parallelism.
         field: What named the model, for the message where it cannot be loaded.
-
-    Returns:
-        The record of docs/run-folder.md, evaluation/NAME.json.
     """
-    model = load_model(model_path, field)
+    with reporter.status(f"loading {model_path}"):
+        model = load_model(model_path, field)
     shape = ModelShape.of(model)
     total = sum(p.numel() for p in model.parameters())
     embedding = shape.num_embedding_parameters()
@@ -57,19 +57,20 @@ def evaluate_perplexity(
             precision=training.precision,
             on_progress=lambda done, _total: task.update(done),
         )
-    return {
-        "name": name,
-        "label": label,
-        "path": model_path,
-        "parameters": {"total": total, "embedding": embedding, "other": total - embedding},
+    counts = ParameterCounts(total=total, embedding=embedding, other=total - embedding)
+    return Evaluation(
+        name=name,
+        label=label,
+        path=model_path,
+        parameters=counts,
         **perplexity_fields(losses),
-        "blocks": {domain: len(b) for domain, b in blocks.items()},
-        "sequence_length": data.sequence_length,
-    }
+        blocks={domain: len(b) for domain, b in blocks.items()},
+        sequence_length=data.sequence_length,
+    )
 
 
 def perplexity_fields(losses: Mapping[str, float]) -> dict[str, Any]:
-    """The fields of evaluation/NAME.json that follow from the loss of each domain, in nats.
+    """The fields of an evaluation that follow from the loss of each domain, in nats.
 
     Where a loss is not finite, neither are its perplexity and the average, and no domain is worst.
     """
@@ -77,9 +78,16 @@ def perplexity_fields(losses: Mapping[str, float]) -> dict[str, Any]:
     return {
         "loss": dict(losses),
         "perplexity": {domain: _exp(loss) for domain, loss in losses.items()},
-        "average_perplexity": _exp(math.fsum(losses.values()) / len(losses)),
+        "average_perplexity": _exp(_mean(losses.values())),
         "worst_domain": max(losses, key=lambda domain: losses[domain]) if finite else None,
     }
+
+
+def _mean(values: Collection[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return math.inf
 
 
 def _exp(loss: float) -> float:
@@ -89,7 +97,7 @@ def _exp(loss: float) -> float:
         return math.inf
 
 
-def write_evaluation(record: Mapping[str, Any], path: Path) -> None:
-    """Write an evaluation to a file; one that is there is replaced in one step."""
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation to a file; an earlier one is replaced in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, dumps(record, indent=1))
+    atomic_write(path, dumps(record_fields(evaluation), indent=1))

@@ -1,14 +1,15 @@
-"""The two phases from model folder to model folder."""
+"""The two phases, each from a model folder to a model folder."""
 
 import json
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from drpruning.common.console import Reporter
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, TrainingError
 from drpruning.common.files import atomic_write, parse_json
 from drpruning.data import Mixture, PreparedData
 from drpruning.models.card import model_card
@@ -19,14 +20,11 @@ from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.policy import phase_policy
 from drpruning.scheduling import Policy
-from drpruning.training.checkpoint import (
-    list_checkpoints,
-    remove_checkpoints,
-    with_checksum,
-    without_checksum,
-)
+from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
 from drpruning.training.context import TrainerContext
 from drpruning.training.identity import check_identity, data_identity, run_identity
+from drpruning.training.manifest import with_checksum, without_checksum
+from drpruning.training.messages import unwritten_model_text
 from drpruning.training.pruning_trainer import PruningTrainer
 from drpruning.training.trainer import Trainer
 
@@ -40,7 +38,7 @@ def _mixture(data: PreparedData, recipe: Recipe, phase: Phase) -> Mixture:
 
 
 def _write_schedule(path: Path, trainer: Trainer) -> None:
-    """What the next phase may go on from: the policy's state and the place in the data."""
+    """Save what the next phase may continue from: the policy's state and the place in the data."""
     state = {
         "version": SCHEDULE_VERSION,
         "data": data_identity(trainer.data),
@@ -51,7 +49,7 @@ def _write_schedule(path: Path, trainer: Trainer) -> None:
 
 
 def _read_schedule(path: Path) -> dict[str, Any]:
-    """What `_write_schedule` wrote.
+    """Read what `_write_schedule` wrote.
 
     Raises:
         BadInput: It is missing or damaged.
@@ -70,6 +68,25 @@ def _read_schedule(path: Path) -> dict[str, Any]:
     return schedule
 
 
+@contextmanager
+def _written(trainer: Trainer, model: Path) -> Iterator[None]:
+    """Write the results of a phase in the block.
+
+    Raises:
+        TrainingError: The file system refuses; the latest checkpoint stands.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of a library, not of the file system
+            raise
+        raise TrainingError(
+            unwritten_model_text(
+                trainer.phase, trainer.step, error, trainer.saved, model, trainer.folder.path
+            )
+        ) from error
+
+
 def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter: Reporter) -> None:
     """Train masks, cut, and write `pruned/` and `prune/` of the run folder.
 
@@ -77,10 +94,12 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
         ExportError: The cut model does not compute what the masked one does; the plan and the masks
             are written, the model is not.
         Interrupted: A signal asked to stop; the state is saved.
+        TrainingError: Training has diverged, or its result cannot be written.
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
     folder = RunFolder(Path(recipe.output))
-    model = load_model(str(recipe.model.source), training=recipe.training)
+    with reporter.status(f"loading {recipe.model.source}"):
+        model = load_model(str(recipe.model.source), training=recipe.training)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
@@ -99,15 +118,17 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     trainer.run()
     full = trainer.distributed.gather()
     if accelerator.is_main_process:
-        plan = trainer.write_outcome()
         assert isinstance(full, MaskedModel)  # noqa: S101 - for the type checker
-        use_default_attention(full.model)
-        if recipe.training.liger:  # its kernels do not run on a CPU
-            full.to(accelerator.device)
-        exported = full.export()
-        _write_schedule(folder.schedule, trainer)
-        card = model_card(recipe, ModelShape.of(exported), phase="prune")
-        save_model(exported, recipe.model.tokenizer_source, folder.pruned, card)
+        # The model comes last, for it is what shows the phase to be done.
+        with _written(trainer, folder.pruned), reporter.status("cutting and writing the model"):
+            plan = trainer.write_outcome()
+            use_default_attention(full.model)
+            if recipe.training.liger:  # its kernels do not run on a CPU
+                full.to(accelerator.device)
+            exported = full.export()
+            _write_schedule(folder.schedule, trainer)
+            card = model_card(recipe, ModelShape.of(exported), phase="prune")
+            save_model(exported, recipe.model.tokenizer_source, folder.pruned, card)
         remove_checkpoints(folder.checkpoints, "prune", recipe.training.checkpoint)
         reporter.line(str(plan))
         reporter.line(f"pruned model: {folder.pruned}")
@@ -121,17 +142,19 @@ def pretrain(
 
     Raises:
         Interrupted: A signal asked to stop; the state is saved.
+        TrainingError: Training has diverged, or its result cannot be written.
     """
     assert recipe.pretrain is not None  # noqa: S101
     folder = RunFolder(Path(recipe.output))
     source = str(folder.pruned) if recipe.prune is not None else str(recipe.model.source)
-    model = load_model(source, training=recipe.training)
+    with reporter.status(f"loading {source}"):
+        model = load_model(source, training=recipe.training)
     count = sum(p.numel() for p in model.parameters())
     policy = phase_policy(recipe, recipe.pretrain, count)
     mixture = _mixture(data, recipe, recipe.pretrain)
     identity = run_identity(recipe, data, "pretrain")
     if recipe.prune is not None:
-        _hand_over(recipe, identity, policy, mixture, reporter)
+        _hand_over(recipe, identity, policy, mixture)
     context = TrainerContext(
         settings=recipe.pretrain,
         training=recipe.training,
@@ -147,31 +170,29 @@ def pretrain(
     if accelerator.is_main_process:
         card = model_card(recipe, ModelShape.of(trained), phase="pretrain")
         tokenizer = source if recipe.prune is not None else recipe.model.tokenizer_source
-        save_model(trained, tokenizer, folder.model, card)
+        with _written(trainer, folder.model), reporter.status("writing the model"):
+            save_model(trained, tokenizer, folder.model, card)
         remove_checkpoints(folder.checkpoints, "pretrain", recipe.training.checkpoint)
         reporter.line(f"trained model: {folder.model}")
     accelerator.wait_for_everyone()
 
 
-def _hand_over(
-    recipe: Recipe, identity: dict[str, Any], policy: Policy, mixture: Mixture, reporter: Reporter
-) -> None:
-    """Go on in the data where pruning stopped; in the schedule too where the recipe says so.
+def _hand_over(recipe: Recipe, identity: dict[str, Any], policy: Policy, mixture: Mixture) -> None:
+    """Continue in the data where pruning ended, and in the schedule if the recipe says so.
 
-    Other data, where that is accepted, are read from their start. Where there are checkpoints of
-    this phase, all of it is in them.
+    Other data, if accepted, are read from their start. If this phase has a checkpoint, that holds
+    all of it.
     """
     folder, accept = RunFolder(Path(recipe.output)), recipe.training.checkpoint.accept_changes
     if list_checkpoints(folder.checkpoints, "pretrain"):
         return
     path = folder.schedule
     schedule = _read_schedule(path)
-    there = {"data": schedule["data"]}
-    check_identity(path, there, identity, accept=accept, reporter=reporter)
+    check_identity(path, {"data": schedule["data"]}, identity, accept=accept)
     try:
         with suppress(ValueError) if accept else nullcontext():
             mixture.continue_from(schedule["mixture"])
         if recipe.scheduling.handover == "continue":
             policy.continue_from(schedule["policy"])
     except ValueError as error:
-        raise BadInput(f"{path} does not fit: {error}") from None
+        raise BadInput(f"{path} is of another run: {error}") from None

@@ -1,4 +1,4 @@
-"""When mask learning may end before its last step."""
+"""Training with masks, and when mask learning may end before its last step."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,19 +7,19 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, TrainingError
 from drpruning.common.files import atomic_replace, atomic_write
 from drpruning.data import Mixture
-from drpruning.models.loading import storage_errors
 from drpruning.pruning import MaskedModel, PruningPlan, initialise_masks, taylor_importance
 from drpruning.recipe import Prune, Stop
 from drpruning.runs.log import JsonLines
 from drpruning.scheduling import Policy
 from drpruning.training.context import TrainerContext
 from drpruning.training.distributed import any_rank
+from drpruning.training.messages import BROKEN_MODEL
 from drpruning.training.optimizer import step_seed
 from drpruning.training.trainer import Trainer
 from drpruning.training.validation import autocast
@@ -47,7 +47,7 @@ def is_settled(plans: Sequence[PruningPlan], deviation: Mapping[str, float], sto
 
 
 def stop_reason(stop: Stop) -> str:
-    """What the log says of it."""
+    """The reason that the log gives for the early end."""
     return (
         f"in each of the last {stop.evaluations} evaluations the plan agreed with the one before "
         f"by at least {stop.similarity:.4g} in every granularity"
@@ -61,7 +61,7 @@ def deviation_text(
     *,
     last: bool,
 ) -> list[str]:
-    """A line for each granularity that is off its target in some layer.
+    """The warnings about sparsities off their target: one for too low, one for too high.
 
     Args:
         sparsity: Granularity -> expected share removed, mean over layers.
@@ -69,17 +69,24 @@ def deviation_text(
         deviation: Largest distance between the two in any layer.
         last: At the end of mask learning, not of the sparsity warm-up.
     """
-    follows = (
-        "the cut is exact all the same, but abrupt; more prune.steps would help"
-        if last
-        else "if the masks do not follow, raise prune.mask_learning_rate or sparsity_warmup"
-    )
-    return [
-        f"the sparsity of {name} is {sparsity[name]:.3f} where its target is {target[name]:.3f} "
-        f"(in a layer it is {off:.3f} off): {follows}"
-        for name, off in deviation.items()
-        if not off <= LARGEST_DEVIATION
-    ]
+    off = [name for name, distance in deviation.items() if not distance <= LARGEST_DEVIATION]
+    high = [name for name in off if sparsity[name] > target[name]]
+    low = [name for name in off if name not in high]
+    end = "the cut is exact all the same, but abrupt; " if last else ""
+    advice = {
+        "below": (low, "more prune.steps or a higher prune.mask_learning_rate would help"),
+        "above": (high, "a lower prune.mask_learning_rate or multiplier_learning_rate would help"),
+    }
+    lines = []
+    for side, (names, remedy) in advice.items():
+        found = ", ".join(
+            f"{name} {sparsity[name]:.3f} of {target[name]:.3f} ({deviation[name]:.3f} off in a "
+            "layer)"
+            for name in names
+        )
+        if names:
+            lines.append(f"masks are {side} their target sparsity: {found}; {end}{remedy}")
+    return lines
 
 
 class PruningTrainer(Trainer):
@@ -90,7 +97,7 @@ class PruningTrainer(Trainer):
     def __init__(
         self, context: TrainerContext, masked: MaskedModel, policy: Policy, mixture: Mixture
     ):
-        """As `Trainer`; `masked` is the source model with masks attached."""
+        """Set the phase up like `Trainer`; `masked` is the source model with masks attached."""
         assert isinstance(context.settings, Prune)  # noqa: S101 - for the type checker
         self.masked = masked
         self.masking = context.settings
@@ -118,8 +125,11 @@ class PruningTrainer(Trainer):
         # Compiled for these shapes too, the steps would be compiled for varying ones.
         eager = torch.compiler.set_stance("force_eager")
         unshared = self.distributed.gradients_shared(last=False)
-        with eager, unshared, autocast(self.device, self.distributed.precision):
-            scores = taylor_importance(self.masked, self._calibration_sequences(batches))
+        try:
+            with eager, unshared, autocast(self.device, self.distributed.precision):
+                scores = taylor_importance(self.masked, self._calibration_sequences(batches))
+        except FloatingPointError as error:
+            raise TrainingError(f"{self.phase} 0: {error}; {BROKEN_MODEL}") from None
         scores = {name: self.accelerator.reduce(score) for name, score in scores.items()}
         initialise_masks(self.masked, scores)
 
@@ -169,7 +179,7 @@ class PruningTrainer(Trainer):
         return float(self.masked.target.num_parameters())
 
     def after_evaluation(self) -> None:
-        """Keep the plan that would be cut now; stop where plans have long been the same."""
+        """Record the plan that would be cut now; stop once plans no longer change."""
         if self.accelerator.is_main_process:
             self.plans.path.parent.mkdir(exist_ok=True)
             if self.step == 0:
@@ -177,13 +187,16 @@ class PruningTrainer(Trainer):
             plan = json.loads(self.masked.plan().to_json())
             self.plans.write({"step": self.step, "plan": plan})
         stop = self.masking.stop
-        going_on = self.step < self.masking.steps
-        if stop and going_on and any_rank(self.accelerator, self._is_settled(stop)):
+        if (
+            stop
+            and self.step < self.masking.steps
+            and any_rank(self.accelerator, self._is_settled(stop))
+        ):
             self.stopped = stop_reason(stop)
         self._report_deviation()
 
     def _report_deviation(self) -> None:
-        """Once the sparsity warm-up is over, and at the end: which sparsities are off target."""
+        """Warn of sparsities off their target, after the sparsity warm-up and at the end."""
         begin, every = self.masking.sparsity_warmup_steps, self.masking.evaluate_every
         last = self.step == self.masking.steps or self.stopped is not None
         if last or self.step - every < begin <= self.step:
@@ -193,7 +206,7 @@ class PruningTrainer(Trainer):
                 self.warn(line)
 
     def _is_settled(self, stop: Stop) -> bool:
-        """The main process, which has plans.jsonl, decides for all."""
+        """Whether mask learning may end; true on the main process only, which has plans.jsonl."""
         if not self.accelerator.is_main_process:
             return False
         begin = self.masking.sparsity_warmup_steps
@@ -201,7 +214,7 @@ class PruningTrainer(Trainer):
         return is_settled(plans, self.masked.sparsity_deviation(), stop)
 
     def _plans(self, latest: int | None = None) -> list[tuple[int, PruningPlan]]:
-        """Step and plan of every evaluation so far, or of the latest ones; not of damaged lines."""
+        """Step and plan of all evaluations so far, or of the latest; damaged lines are left out."""
         found = []
         for record in self.plans.read()[-latest if latest else None :]:
             with suppress(BadInput, KeyError):
@@ -213,10 +226,10 @@ class PruningTrainer(Trainer):
         return {"plans_bytes": self.plans.size()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Cut plans.jsonl back, and know which sparsity was scheduled."""
+        """Cut plans.jsonl back to the checkpoint, and set the sparsity scheduled at its step."""
         self.prepare_step()
         if self.accelerator.is_main_process and not self.plans.truncate(state["plans_bytes"]):
-            self.reporter.warn(f"{self.plans.path} has lost plans from before step {self.step}")
+            self._warn(f"{self.plans.path} has lost plans from before step {self.step}")
 
     def write_outcome(self) -> PruningPlan:
         """Write plan.json, masks.safetensors and similarity.json; returns the final plan."""
@@ -224,8 +237,7 @@ class PruningTrainer(Trainer):
         plan.save(self.folder.plan)
         masks = {n: t.detach().cpu() for n, t in self.masked.masks.state_dict().items()}
         draft = self.folder.prune / ".masks.safetensors.partial"
-        with storage_errors():
-            save_file(masks, draft)
+        draft.write_bytes(save(masks))  # unlike `save_file`, with the permissions of other files
         atomic_replace(draft, self.folder.masks)
         rows: list[dict[str, Any]] = [
             {"step": step, "similarity": earlier.similarity(plan)}

@@ -1,8 +1,8 @@
-"""Steps whose numbers go wrong: skipped on the device, counted once it is waited for.
+"""Steps whose loss or gradient norm is not finite: skipped on the device, counted later.
 
-Where the loss or the gradient norm of a step is not finite, the optimizer leaves weights, moments,
-masks and multipliers as they are; data, noise and learning rate go on. Nothing waits for the device
-to know: which steps these were is read together with the numbers to log.
+At such a step the optimizer leaves weights, moments, masks and multipliers as they are; data, noise
+and learning rate advance. Nothing waits for the device to find out: which steps were skipped is
+read together with the numbers to log.
 """
 
 import math
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from drpruning.training.messages import latest_text
 
 
 class SkippedStep(NamedTuple):
@@ -22,14 +24,13 @@ class SkippedStep(NamedTuple):
 
 
 class StepMetrics:
-    """What the steps since the last log line gave, and which of them were skipped.
+    """Sums over the steps since the last log line, and which of them were skipped.
 
     Attributes:
         sums: Name -> sum over the steps that were not skipped.
         counted: Steps in `sums`.
         skipped: Steps that were skipped.
-        in_a_row: Skipped steps up to the latest one, without another between them; a log line does
-            not end the row.
+        in_a_row: How many of the latest steps were skipped in a row, also before the last log line.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class StepMetrics:
         self._pending: list[tuple[int, Tensor]] = []
 
     def add(self, step: int, names: Sequence[str], values: Tensor) -> Tensor:
-        """Take in the numbers of a step, without waiting for them.
+        """Add the numbers of a step, without waiting for the device.
 
         Args:
             step: Its number, from 1.
@@ -79,7 +80,7 @@ class StepMetrics:
                 self.sums.items()}  # fmt: skip
 
     def reset(self) -> None:
-        """Forget what has been logged."""
+        """Clear the sums and counts that have been logged."""
         self.sums = dict.fromkeys(self.sums, 0.0)
         self.counted = self.skipped = 0
 
@@ -89,13 +90,13 @@ class StepMetrics:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, value)
 
 
 def skipped_text(found: Sequence[SkippedStep]) -> str:
-    """What to say of steps that were skipped."""
+    """The warning about steps that were skipped."""
     steps = ", ".join(str(skipped.step) for skipped in found)
     return (
         f"loss or gradient norm not finite at step{'s' if len(found) > 1 else ''} {steps}: "
@@ -106,11 +107,11 @@ def skipped_text(found: Sequence[SkippedStep]) -> str:
 def failure_text(
     phase: str, last: SkippedStep, blocks: Mapping[str, Sequence[int]], saved: int
 ) -> str:
-    """What to say where too many steps in a row were skipped.
+    """The error where too many steps in a row were skipped.
 
     Args:
         phase: `prune` or `pretrain`.
-        last: The newest of them.
+        last: The latest of them.
         blocks: Domain -> ids of the blocks in its batch.
         saved: Step of the latest checkpoint, 0 without one.
     """
@@ -118,10 +119,9 @@ def failure_text(
     steps = f"step {last.step}" if first == last.step else f"steps {first} to {last.step}"
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.numbers.items())
     batch = "; ".join(f"{name} {', '.join(map(str, ids))}" for name, ids in blocks.items())
-    there = f"the latest checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
     return (
         f"{phase}: loss or gradient norm not finite at {steps}, as often in a row as "
-        f"training.skip_limit ({last.in_a_row}) allows; {there}.\n"
+        f"training.skip_limit ({last.in_a_row}) allows; {latest_text(saved)}.\n"
         f"At step {last.step}: {numbers}, on the blocks {batch} (those of every skipped step are "
         "in metrics.jsonl). The same command meets these steps again: check their blocks and "
         f"{phase}.learning_rate, or go past them with --set training.skip_limit="

@@ -1,4 +1,4 @@
-"""The wall-clock time that a phase has taken, over all its starts."""
+"""The wall-clock time that a phase has taken, over all starts of the command."""
 
 import time
 from collections.abc import Mapping
@@ -8,18 +8,18 @@ import torch
 
 
 class Stopwatch:
-    """Seconds of a phase: in training steps alone, and in all.
+    """Measures the seconds of a phase, in training steps and in total.
 
     Attributes:
         training: Seconds in training steps, without evaluations and checkpoints.
-        total: Seconds in all, as of the last `read_total`.
+        total: Seconds in total, as of the last `read_total`.
     """
 
     def __init__(self, device: torch.device):
-        """Both are 0; `start` begins to count.
+        """Set both to 0; `start` begins to count.
 
         Args:
-            device: What the steps run on; it is waited for before its time is read.
+            device: Runs the steps, and is waited for before the time is read.
         """
         self._device = device
         self.training = self.total = self._lap = 0.0
@@ -27,7 +27,7 @@ class Stopwatch:
         self._resumed: float | None = None
 
     def start(self) -> None:
-        """Count the total from now on, on top of what earlier starts took."""
+        """Count the total from now on, in addition to that of earlier starts."""
         self._began = time.monotonic() - self.total
 
     def read_total(self) -> float:
@@ -37,12 +37,12 @@ class Stopwatch:
         return self.total
 
     def resume(self) -> None:
-        """Training goes on, unless it already does."""
+        """Count training from now on, if it is not counted already."""
         if self._resumed is None:
             self._resumed = time.monotonic()
 
     def pause(self) -> None:
-        """Training rests; what the device still has to do for it counts too."""
+        """Stop counting training, once the device has finished its steps."""
         if self._resumed is not None:
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
@@ -59,6 +59,6 @@ class Stopwatch:
         return {"training": self.training, "logged": self._lap, "total": self.total}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self.training, self._lap = state["training"], state["logged"]
         self.total = state["total"]

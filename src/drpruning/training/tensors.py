@@ -1,73 +1,112 @@
-"""Parameters and optimizer state of a checkpoint where every rank holds them whole."""
+"""Parameters and optimizer state of a checkpoint: every rank writes and reads its own part.
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+By torch's distributed checkpoint with its safetensors storage, on one rank as on many. Each file's
+header says where its pieces belong, so any number of ranks, with sharded or replicated parameters,
+reads what any other number wrote, one tensor at a time, and reading runs no code from the files.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from drpruning.common.errors import BadInput
-from drpruning.models.loading import storage_errors
 
-WEIGHTS_FILE = "weights.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
+FILE_BYTES = 2**30
+"""About the size of a file; a file is in memory once more while it is written."""
 
 
 def write_tensors(
     folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write parameters and optimizer state into a folder; called by every rank, the first writes.
+    """Write every rank's part of parameters and optimizer state; called by every rank.
 
     Args:
-        folder: Is there already.
-        parameters: Name -> parameter, everything that is trained.
-        optimizer: Its state of these parameters is written under their names.
+        folder: An existing folder, the same one for every rank.
+        parameters: Name -> parameter, sharded, or replicated with the same value on every rank.
+        optimizer: Its state of these parameters is written as `NAME:SLOT`.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: A rank cannot write; raised on every rank.
     """
-    if not PartialState().is_main_process:
-        return
-    weights = {name: p.detach().contiguous() for name, p in parameters.items()}
-    moments = {
-        f"{name}:{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    with storage_errors():
-        save_file(weights, folder / WEIGHTS_FILE)
-        save_file(moments, folder / OPTIMIZER_FILE)
+    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}:{slot}"] = value
+    writer = HuggingFaceStorageWriter(str(folder), _files(tensors), save_distributed=True)
+    with _one_rank_is_enough():
+        save(tensors, storage_writer=writer)
 
 
 def read_tensors(
     folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put what `write_tensors` wrote in place; called by every rank, one tensor at a time.
+    """Load what any number of ranks wrote into these parameters; called by every rank.
 
     Raises:
-        BadInput: It is of another model; nothing is changed then.
+        BadInput: The checkpoint is of another model; nothing is changed then.
     """
-    with ExitStack() as stack:
-        weights, moments = (
-            stack.enter_context(safe_open(folder / name, "pt"))
-            for name in (WEIGHTS_FILE, OPTIMIZER_FILE)
+    reader = HuggingFaceStorageReader(str(folder))
+    stored = reader.read_metadata().state_dict_metadata
+    sizes = {n: d.size for n, d in stored.items() if isinstance(d, TensorStorageMetadata)}
+    weights = {name: size for name, size in sizes.items() if ":" not in name}
+    own = {name: parameter.shape for name, parameter in parameters.items()}
+    if odd := sorted(n for n in weights | own if weights.get(n) != own.get(n)):
+        saved, expected = (list(s[odd[0]]) if odd[0] in s else "none" for s in (weights, own))
+        raise BadInput(
+            f"{folder}: is of another model (parameter {odd[0]} has shape {saved} in the "
+            f"checkpoint, {expected} in the model); remove it to start from scratch"
         )
-        there = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-        here = {name: list(parameter.shape) for name, parameter in parameters.items()}
-        if odd := sorted(n for n in there | here if there.get(n) != here.get(n)):
-            raise BadInput(
-                f"{folder}: is of another model (parameter {odd[0]} has shape "
-                f"{there.get(odd[0], 'none')} there, {here.get(odd[0], 'none')} here); remove it "
-                "to start afresh"
-            )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights.get_tensor(name))
-        for key in moments.keys():  # noqa: SIM118
-            name, _, slot = key.rpartition(":")
-            value: Tensor = moments.get_tensor(key)
-            optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
+    tensors: dict[str, Tensor] = {name: p.detach() for name, p in parameters.items()}
+    for key in sizes.keys() - weights.keys():
+        name, _, slot = key.rpartition(":")
+        value = parameters[name].detach()
+        # A slot is either as large as its parameter, and sharded alike, or one number (`step`).
+        tensors[key] = (
+            torch.zeros_like(value) if sizes[key] else torch.zeros((), device=value.device)
+        )
+        optimizer.state[parameters[name]][slot] = tensors[key]
+    with _one_rank_is_enough():
+        load(tensors, storage_reader=reader)
+
+
+def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name -> number of the file, from 1; the same on every rank."""
+    ranks = PartialState().num_processes
+    files, size = {}, 0
+    for name, tensor in tensors.items():
+        files[name] = 1 + size // (FILE_BYTES * ranks)
+        size += tensor.numel() * tensor.element_size()
+    return files
+
+
+@contextmanager
+def _one_rank_is_enough() -> Iterator[None]:
+    """Without a process group torch warns, and works; its failures come as what caused them.
+
+    Raises:
+        OSError: The first rank that failed could not write.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items())
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, f"rank {rank}: {cause.strerror or cause}") from error
+        if isinstance(cause, KeyboardInterrupt):  # torch catches this too
+            raise cause from None
+        raise RuntimeError(f"rank {rank}: {cause}") from error

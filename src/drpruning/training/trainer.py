@@ -1,13 +1,14 @@
 """The training loop of both phases.
 
-A segment is the training between two evaluations. At its end the validation losses give the ratio
-of the next one, which is then planned as a whole. A checkpoint holds the state at the segment's
-start and the steps done in it, so a resumed run sees the same batches.
+A segment is the training between two evaluations. The validation losses at its end decide the data
+ratio of the next one, whose batches are then all planned at once. A checkpoint holds the state at
+the start of the segment and the steps done in it, so that a resumed run sees the same batches.
 """
 
+import logging
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from drpruning.common.console import Task
 from drpruning.common.errors import BadInput, Interrupted, TrainingError
+from drpruning.common.unknown import Unknown
 from drpruning.data import Mixture, Segment
 from drpruning.runs import provenance
+from drpruning.runs.lines import End, EvalPoint, Line, SkippedPoint, Start, StepPoint, Warned
 from drpruning.runs.log import MetricsLog
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import CheckpointManager, read_state
@@ -31,10 +34,12 @@ from drpruning.training.distributed import (
 from drpruning.training.identity import check_identity, restore_mixture
 from drpruning.training.messages import (
     evaluation_text,
+    exhausted_text,
+    no_finite_loss_text,
     nonfinite_loss_text,
+    nonfinite_weights_text,
     step_text,
     unsaved_text,
-    used_up_text,
 )
 from drpruning.training.optimizer import (
     MicroBatch,
@@ -48,7 +53,10 @@ from drpruning.training.optimizer import (
 from drpruning.training.signals import InterruptGuard
 from drpruning.training.skipped_steps import StepMetrics, failure_text, skipped_text
 from drpruning.training.stopwatch import Stopwatch
+from drpruning.training.tensors import read_tensors, write_tensors
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -64,7 +72,7 @@ class Trainer:
             context: Recipe sections, data, run folder, devices, terminal.
             model: The model, float32 parameters; it is trained in place.
             policy: Gives the ratio; asked at every evaluation.
-            mixture: Gives the blocks; at the place where this phase begins.
+            mixture: Gives the blocks, from where this phase starts.
         """
         self.settings, self.training = context.settings, context.training
         self.data, self.folder = context.data, context.folder
@@ -88,7 +96,6 @@ class Trainer:
             self.phase,
             self.training.checkpoint,
             self.accelerator,
-            self.reporter,
         )
         self.step = 0
         self.evaluated = -1
@@ -108,7 +115,7 @@ class Trainer:
         return [{"params": list(self.parameters.values()), "weight_decay": decay}]
 
     def start_from_scratch(self) -> None:
-        """Called before step 0, not where a checkpoint is resumed."""
+        """Called before step 0, unless a checkpoint is resumed."""
 
     def prepare_step(self) -> None:
         """Called before a step."""
@@ -117,7 +124,7 @@ class Trainer:
         """Called before the forward pass of a micro-batch of this mask part."""
 
     def finish_gradients(self) -> dict[str, Tensor]:
-        """Add what does not come from the data; returns what to log."""
+        """Add gradients that do not come from the data; returns numbers to log."""
         return {}
 
     def step_fields(self) -> dict[str, Any]:
@@ -133,22 +140,28 @@ class Trainer:
         return self.parameter_count()
 
     def after_evaluation(self) -> None:
-        """Called when an evaluation has been logged; `self.stopped` may be given a reason now."""
+        """Called when an evaluation has been logged; may set `self.stopped` to a reason."""
 
     def extra_state(self) -> dict[str, Any]:
         """What this phase adds to a checkpoint."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `extra_state` gave."""
+        """Restore what `extra_state` gave."""
 
     # The loop.
 
     def run(self) -> None:
         """Train to the last step or until `stopped`, from the latest checkpoint if there is one.
 
+        Evaluation comes before saving, so that a checkpoint at the end of a segment already holds
+        the next one's ratio and plan, and before the question whether the phase is done, because
+        it may set `stopped`. Whether to stop for a signal is agreed on by all ranks once a step,
+        as a rank that left alone would leave the others waiting for it.
+
         Raises:
             Interrupted: A signal asked to stop; the state is saved.
+            TrainingError: The numbers are not finite, or nothing can be saved.
         """
         self._begin()
         self.watch.start()
@@ -160,9 +173,9 @@ class Trainer:
                 self.watch.read_total()
                 stop = any_rank(self.accelerator, guard.requested)
                 done = self.step == total or self.stopped is not None
-                last = done or stop
-                if self.step > self.saved and (last or self._is_due()):
-                    self._save(last=last)
+                if self.step > self.saved and (done or stop or self._is_due()):
+                    # Where the phase is done, its model keeps the weights without a checkpoint.
+                    self._save(resumable=stop)
                 if stop:
                     raise Interrupted
                 if done:
@@ -174,12 +187,15 @@ class Trainer:
                     task.update(self.step)
         if self.accelerator.is_main_process:
             seconds, tokens = self.watch.total, self._tokens()
-            self.metrics.record(
-                "end", self.step, total_seconds=seconds, tokens=tokens, stopped=self.stopped
-            )
+            self._record(End, total_seconds=seconds, tokens=tokens, stopped=self.stopped)
             self.metrics.size()  # on the disk before the phase's result is
 
     def _begin(self) -> None:
+        """Resume from the latest checkpoint, or start from scratch.
+
+        The warm-up comes after the weights are in place, as DDP keeps the buckets of its first
+        pass, and all ranks wait for the slowest before the first step is timed.
+        """
         path = self.checkpoints.latest()
         if path is not None:
             self._resume(path)
@@ -194,9 +210,8 @@ class Trainer:
 
     def _record_start(self) -> None:
         self.metrics.drop_phase()
-        self.metrics.record(
-            "start",
-            0,
+        self._record(
+            Start,
             total_steps=self.settings.steps,
             global_batch=self.settings.global_batch,
             sequence_length=self.data.sequence_length,
@@ -205,6 +220,11 @@ class Trainer:
             versions=provenance.versions(),
             commit=provenance.commit(),
         )
+
+    def _record(self, kind: type[Line], step: int | None = None, **fields: Any) -> None:
+        """Append a line to metrics.jsonl; call it on the main process alone."""
+        step = self.step if step is None else step
+        self.metrics.record(kind(phase=self.phase, step=step, time=time.time(), **fields))
 
     def _segment_end(self) -> int:
         return 0 if self.segment is None else self.evaluated + self.segment.steps
@@ -269,28 +289,37 @@ class Trainer:
         }
         self.numbers.reset()
         if self.accelerator.is_main_process:
-            self.metrics.record("step", self.step, **fields)
+            self._record(StepPoint, **fields)
         task.update(self.step, step_text(fields, self.ratio))
 
     def _synchronize(self) -> None:
-        """Account for the steps that were skipped; too many in a row end the run."""
+        """Wait for the device and record which steps were skipped.
+
+        Raises:
+            TrainingError: Too many in a row.
+        """
         found = self.numbers.synchronize()
         limit = self.training.skip_limit
         for skipped in found:
             assert self.segment is not None  # noqa: S101 - synchronized before the next one is planned
             blocks = self.segment.blocks(skipped.step - 1 - self.evaluated)
             if self.accelerator.is_main_process:
-                self.metrics.record("skip", skipped.step, **skipped.numbers, blocks=blocks)
+                self._record(SkippedPoint, skipped.step, **skipped.numbers, blocks=blocks)
             if skipped.in_a_row == limit:
                 raise TrainingError(failure_text(self.phase, skipped, blocks, self.saved))
         if found:
-            self.reporter.warn(f"{self.phase} {self.step}: {skipped_text(found)}")
+            self._warn(skipped_text(found))
+
+    def _warn(self, message: str) -> None:
+        """Warn of something that happened at this step, once for all ranks."""
+        if self.accelerator.is_main_process:
+            logger.warning("%s %d: %s", self.phase, self.step, message)
 
     def warn(self, message: str) -> None:
-        """Tell people in the terminal, and whoever reads the log."""
-        self.reporter.warn(f"{self.phase} {self.step}: {message}")
+        """Warn, and keep the warning in metrics.jsonl."""
+        self._warn(message)
         if self.accelerator.is_main_process:
-            self.metrics.record("warning", self.step, message=message)
+            self._record(Warned, message=message)
 
     # Evaluation and the ratio.
 
@@ -309,22 +338,24 @@ class Trainer:
             self.accelerator,
             batch_size=self.training.micro_batch,
             precision=self.distributed.precision,
-            on_progress=lambda done, total: task.update(
-                self.step, f"evaluating {done}/{total} blocks" if self.reporter.live else ""
+            on_progress=lambda done, total: task.show_activity(
+                f"validation: {done} of {total} blocks"
             ),
         )
+        task.show_activity("")
+        if not any(map(math.isfinite, losses.values())):
+            raise TrainingError(no_finite_loss_text(self.phase, self.step, losses, self.saved))
         evaluated = time.monotonic()
         count = self.parameter_count()
         decision = self.policy.update(step=self.step, losses=losses, params=count)
         self.ratio = broadcast_ratio(decision.ratio)
         decided = time.monotonic()
         if self.accelerator.is_main_process:
-            self.metrics.record(
-                "eval",
-                self.step,
+            self._record(
+                EvalPoint,
                 loss=losses,
-                **asdict(decision),
-                realised_share=None if ended is None else ended.realised_share,
+                **EvalPoint.decided(decision),
+                realised_share=Unknown() if ended is None else ended.realised_share,
                 epochs=self.mixture.epochs,
                 used_up=used_up,
                 parameters=count,
@@ -334,7 +365,7 @@ class Trainer:
         self.evaluated = self.step
         where = f"{self.phase} {self.step}/{self.settings.steps}"
         self.reporter.line(f"{where}  {evaluation_text(losses, self.ratio)}")
-        for message in nonfinite_loss_text(losses) + used_up_text(used_up):
+        for message in nonfinite_loss_text(losses) + exhausted_text(used_up):
             self.warn(message)
         self._begin_segment()
 
@@ -350,7 +381,7 @@ class Trainer:
             steps = min(self.settings.evaluate_every, left)
             self.segment = self.mixture.plan_segment(self.ratio, steps)
 
-    # CheckpointManager.
+    # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the tensors, JSON-able; step metrics must be synchronized before."""
@@ -369,13 +400,14 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave, beside the step; plans the segment once more.
+        """Restore what `state_dict` gave, and plan the current segment again.
 
         Args:
-            state: Of a run with the same identity, or of one whose changes are accepted.
+            state: Of a run with the same identity, or of one whose changes are accepted; with
+                `step`, the steps done.
 
         Raises:
-            ValueError: The state of the policy or of the mixture does not fit.
+            ValueError: The state of the policy or of the mixture does not match these.
         """
         accept = self.training.checkpoint.accept_changes
         self.step = self.saved = state["step"]
@@ -392,51 +424,65 @@ class Trainer:
         self.load_extra_state(state)
 
     def _resume(self, path: Path) -> None:
-        """Put this trainer where a checkpoint was saved, tensors and log included.
+        """Restore the state of a checkpoint, tensors and logs included.
+
+        Identity and step are checked first: nothing of this trainer changes, and no log is cut
+        back, unless the checkpoint is one of this run.
 
         Raises:
             BadInput: The checkpoint is of another run, or of a later step than there will be.
         """
         state = read_state(path)
         accept = self.training.checkpoint.accept_changes
-        check_identity(
-            path, state["identity"], self.identity, accept=accept, reporter=self.reporter
-        )
+        check_identity(path, state["identity"], self.identity, accept=accept)
         if state["step"] > self.settings.steps:
             raise BadInput(
                 f"{self.phase}.steps: {self.settings.steps}, but {path} has done {state['step']}; "
                 "write more, or remove it to resume from an earlier one"
             )
-        self.distributed.read_tensors(path, self.optimizer)
+        read_tensors(path, self.parameters, self.optimizer)
         try:
             self.load_state_dict(state)
         except ValueError as error:
-            raise BadInput(f"{path} does not fit: {error}") from None
+            raise BadInput(f"{path} is of another run: {error}") from None
         if self.accelerator.is_main_process and not self.metrics.truncate(state["metrics_bytes"]):
-            self.reporter.warn(f"{self.metrics.path} has lost lines from before step {self.step}")
+            self._warn(f"{self.metrics.path} has lost lines from before step {self.step}")
 
     def _is_due(self) -> bool:
-        """Not where the latest step was skipped: after the next one that is not, then."""
+        """Whether to save now; after a skipped step, saving waits for the next one that is not."""
         self.save_due = self.checkpoints.is_due(self.step) or self.save_due
         if not self.save_due:
             return False
         self._synchronize()
         return self.numbers.in_a_row == 0
 
-    def _save(self, *, last: bool) -> None:
-        """Save; where that fails and it is not the last occasion, another one will come."""
+    def _save(self, *, resumable: bool) -> None:
+        """Save a checkpoint; where that fails, training continues.
+
+        Args:
+            resumable: Whether the command ends after it, so that only a checkpoint keeps the steps.
+
+        Raises:
+            TrainingError: The weights are not finite, or the command ends and they are not saved.
+        """
         self.watch.pause()
         self._synchronize()
+        # Before anything is written: a checkpoint of such weights would push out a good one.
+        if lost := self.distributed.nonfinite_parameters():
+            raise TrainingError(nonfinite_weights_text(self.phase, self.step, lost, self.saved))
         self.save_due = False
         error = self.checkpoints.save(
             self.step,
             self.state_dict,
-            lambda folder: self.distributed.write_tensors(folder, self.optimizer),
+            lambda folder: write_tensors(folder, self.parameters, self.optimizer),
         )
         if error is None:
             self.saved = self.step
             return
-        message = unsaved_text(self.phase, self.step, error, self.saved, last=last)
-        if last:
+        message = unsaved_text(
+            self.phase, self.step, error, self.saved, self.folder.checkpoints, resumable=resumable
+        )
+        if resumable:
             raise TrainingError(message)
-        self.reporter.warn(message)
+        if self.accelerator.is_main_process:
+            logger.warning(message)

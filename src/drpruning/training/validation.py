@@ -40,12 +40,12 @@ def domain_losses(
         model: A causal language model in evaluation mode.
         validation: Domain -> blocks; each rank takes every n-th.
         accelerator: Gives device and ranks.
-        batch_size: Blocks a forward pass.
+        batch_size: Blocks in a forward pass.
         precision: `fp32` or `bf16`.
-        on_progress: Called with the blocks done and in all (of this rank).
+        on_progress: Called with the blocks done and in total (of this rank).
 
     Returns:
-        Domain -> nats a token; the same on every rank.
+        Domain -> nats per token; the same on every rank.
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = {name: np.arange(rank, len(blocks), ranks) for name, blocks in validation.items()}
@@ -55,7 +55,7 @@ def domain_losses(
         largest = -(-len(blocks) // ranks)
         for start in range(0, largest, batch_size):
             rows = mine[name][start : start + batch_size]
-            # A rank that has no more goes through the model with the others, who need its shards.
+            # A rank without blocks left runs the model too: other ranks need its shards.
             batch_BT = torch.from_numpy(blocks[rows if len(rows) else slice(0, 1)]).to(
                 accelerator.device
             )

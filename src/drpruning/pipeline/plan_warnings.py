@@ -1,0 +1,72 @@
+"""What a recipe can do but its author may not have meant: one line for each, all from numbers."""
+
+import math
+from typing import Any
+
+from drpruning.pruning import ModelShape
+from drpruning.recipe import Recipe
+from drpruning.scheduling import MIN_POINTS
+
+LARGEST_SPARSITY = 0.95
+"""Expected sparsity of masks at the lower end of their range."""
+LITTLE_FREEDOM = 0.1
+"""Share of the data that must be free to move between domains for steering to mean something."""
+
+
+def length_warning(recipe: Recipe, config: dict[str, Any]) -> list[str]:
+    """Whether blocks are longer than the model can take."""
+    positions, length = config.get("max_position_embeddings"), recipe.data.sequence_length
+    if not isinstance(positions, int) or length <= positions:
+        return []
+    line = f"{length} is beyond the {positions} positions that the model was made for"
+    return [f"data.sequence_length: {line}"]
+
+
+def sparsity_warnings(source: ModelShape, target: ModelShape) -> list[str]:
+    """Find axes of which more is cut than hard-concrete masks can express in expectation."""
+    return [
+        f"model.target.{name}: {size} -> {kept} removes more than "
+        f"{100 * LARGEST_SPARSITY:.0f}%, which masks cannot reach; the cut will be abrupt"
+        for name, (size, kept) in source.differences(target).items()
+        if isinstance(size, int) and isinstance(kept, int) and 1 - kept / size > LARGEST_SPARSITY
+    ]
+
+
+def floor_warning(recipe: Recipe) -> list[str]:
+    """Whether the floor leaves the ratio no room: by default it is the smallest reference share."""
+    scheduling = recipe.scheduling
+    if scheduling.floor is None or len(recipe.data.domains) == 1:
+        return []
+    floors = scheduling.floors(recipe.initial_ratio).values()
+    free = 1 - math.fsum(floors)
+    if free > LITTLE_FREEDOM or free < -1e-9:  # more than there is: no policy takes such a floor
+        return []
+    line = (
+        f"scheduling.floor: the floors take {100 * min(1 - free, 1):.0f}% of the data, so only "
+        f"{100 * max(free, 0):.0f}% of it can be steered; write a smaller floor, "
+        f"such as {min(floors) / 2:.2g}"
+    )
+    return [line]
+
+
+def update_warnings(recipe: Recipe) -> list[str]:
+    """Find phases in which no forecast comes in time, so that the ratio would never move."""
+    scheduling = recipe.scheduling
+    if scheduling.policy != "drpruning" or scheduling.has_reference_loss:
+        return []
+    begin = scheduling.forecast_start or 0.0
+    lines = []
+    for name, phase in recipe.phases.items():
+        # Forecasts leave out step 0, and the last step's comes too late to move anything.
+        steps = range(phase.evaluate_every, phase.steps, phase.evaluate_every)
+        if len(steps) >= MIN_POINTS and steps[-1] >= begin * phase.steps:
+            if scheduling.handover == "continue":
+                break  # the next phase begins with these forecasts
+            continue
+        lines.append(
+            f"{name}.evaluate_every: the ratio would never move: without scheduling.reference_loss "
+            f"it takes a forecast, that takes {MIN_POINTS} evaluations and scheduling."
+            f"forecast_start ({begin:g}) of the steps, and no evaluation before the last step "
+            f"({len(steps)} after step 0) has both behind it"
+        )
+    return lines
