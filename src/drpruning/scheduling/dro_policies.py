@@ -135,8 +135,8 @@ class DRPruning(_BallPolicy):
         min_quality: Smallest quality (see `LossForecast`) of a forecast that is used, in [0, 1]; 0
             takes every finite one.
         reference_rule: Which of the forecasts so far is the reference loss: the smallest
-            (`minimum`, the paper's), the smallest but not below the newest forecast's interval
-            (`credible`), or the newest (`latest`).
+            (`minimum`, the paper's), the smallest but not below the latest forecast's interval
+            (`credible`), or the latest (`latest`).
         moving_reference: Whether the reference ratio moves.
         reference_start: Share of training before it first moves.
         delta: How far it moves towards the new ratio each time, in [0, 1].
