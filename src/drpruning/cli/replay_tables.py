@@ -99,7 +99,7 @@ def _table(curves: ReplayCurves) -> Table:
 
 
 def _figure(curves: ReplayCurves, console: Console) -> Text:
-    """A line a domain where used and replayed agree throughout, else one above the other."""
+    """One line per domain where used and replayed agree throughout, else one above the other."""
     levels = BLOCKS if console.encoding.lower().startswith("utf") else DIGITS
     longest = max(map(len, curves.initial))
     columns = _columns(len(curves.steps), max(NARROWEST, console.width - longest - 26))
