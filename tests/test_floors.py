@@ -36,6 +36,7 @@ WITHOUT_TORCH = {
     "pruning.shape_search",
     "pruning.shapes",
     "pruning.similarity",
+    "models.config_values",
     "models.files",
     "models.inspect",
     "models.memory",
