@@ -1,4 +1,4 @@
-"""Domains that are used up: they repeat, hand their share on, or end the phase."""
+"""Domains that are exhausted: they repeat, hand their share on, or end the phase."""
 
 import json
 from collections import Counter
@@ -59,7 +59,7 @@ def test_a_domain_that_stops_is_read_once_and_ends_with_its_segment():
     assert [s.steps for s in segments] == [10, 10, 10]
     assert segments[-1].used_up == {"c": "stop"}
     assert max(Counter(p for s in segments for p in read(s)).values()) == 1
-    assert mixture.exhausted() == "c used up (on_exhausted: stop)"
+    assert mixture.exhausted() == "c exhausted (on_exhausted: stop)"
 
 
 def test_a_domain_that_repeats_goes_on_and_says_so_once():
@@ -77,7 +77,7 @@ def test_when_nothing_repeats_every_block_is_read_and_the_last_segment_is_shorte
     segments = list(walk(mixture, RATIO, 3))
     assert [s.steps for s in segments] == [3, 3, 3, 3, 3, 1]
     assert mixture.consumed == sizes
-    assert mixture.exhausted() == "all domains used up, and none of them repeats"
+    assert mixture.exhausted() == "all domains exhausted, and none of them repeats"
     with pytest.raises(ValueError, match="5 blocks left"):
         mixture.plan_segment(RATIO, 1)
 
@@ -134,7 +134,7 @@ def test_whatever_the_ratios_nothing_is_given_twice_and_resuming_is_exact(data):
         assert rules[name] == "repeat" or times == 1
 
 
-def test_a_later_phase_does_not_read_a_used_up_domain_again():
+def test_a_later_phase_does_not_read_an_exhausted_domain_again():
     sizes, rules = {"a": 1000, "b": 20}, {"b": "redistribute"}
     earlier = Mixture(sizes, 10, 0, rules)
     list(walk(earlier, {"a": 0.5, "b": 0.5}, 2))

@@ -221,7 +221,9 @@ def test_what_was_left_out_is_put_into_words(
     lines = data.overlap_warnings()
     assert len(lines) == sum(d.counts.in_other_validation > 0 for d in data.domains.values())
     count = data.domains["web"].counts.in_other_validation
-    assert any(f"domains.web: {count} documents are not trained on" in line for line in lines)
+    assert any(
+        f"domains.web: {count} of 1,050 documents are not trained on" in line for line in lines
+    )
     assert run(tokenizer, tmp_path / "alone", overlapping[0]).overlap_warnings() == []
 
 

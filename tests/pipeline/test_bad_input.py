@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import zstandard
 from typer.testing import CliRunner
@@ -101,6 +102,16 @@ LATE = [
     Row("parquet-not-utf8",
         source("n.parquet", parquet(text="one two").replace(b"one", b"\xff\xff\xff")),
         ("data.domains.numbers.source", "n.parquet: row 1", "write the file again")),
+    Row("parquet-names-twice",
+        both(source("n.parquet", parquet(m=pa.scalar(
+            [("x", "one"), ("x", "two")], pa.struct([("x", pa.string()), ("x", pa.string())])))),
+             field("data.domains.numbers.text_field", "m.x")),
+        ("data.domains.numbers.source", "n.parquet", "several fields of the name 'm.x'")),
+    Row("parquet-of-no-known-zone",
+        both(source("n.parquet", parquet(
+            text="one", at=pa.scalar(1, pa.timestamp("s", "No/Zone")))),
+             field("data.domains.numbers.where", {"at": 1})),
+        ("data.domains.numbers.source", "n.parquet: row 1", "column 'at'", "plain text")),
     Row("where-fits-no-long-value",
         both(lines(json.dumps({"text": "one", "kind": "b" * 10**5})),
              field("data.domains.numbers.where", {"kind": "a"})),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from drpruning.models import files, inspect
 from drpruning.pipeline import preflight
 from drpruning.pipeline.run import Run
 from drpruning.pipeline.targets import plan_recipe
@@ -120,9 +121,16 @@ def test_the_way_to_the_optimizer_looks_once(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("source_config", "source_shape", "domain_sources", "check_sources",
                  "saved_recipe", "complete_data"):  # fmt: skip
         counted(name)
+    read: list[str] = []
+    original = files.read_config
+    for module in (files, inspect):
+        monkeypatch.setattr(
+            module, "read_config", lambda name, *rest: read.append(name) or original(name, *rest)
+        )
     drprune("prune", "recipe.yaml")
     assert sorted(looked) == sorted(set(looked))
     assert len(looked) == 6
+    assert read == ["model"] * 2, "for the plan, and by the guard of loading, maybe hours later"
 
 
 def test_several_targets_look_for_the_text_once(
@@ -181,3 +189,30 @@ def test_a_run_opened_from_its_folder_knows_its_final_size(place: Place) -> None
     run = Run.open(place / "out")
     shape = json.loads((place / "model/config.json").read_text())
     assert run.plan.final_shape.num_layers == 2 < shape["num_hidden_layers"]
+
+
+def test_a_moved_folder_of_several_targets_goes_on_under_a_relative_name(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field("model", {
+        "source": "model",
+        "targets": {"large": {"hidden_size": 24}, "small": {"hidden_size": 16}},
+    })(place)  # fmt: skip
+    drprune("prune", "recipe.yaml")
+    (place / "out").rename(place / "moved")
+    assert drprune("prune", "moved/recipe.yaml").count("done already") == 2
+    assert "done already" in drprune("prune", "moved/small/recipe.yaml")
+    monkeypatch.chdir(place / "moved/small")
+    own = open_recipe("recipe.yaml")
+    assert own.model.source == str(place / "moved/large/pruned")
+    assert own.prepared_folder == place / "moved/data"
+    assert not (place / "out").exists()
+    assert not list((place / "moved").rglob("moved"))
+
+
+def test_domains_that_run_out_are_not_named_by_the_thousand() -> None:
+    plan = preflight.DomainPlan(0.01, 1000, 10, exact=True, exhausted_at=("pretrain", 1),
+                                on_exhausted="repeat")  # fmt: skip
+    lines = preflight.repetition_warnings({f"d{i}": plan for i in range(100)})
+    assert len(lines) == 21
+    assert lines[-1] == "data.domains: 80 more domains run out before the end"

@@ -150,7 +150,7 @@ def test_law_that_is_refused_keeps_what_was_measured(
     pretraining["scheduling"] = {"reference_loss": {"from_models": rising}}
     recipe = write(pretraining, tmp_path / "r.yaml")
     text = drprune("run", recipe, status=2)
-    assert "loss, nats per token" in text
+    assert "loss (nats per token)" in text
     assert "does not fall with the size" in text
     folder = Path(pretraining["output"])
     saved = json.loads((folder / "reference_loss.json").read_text())
@@ -161,7 +161,7 @@ def test_law_that_is_refused_keeps_what_was_measured(
     monkeypatch.setattr("drpruning.training.perplexity.evaluate_perplexity", not_again)
     assert "does not fall" in drprune("run", recipe, status=2)
     assert "does not fall" in drprune("pretrain", recipe, status=2)
-    assert "loss, nats per token" in drprune("reference-loss", folder, status=2)
+    assert "loss (nats per token)" in drprune("reference-loss", folder, status=2)
     one = tmp_path / "one.yaml"
     drprune("reference-loss", folder, "--model", rising[1], "--output", one)
     assert yaml.safe_load(one.read_text())["reference_loss"] == saved["models"][1]["loss"]
@@ -173,7 +173,7 @@ def test_command_keeps_what_it_measured_where_there_is_no_law(
     recipe, output = write(pretraining, tmp_path / "r.yaml"), tmp_path / "found.yaml"
     models = [argument for size in rising for argument in ("--model", size)]
     text = drprune("reference-loss", recipe, *models, "--output", output, status=2)
-    assert "loss, nats per token" in text
+    assert "loss (nats per token)" in text
     assert "does not fall with the size" in text
     lines = output.read_text().splitlines()
     for model in rising:

@@ -99,7 +99,7 @@ def test_losses_that_fall_ever_faster_give_a_power_law() -> None:
     [
         ([1e6, 1e7], [[3.0, 2.0]], "at least 3 sizes"),
         ([1e6, 1e7, 1e7], [[3.0, 2.0, 1.0]], "all different"),
-        ([1e6, 1e7, 1e8], [[3.0, 2.0]], "one loss a domain and size"),
+        ([1e6, 1e7, 1e8], [[3.0, 2.0]], "one loss per domain and size"),
         ([1e6, 1e7, 1e8], [[3.0, 2.0, 2.0]], "does not fall"),
         ([1e6, 1e7, 1e8], [[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], "row 1"),
         ([1e6, 1e7, 1e8], [[3.0, 2.0, 0.0]], "losses must be positive"),

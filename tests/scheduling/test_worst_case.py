@@ -127,7 +127,7 @@ def test_ties_share_at_the_smallest_divergence():
     np.testing.assert_allclose(q, [0.6, 0.3, 0.05, 0.05], atol=1e-14)
 
 
-def test_ball_is_used_up_where_it_binds():
+def test_the_whole_radius_is_used_where_it_limits_the_ratio():
     q = worst_case_ratio([0, 1, 2, 3, 4, 5, 6], REDPAJAMA, rho=0.1)
     assert divergence(q, REDPAJAMA) == pytest.approx(0.1, abs=1e-13)
     assert q.min() >= 0.02

@@ -448,7 +448,7 @@ def test_a_domain_that_runs_out_follows_its_rule(
     later = [r["realised_share"]["animals"] for r in evals if r["step"] > out["step"]]
     if rule == "stop":
         assert (end["step"], later) == (out["step"], [])
-        assert end["stopped"] == "animals used up (on_exhausted: stop)"
+        assert end["stopped"] == "animals exhausted (on_exhausted: stop)"
         assert "ended at step" in (folder / "report.html").read_text()
         assert (folder / "model" / "model.safetensors").is_file()
     else:

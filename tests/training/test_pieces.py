@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from drpruning.cli.app import check_launch, interrupt_on_signals
+from drpruning.cli.app import check_launch, end_by_message, interrupt_on_signals
 from drpruning.common.console import Reporter, seconds_text, warnings_shown
 from drpruning.common.errors import BadInput, Interrupted
 from drpruning.recipe import Pretrain
@@ -181,6 +182,28 @@ def test_a_command_of_a_wrong_rank_does_nothing(monkeypatch: pytest.MonkeyPatch)
     assert "RANK=banana: not a whole number" in drprune("report", "nowhere", status=2)
 
 
+@pytest.mark.parametrize(("rank", "waits"), [(None, 0), ("0", 0), ("1", 1)])
+def test_ranks_speak_after_the_first_and_of_an_interruption_it_alone_speaks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rank: str | None,
+    waits: int,
+) -> None:
+    def say(error: Exception) -> str:
+        with pytest.raises(typer.Exit):
+            end_by_message(error)
+        return capsys.readouterr().err
+
+    waited: list[float] = []
+    for name, value in (LAUNCHED | {"RANK": rank or ""}).items():
+        if rank is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    assert say(BadInput("this is wrong")) == "drprune: this is wrong\n"
+    assert len(waited) == waits
+    assert ("interrupted; saved" in say(Interrupted())) == (waits == 0)
+
+
 def test_warnings_of_a_library_can_be_redirected(caplog: pytest.LogCaptureFixture) -> None:
     Reporter().warn("look here")
     Reporter(silent=True).warn("not here")
@@ -203,6 +226,15 @@ def on_a_terminal(width: int) -> tuple[Reporter, io.StringIO]:
     return Reporter(
         console=Console(file=screen, force_terminal=True, width=width, highlight=False)
     ), screen
+
+
+def test_a_terminal_shows_at_once_what_is_waited_for() -> None:
+    reporter, screen = on_a_terminal(width=80)
+    with reporter.status("loading PyTorch"):
+        assert "loading PyTorch" in screen.getvalue()
+    plain = io.StringIO()
+    with Reporter(console=Console(file=plain)).status("loading PyTorch"):
+        assert plain.getvalue() == ""
 
 
 def test_lines_on_a_terminal_are_broken_between_words_only() -> None:

@@ -115,9 +115,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
                 with warnings_shown(silent=os.environ.get("RANK", "0") != "0"):
                     function(*args, **kwargs)
             except (Exception, KeyboardInterrupt) as error:
-                status, message = _outcome(error)
-                _say(f"drprune: {message}", status)
-                raise typer.Exit(status) from None
+                end_by_message(error)
 
         lines = "\n\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
         return app.command(epilog=f"Examples:\n\n{lines}")(guarded)
@@ -149,15 +147,21 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     return status, message
 
 
-def _say(message: str, status: int) -> None:
-    """Print a message on standard error, once where all ranks have the same to say."""
+def end_by_message(error: BaseException) -> NoReturn:
+    """Print the message of an error, once where all ranks have the same, and exit with its status.
+
+    Raises:
+        typer.Exit: The error has a message for the user; else it is raised again.
+    """
+    status, message = _outcome(error)
     first = os.environ.get("RANK", "0") == "0"
     if not first:
         for name in SIGNALS:  # the launcher ends this rank as soon as the first has spoken
             signal.signal(name, signal.SIG_DFL)
         time.sleep(MOMENT)
     if first or status != INTERRUPTED:  # all ranks are interrupted together
-        typer.echo(message, err=True)
+        typer.echo(f"drprune: {message}", err=True)
+    raise typer.Exit(status) from None
 
 
 def check_launch(environment: Mapping[str, str]) -> None:

@@ -10,13 +10,14 @@ import os
 import termios
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from textwrap import TextWrapper
 
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -139,9 +140,15 @@ class Reporter:
         if not self.console.quiet:
             logger.warning("%s", text)
 
-    def status(self, text: str) -> AbstractContextManager[object]:
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
         """Show what is being waited for while the block runs, on a terminal only."""
-        return self.console.status(text) if self.live else nullcontext()
+        if not self.live:
+            yield
+            return
+        with Live(Spinner("dots", text), console=self.console, transient=True) as live:
+            live.refresh()  # at once: an import may keep the thread that refreshes from running
+            yield
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:

@@ -1,4 +1,4 @@
-"""Text -> tokenized blocks -> the batches of a segment.
+"""From text to tokenized blocks, and from blocks to the batches of a segment.
 
 `prepare` turns domains of text into memory-mapped blocks of token ids, once; `PreparedData.open`
 finds them again. `Mixture` says which blocks come next under the current data ratio, a segment (the

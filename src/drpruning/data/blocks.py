@@ -23,11 +23,11 @@ class TokenBlocks:
 
     Args:
         file: little-endian ids, [blocks, sequence_length] row by row.
-        sequence_length: tokens a block.
+        sequence_length: tokens per block.
         dtype: `uint16` or `uint32`.
 
     Raises:
-        BadInput: the file is missing or does not hold whole blocks.
+        BadInput: the file is missing, or its size is no multiple of a block's.
     """
 
     def __init__(self, file: Path, sequence_length: int, dtype: str) -> None:
@@ -51,7 +51,7 @@ class TokenBlocks:
 
     @cached_property
     def rows(self) -> NDArray[Any]:
-        """Token ids [blocks, sequence_length] as they lie on disk, read when looked at."""
+        """Token ids [blocks, sequence_length] as a memory map of the file."""
         shape = (self._count, self.sequence_length)
         if not self._count:
             return np.empty(shape, dtype=self.dtype)
@@ -60,7 +60,7 @@ class TokenBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainCounts:
-    """What the preparation of one domain found; a token count includes the ends of documents.
+    """What the preparation of one domain has counted; tokens include the EOS of each document.
 
     Attributes:
         documents: with text, that `where` lets through.
@@ -71,7 +71,8 @@ class DomainCounts:
         validation_documents: held out, or read from the validation source.
         train_blocks: for training.
         validation_blocks: for evaluation.
-        dropped_tokens: in no block: the end that fills none, and validation beyond its limit.
+        dropped_tokens: in no block: documents left out, ends that fill no block, and validation
+            text beyond its limit.
     """
 
     documents: int
@@ -87,7 +88,7 @@ class DomainCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainBlocks:
-    """The prepared data of one domain: train and validation share no document."""
+    """The prepared data of one domain; train and validation share no document."""
 
     name: str
     train: TokenBlocks
@@ -96,7 +97,7 @@ class DomainBlocks:
 
     @property
     def train_tokens(self) -> int:
-        """Tokens in the train blocks: one epoch."""
+        """Tokens in the train blocks, which is one epoch."""
         return len(self.train) * self.train.sequence_length
 
     @property
@@ -107,13 +108,13 @@ class DomainBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
-    """A folder of tokenized blocks, one subfolder a domain.
+    """A folder of tokenized blocks, with one subfolder per domain.
 
     Attributes:
-        folder: where it is.
-        fingerprint: of tokenizer, settings and sources; equal fingerprints, equal blocks.
+        folder: its path.
+        fingerprint: of tokenizer, settings and sources; equal fingerprints mean equal blocks.
         tokenizer_digest: see `tokenizer_digest`.
-        sequence_length: tokens a block.
+        sequence_length: tokens per block.
         domains: by name, in the order in which they were prepared.
     """
 
@@ -129,22 +130,23 @@ class PreparedData:
         """Token ids int64 [k, sequence_length] of train blocks given by domain [k] and id [k].
 
         Args:
-            domains: Places of the blocks' domains in `domains`.
-            ids: Of the blocks within their domains.
+            domains: positions of the blocks' domains in `domains`.
+            ids: ids of the blocks within their domains.
         """
-        there = [domain.train.rows for domain in self.domains.values()]
+        rows = [domain.train.rows for domain in self.domains.values()]
         blocks = np.empty((len(ids), self.sequence_length), dtype=np.int64)
         # Block by block is faster than domain by domain: each is converted as it is copied.
         for block, domain, index in zip(blocks, domains.tolist(), ids.tolist(), strict=True):
-            block[:] = there[domain][index]
+            block[:] = rows[domain][index]
         return blocks
 
     @classmethod
     def open(cls, folder: Path | str) -> "PreparedData":
-        """Open what `prepare` has written.
+        """Open a folder that `prepare` has written.
 
         Raises:
-            BadInput: there is nothing, an unfinished preparation, or a damaged file.
+            BadInput: there is no prepared data, its preparation is not complete, or a file is
+                damaged.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -184,14 +186,15 @@ class PreparedData:
     def overlap_warnings(self) -> list[str]:
         """One line for each domain that lost training text to the validation of other domains."""
         return [
-            f"data.domains.{name}: {domain.counts.in_other_validation:,} documents are not trained "
-            "on, because the same text is in the validation set of another domain"
+            f"data.domains.{name}: {domain.counts.in_other_validation:,} of {domain.documents:,} "
+            "documents are not trained on, because the validation set of another domain has the "
+            "same text"
             for name, domain in self.domains.items()
             if domain.counts.in_other_validation
         ]
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row a domain, for a table: name, tokens of an epoch and every count."""
+        """One row per domain, for a table: name, tokens per epoch and every count."""
         return [
             {"domain": name, "train_tokens": domain.train_tokens, **vars(domain.counts)}
             for name, domain in self.domains.items()

@@ -132,7 +132,7 @@ class DomainWriter:
         return True
 
     def add(self, tokens: NDArray[Any], lengths: Indices, hashes: NDArray[np.uint64]) -> None:
-        """Append documents, up to the one that reaches the limit."""
+        """Append documents up to the one that reaches the limit."""
         if self.limit is not None:
             count = int(np.searchsorted(np.cumsum(lengths), self.limit - self.tokens)) + 1
             lengths, hashes = lengths[:count], hashes[:count]
@@ -185,14 +185,14 @@ def collect(
 
     Args:
         rows: of the source.
-        collectors: one a domain, all with the same text field; reading ends when all are full.
+        collectors: one per domain, all with the same text field; reading ends when all are full.
         tokenizer: for the text.
         seed: of the hashes.
         workers: processes for tokenization.
-        report: called now and then.
+        report: called after every batch of text.
 
     Raises:
-        BadInput: a row without text field, a broken file.
+        BadInput: a row has no text field, or a file is damaged.
     """
     piece_size = piece_bytes(workers)
     if all(collector.limit is not None for collector in collectors):
@@ -224,7 +224,7 @@ def collect(
 
 @dataclass
 class _TokenizationBatch:
-    """Documents to be tokenized at once, and whose they are (an index of the collectors)."""
+    """Documents to tokenize at once, each with the index of the collector that takes it."""
 
     size: int = 0
     texts: list[bytes] = field(default_factory=list)

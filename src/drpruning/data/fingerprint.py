@@ -1,4 +1,4 @@
-"""What prepared data depends on: tokenizer, settings and the content of the sources."""
+"""The identity of prepared data: tokenizer, settings and the content of the sources."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ Identity = dict[str, Any]
 def identify(
     domains: Sequence[DomainSource], *, tokenizer_digest: str, settings: dict[str, int]
 ) -> Identity:
-    """Everything that decides which blocks come out, as plain JSON values.
+    """Collect everything that decides the prepared blocks, as plain JSON values.
 
     A file counts by its name, size and samples of its content (head, tail and pieces between), not
     by its time or folder; a dataset on the Hub by its name, configuration and split.
@@ -34,7 +34,7 @@ def identify(
 
 
 def fingerprint_of(identity: Identity) -> str:
-    """32 hexadecimal digits that differ where the identity does."""
+    """Digest an identity to 32 hexadecimal digits, which differ where the identity does."""
     text = json.dumps(identity, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -42,7 +42,7 @@ def fingerprint_of(identity: Identity) -> str:
 def identity_differences(
     saved: Mapping[str, Any], current: Mapping[str, Any], part: str = "{}"
 ) -> list[str]:
-    """What differs between saved data and the data that is asked for, in words.
+    """Describe each difference between saved data and the data that is asked for.
 
     Args:
         saved: an `Identity`, or only some of its parts.
@@ -69,7 +69,7 @@ def identity_differences(
 
 
 def check_unchanged(domain: DomainSource, identity: Identity) -> None:
-    """Compare the text of a domain that has been read with what it was before.
+    """Refuse a domain whose text has changed while it was read.
 
     Args:
         domain: as it was given to `identify`.

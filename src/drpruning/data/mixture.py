@@ -1,4 +1,4 @@
-"""Which blocks come next: global batches that follow a data ratio, planned a segment at a time."""
+"""Which blocks come next: global batches that follow a data ratio, planned segment by segment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ _STATE_VERSION = 1
 _EQUAL_DIGITS = 9
 
 OnExhausted = Literal["repeat", "redistribute", "stop"]
-"""What follows where a domain is used up: it starts again, reshuffled; its share goes to the others
-in proportion; or nothing more is planned after the segment, the rest of which the others fill."""
+"""What happens when a domain is exhausted: it is repeated in a new order; its share goes to the
+other domains in proportion; or the others fill the segment, and no further one is planned."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,10 +25,11 @@ class Segment:
         domains: names; a domain index points into them.
         start_step: optimizer steps done before the segment.
         steps: number of global batches.
-        global_batch: blocks a batch.
-        counts: blocks of each domain in the whole segment; they sum to steps * global_batch.
+        global_batch: blocks per batch.
+        counts: blocks of each domain in the segment; they sum to steps * global_batch.
         carry: what each domain is owed after the segment, in blocks (wanted minus given so far).
-        used_up: domains whose last new block is in the segment, and what follows.
+        used_up: domains that are exhausted: their last new block is in the segment. With the rule
+            that applies to each.
     """
 
     domains: tuple[str, ...]
@@ -73,13 +74,13 @@ class Segment:
 
 
 class Mixture:
-    """Walks several domains so that the blocks given out follow a changing ratio.
+    """Reads several domains so that the blocks given out follow a changing ratio.
 
-    A segment is a pure function of (seed, step, ratio, cursors, carry). Each domain is walked in a
-    keyed permutation of its blocks, another one in every epoch, so every block comes exactly once
-    an epoch. The number of blocks a domain gets in a segment is rounded, and what the rounding owes
-    is carried to the next: as long as the ratio wants at least one block a segment of every domain,
-    the blocks that a domain has had so far differ by less than one from what the ratios wanted.
+    A segment is a pure function of (seed, step, ratio, cursors, carry). Each domain is read in the
+    order of a keyed permutation of its blocks, another one in every epoch, so every block comes
+    exactly once per epoch. The number of blocks that a domain gets in a segment is rounded, and the
+    difference is carried to the next: as long as the ratio wants at least one block of every domain
+    per segment, the blocks given so far differ by less than one from what the ratios wanted.
 
     A domain that does not repeat gives every block once at most. What the ratio wants of it beyond
     that goes to the others in proportion to their shares, and it is owed nothing.
@@ -89,9 +90,9 @@ class Mixture:
 
     Args:
         sizes: train blocks of each domain, at least 1.
-        global_batch: blocks an optimizer step.
+        global_batch: blocks per optimizer step.
         seed: of the permutations, the interleaving and the row order.
-        on_exhausted: what follows where a domain is used up; those not named repeat.
+        on_exhausted: what happens when a domain is exhausted; those not named repeat.
 
     Raises:
         ValueError: no domains, an empty domain, an empty batch or an unknown rule.
@@ -127,18 +128,19 @@ class Mixture:
         )
 
     def plan_segment(self, ratio: Mapping[str, float], steps: int) -> Segment:
-        """The next `steps` global batches under `ratio`; the mixture stays where it is.
+        """Plan the next `steps` global batches under `ratio`, without moving on.
 
         Args:
             ratio: share of each domain, non-negative, summing to 1 (within 1e-6).
             steps: number of batches, at least 1.
 
         Returns:
-            The segment; pass it to `advance` once it has been used up. It is shorter than asked for
-            where no domain has text for more.
+            The segment; pass it to `advance` once it has been trained on. It is shorter than asked
+            for where no domain has text for more.
 
         Raises:
-            ValueError: a ratio that is none, or names other domains; no steps, or no text for one.
+            ValueError: the shares are no ratio or name other domains; `steps` is below 1, or there
+                is no text left for one step.
         """
         if steps < 1:
             raise ValueError(f"a segment needs at least one step, got {steps}")
@@ -151,8 +153,11 @@ class Mixture:
         wanted = _within(self._carry + shares * total, shares, left)
         quota = _apportion(wanted, total, left)
 
+        # Systematic sampling: the k-th of a domain's n blocks is placed at (k + offset) / n of the
+        # segment, and all are sorted by place. So every batch, not only the segment, follows the
+        # ratio to within about a block per domain; independent draws would vary between batches.
+        # The offset is random, lest the domains' first blocks all fall into the first batch.
         domain_index = np.repeat(np.arange(len(quota)), quota)
-        # The how-manieth block of its domain each one is, in the segment and in all.
         count = np.arange(total) - np.repeat(np.cumsum(quota) - quota, quota)
         offsets = (
             np.array([key_of("offset", self.seed, self.step, n) for n in self.domains]) / 2**64
@@ -161,6 +166,8 @@ class Mixture:
         epochs, places = np.divmod(self._cursors[domain_index] + count, self._sizes[domain_index])
         block_id = self._orders(domain_index, places, epochs)
         order = np.argsort(positions, kind="stable")
+        # Sorted by place, every batch would have its domains in about the same order, and a rank,
+        # which takes a slice of the rows, would see some domains more often than the others.
         order = self._rows_shuffled(order.reshape(steps, self.global_batch))
         return Segment(
             domains=self.domains,
@@ -169,13 +176,17 @@ class Mixture:
             global_batch=self.global_batch,
             counts=self._by_name(quota),
             carry=self._by_name(wanted - quota),
-            used_up=self._used_up(quota),
+            used_up=self._exhausted_by(quota),
             _domain_index=domain_index[order],
             _block_id=block_id[order],
         )
 
     def _rows_shuffled(self, batches: Indices) -> Indices:
-        """The same [steps, global_batch], each row in an order that comes from its step."""
+        """Shuffle the rows of each batch of [steps, global_batch].
+
+        The order comes from the batch's step in the run, not from its place in the segment, so that
+        no two segments repeat the same orders.
+        """
         first = self.step * self.global_batch
         places = np.arange(first, first + batches.size).reshape(batches.shape)
         hashes = keyed_hash(key_of("rows", self.seed), places)
@@ -199,12 +210,12 @@ class Mixture:
         self._carry = np.array([segment.carry[name] for name in self.domains])
 
     def exhausted(self) -> str | None:
-        """Why nothing more can or may be planned from here; None: it can."""
+        """The reason why no further segment can or may be planned; None where one can."""
         over = [n for n, left in zip(self.domains, self._left(), strict=True) if left <= 0]
         if stopping := [name for name in over if self.on_exhausted[name] == "stop"]:
-            return f"{' and '.join(stopping)} used up (on_exhausted: stop)"
+            return f"{' and '.join(stopping)} exhausted (on_exhausted: stop)"
         if self._left().sum() < self.global_batch:
-            return "all domains used up, and none of them repeats"
+            return "all domains exhausted, and none of them repeats"
         return None
 
     def _left(self) -> NDArray[np.float64]:
@@ -212,8 +223,8 @@ class Mixture:
         repeats = np.array([self.on_exhausted[name] == "repeat" for name in self.domains])
         return np.where(repeats, np.inf, self._sizes - self._cursors)
 
-    def _used_up(self, quota: Indices) -> dict[str, OnExhausted]:
-        """The domains of which the next `quota` blocks hold the last new one."""
+    def _exhausted_by(self, quota: Indices) -> dict[str, OnExhausted]:
+        """The domains whose last new block is among the next `quota` blocks, and their rules."""
         sizes = self._sizes
         ends = (self._cursors < sizes) & (self._cursors + quota >= sizes)
         names = (name for name, end in zip(self.domains, ends, strict=True) if end)
@@ -235,7 +246,7 @@ class Mixture:
         return {name: count / self.sizes[name] for name, count in self.consumed.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the mixture stands, as plain JSON values."""
+        """The position in the data, as plain JSON values."""
         return {
             "version": _STATE_VERSION,
             "seed": self.seed,
@@ -247,28 +258,28 @@ class Mixture:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where another mixture of the same data stood.
+        """Take over the position of another mixture of the same data.
 
         Raises:
             ValueError: the state was written by another version, or for other domains, numbers of
                 blocks, batch size or seed; nothing is changed then.
         """
-        here = self.state_dict()
+        current = self.state_dict()
         for field in ("version", "seed", "global_batch", "sizes"):
-            if state.get(field) != here[field]:
+            if state.get(field) != current[field]:
                 raise ValueError(
                     f"the saved order of the data has {field} = {state.get(field)}, this run has "
-                    f"{here[field]}: it can only go on with the same data and settings"
+                    f"{current[field]}: it can only be resumed with the same data and settings"
                 )
         self.step = int(state["step"])
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._carry = np.array(state["carry"], dtype=np.float64)
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
-        """Walk on from where an earlier phase's mixture of the same data stopped.
+        """Continue where the mixture of an earlier phase, on the same data, stopped.
 
-        What it had read is not read again before the rest has been; steps count from 0, and the
-        batch size may be another.
+        The blocks that it has given out come again only after all others; steps count from 0, and
+        the batch size may differ.
 
         Args:
             state: the earlier mixture's `state_dict`.
@@ -276,8 +287,7 @@ class Mixture:
         Raises:
             ValueError: the state is of other domains, numbers of blocks or seed.
         """
-        here = {"step": 0, "global_batch": self.global_batch}
-        self.load_state_dict({**state, **here})
+        self.load_state_dict({**state, "step": 0, "global_batch": self.global_batch})
 
     def _by_name(self, values: NDArray[Any]) -> dict[str, Any]:
         return dict(zip(self.domains, values.tolist(), strict=True))
@@ -296,7 +306,7 @@ def _checked_ratio(ratio: Mapping[str, float], domains: tuple[str, ...]) -> NDAr
 def _within(
     wanted: NDArray[np.float64], shares: NDArray[np.float64], most: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """`wanted` with no domain above `most`; what is cut off goes to the others by their shares."""
+    """Cut `wanted` to at most `most`; what is cut off goes to the other domains by their shares."""
     given = wanted.copy()
     while (over := given > most).any():
         full = given >= most
@@ -312,10 +322,10 @@ def _within(
 
 
 def _apportion(wanted: NDArray[np.float64], total: int, most: NDArray[np.float64]) -> Indices:
-    """Whole numbers that sum to `total`, by largest remainder; never negative or above `most`.
+    """Round `wanted` to integers from 0 to `most` that sum to `total`, by largest remainder.
 
-    Equal remainders are common (domains at the floor), and must not be told apart by how the ratio
-    was rounded, which depends on the number of ranks.
+    Remainders are compared to nine digits. Equal ones are common (domains at the floor), and the
+    last bits of the ratio, which depend on the number of ranks, must not decide between them.
     """
     quota = np.maximum(np.floor(wanted), 0).astype(np.int64)
     while missing := total - int(quota.sum()):

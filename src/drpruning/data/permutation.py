@@ -1,4 +1,9 @@
-"""Orders that are computed, not stored: keyed hashes and keyed permutations of indices."""
+"""Orders that are computed, not stored: keyed hashes and keyed permutations of indices.
+
+A shuffled list of all blocks would grow with the corpus, and so would the checkpoint that has to
+hold it or a random generator's state. A permutation that is a function of (key, epoch, index) needs
+no memory, can be entered anywhere, and is the same on every rank and after every restart.
+"""
 
 import hashlib
 import math
@@ -9,7 +14,7 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
-_ROUNDS = 6
+_ROUNDS = 6  # four make a Feistel network look random; two more since the halves are small
 _ONE, _GOLDEN = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)
 _MIXERS = (
     (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
@@ -45,13 +50,15 @@ def keyed_hash(
 
 
 class KeyedPermutations:
-    """Bijections on range(size) for several sizes, another one in each epoch.
+    """Bijections on range(size) for several sizes, with a different one in each epoch.
 
     Only the indices asked for are computed, those of all sizes together. An index is written as
-    (left, right) in a rectangle of about sqrt(size) on a side and goes through a Feistel network
-    whose rounds add a keyed hash of one half to the other; what lands in the rectangle but outside
-    range(size) goes through again ("cycle walking", Black and Rogaway 2002). The rectangle has at
-    most 2 sqrt(size) + 1 surplus places, so that is rare.
+    (left, right) in a rectangle of about sqrt(size) on a side and goes through a Feistel network:
+    each round adds a keyed hash of one half to the other, which can be undone whatever the hash is,
+    so the network is a bijection on the rectangle. An image inside the rectangle but outside
+    range(size) goes through the network again ("cycle walking", Black and Rogaway 2002): following
+    a cycle of a bijection until it is back in range is a bijection on the range. The rectangle has
+    at most 2 sqrt(size) + 1 surplus places, so this is rare.
 
     Args:
         sizes: number of elements of each, at least 1.
@@ -74,12 +81,12 @@ class KeyedPermutations:
         self._keys = np.array(rounds, dtype=np.uint64)
 
     def __call__(self, which: Indices, indices: Indices, epochs: Indices) -> Indices:
-        """The images of `indices`.
+        """Map `indices` to their places in the permutation.
 
         Args:
-            which: which size each index belongs to, int64 [k].
+            which: the position in `sizes` of each index's size, int64 [k].
             indices: int64 [k], each in [0, size).
-            epochs: which of the permutations of that size, int64 [k].
+            epochs: the epoch of each index, int64 [k].
 
         Returns:
             int64 [k], each in [0, size).
@@ -90,13 +97,13 @@ class KeyedPermutations:
         sizes = self.sizes[which]
         if not ((indices >= 0) & (indices < sizes)).all():
             raise IndexError(f"indices must lie in [0, size), for the sizes {self.sizes.tolist()}")
-        image = self._round_trip(which, indices, epochs)
+        image = self._network(which, indices, epochs)
         while (outside := np.flatnonzero(image >= sizes)).size:
-            again = self._round_trip(which[outside], image[outside], epochs[outside])
+            again = self._network(which[outside], image[outside], epochs[outside])
             image[outside] = again
         return image
 
-    def _round_trip(self, which: Indices, indices: Indices, epochs: Indices) -> Indices:
+    def _network(self, which: Indices, indices: Indices, epochs: Indices) -> Indices:
         rows, columns = self._rows[which], self._columns[which]
         left, right = np.divmod(indices, columns)
         for number, round_keys in enumerate(self._keys):
@@ -117,7 +124,7 @@ def keyed_permutation(size: int, key: int | str | Sequence[int | str]) -> Callab
 
     Args:
         size: number of elements, at least 1.
-        key: what it depends on: a number, a name, or several of these.
+        key: a number, a name, or several of these; every key gives another permutation.
 
     Returns:
         A callable: int64 indices of any shape, and an epoch for all or for each -> int64 images.

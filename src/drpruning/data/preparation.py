@@ -65,19 +65,19 @@ def prepare(
         domains: what to read.
         tokenizer: folder or Hub name.
         vocab_size: rows of the model's embedding, None where no model is at hand.
-        sequence_length: tokens a block, at least 2.
+        sequence_length: tokens per block, at least 2.
         validation_blocks: per domain, at least 1. Without a validation source whole documents are
             held out, in an order given by `seed` and their text, up to a tenth of the tokens.
         folder: for the result; made where it does not exist.
         seed: of the choice of held-out documents.
-        workers: processes for tokenization; default: one for each processor.
-        on_progress: called with domain, bytes (or rows of a dataset) done, and in all.
+        workers: processes for tokenization; default: one per processor.
+        on_progress: called with the domain, the bytes (or rows of a dataset) done, and their total.
 
     Returns:
         The prepared data.
 
     Raises:
-        BadInput: something given cannot work, or another process prepares data in the folder.
+        BadInput: an argument or a source cannot work, or another process prepares in the folder.
     """
     check_sources(domains)
     check_prepared_folder(Path(folder))
@@ -263,7 +263,7 @@ class _Preparation:
         )
 
     def _tokenized(self, name: str, manifest: dict[str, Any]) -> DomainDocuments:
-        """The documents of a domain that is in the cache."""
+        """Open the documents of a domain in the cache."""
         parts = {}
         for part, counts in manifest["tokenized"][name].items():
             file = self._file(name, part)

@@ -54,7 +54,7 @@ Located = tuple[str, int, Row]
 
 
 class RowReader:
-    """The rows of a source, once.
+    """Reads the rows of a source, once.
 
     Attributes:
         total: bytes of the files, or rows of the dataset.
@@ -68,8 +68,8 @@ class RowReader:
         Args:
             source: from `sources.resolve`.
             text_field: dotted name of the field with the text; a .txt file is a row of it alone.
-            others: further fields that will be looked up; columnar files read no more than these.
-            label: recipe field to name in errors.
+            others: further fields that will be looked up; of columnar files no others are read.
+            label: the recipe field to name in errors.
         """
         self._source = source
         self._text_field = text_field
@@ -86,7 +86,7 @@ class RowReader:
 
     @property
     def done(self) -> int:
-        """How far the reading is, in the unit of `total`."""
+        """How much has been read, in the unit of `total`."""
         return self._read_before + (self._raw.tell() if self._raw else 0)
 
     def __iter__(self) -> Iterator[Located]:
@@ -176,7 +176,7 @@ class RowReader:
             ) from error
 
     def _paths(self, schema: Any, place: str) -> dict[str, ColumnPath]:
-        """Where the fields are that will be looked up."""
+        """Find each field that will be looked up in the schema."""
         try:
             found = {field: path_of(schema, field) for field in self._fields}
         except ColumnError as error:
@@ -199,7 +199,7 @@ def _size(file: Path, label: str) -> int:
 
 
 def field_names(names: Iterable[str]) -> str:
-    """The first names of fields, as a message lists them."""
+    """List field names for a message, only the first where there are many."""
     known = list(names)
     more = f" and {len(known) - _NAMES_SHOWN} more" if len(known) > _NAMES_SHOWN else ""
     return ", ".join(name[:LONGEST_SHOWN] for name in known[:_NAMES_SHOWN]) + more
@@ -220,10 +220,10 @@ def lookup(row: Row, dotted: str) -> tuple[bool, Any]:
 
 
 def load_dataset(source: HubDataset, label: str) -> Any:
-    """A dataset from the Hub, the local cache (`HF_HUB_OFFLINE=1`) or a folder it was saved to.
+    """Load a dataset from the Hub, the local cache (`HF_HUB_OFFLINE=1`) or a folder.
 
     Raises:
-        BadInput: there is none of that name, configuration and split, or it cannot be reached.
+        BadInput: no dataset has that name, configuration and split, or it cannot be reached.
     """
     import datasets
 
@@ -292,7 +292,7 @@ def too_long(place: str, limit: int) -> BadInput:
 
 
 def uncompressed(file: Path, raw: IO[bytes]) -> IO[bytes]:
-    """The bytes of a file without its compression, by its name."""
+    """Decompress a file according to the ending of its name."""
     if file.name.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if file.name.endswith(".zst"):

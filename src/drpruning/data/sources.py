@@ -1,4 +1,4 @@
-"""Where the text of a domain comes from, and what can be said of it without reading it."""
+"""Where the text of a domain comes from, and the checks that need not read it."""
 
 import errno
 import glob
@@ -22,7 +22,7 @@ _SPECIAL: dict[str, Callable[[int], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DomainSource:
-    """One domain as the user described it.
+    """The description of one domain, as the user gave it.
 
     Attributes:
         name: of the domain; also of its folder, so letters, digits, `_`, `-` and `.` only.
@@ -32,8 +32,8 @@ class DomainSource:
         text_field: where the text is in a row; dots lead into nested rows.
         where: keep the rows whose field (dots as above) equals the value, or is one of the values
             where a list is given.
-        validation: a source of its own for validation, read like `source`; None holds documents
-            of `source` out.
+        validation: a separate source for validation, read like `source`; None holds documents of
+            `source` out.
         split: of a Hugging Face dataset.
         validation_split: of a Hugging Face dataset named in `validation`.
         config: configuration ("subset") of a Hugging Face dataset.
@@ -58,7 +58,7 @@ class LocalFiles:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A source that `datasets` loads: a name on the Hub, or a folder it saved."""
+    """A source that the `datasets` library loads: a name on the Hub, or a folder it saved."""
 
     name: str
     config: str | None
@@ -71,7 +71,7 @@ _Where = tuple[str, ...]
 
 
 def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | HubDataset:
-    """What the domain's source (or its validation source) means on this machine.
+    """Find the files or the dataset that a domain's source (or validation source) names.
 
     Raises:
         BadInput: a path, glob or folder that holds nothing readable, an unknown extension, or what
@@ -104,7 +104,7 @@ def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | H
 
 
 def _found(path: Path, source: str, label: str) -> list[Path] | None:
-    """What a path, glob or folder names, in the order of reading; None: nothing of that name."""
+    """List what a path, glob or folder names, in the order of reading; None if nothing exists."""
     if path.is_dir():
         found = sorted(_below(path))
         if not found:
@@ -122,7 +122,7 @@ def _found(path: Path, source: str, label: str) -> list[Path] | None:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """What has the name of a text file in a folder and below it; hidden names are left out."""
+    """List the files with the name of a text file in a folder and below, but for hidden ones."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -137,7 +137,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _check_file(file: Path, label: str) -> None:
-    """Refuse what is no readable file of text; a file is read more than once, a pipe cannot be."""
+    """Refuse what is no readable file of text; files are read twice, which no pipe allows."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def _check_file(file: Path, label: str) -> None:
 
 
 def unreadable(label: str, file: Path | str, error: OSError) -> BadInput:
-    """The error for a file or folder that the system does not let us read."""
+    """Make the error for a file or folder that the system does not let us read."""
     if isinstance(error, PermissionError):
         return BadInput(
             f"{label}: {file} cannot be read: permission denied; allow reading it, or name another"
@@ -169,14 +169,14 @@ def unreadable(label: str, file: Path | str, error: OSError) -> BadInput:
 
 
 def may_be_hub_name(source: str) -> bool:
-    """Whether a source can be the name of a dataset on the Hub."""
+    """Whether a source has the form of a dataset's name on the Hub."""
     return bool(HUB_NAME.fullmatch(source)) and not source.endswith(EXTENSIONS)
 
 
 def check_sources(domains: Sequence[DomainSource]) -> None:
-    """Find what cannot work before anything is read.
+    """Refuse sources that cannot work, before anything is read.
 
-    Names on the Hugging Face Hub are only looked up when they are read.
+    A name on the Hugging Face Hub is looked up only when the dataset is read.
 
     Raises:
         BadInput: no domains, an unusable or repeated name, a source that is missing, empty or of

@@ -1,4 +1,4 @@
-"""About how many tokens a domain has, from a sample of its text that is small for any file size."""
+"""Estimates of a domain's tokens, from samples that are small however large the files are."""
 
 import functools
 import io
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def estimate_tokens(domain: DomainSource, tokenizer: str | Path | None = None) -> int | None:
-    """About how many tokens a domain has, from a sample of its text at several places.
+    """Estimate how many tokens a domain has, from samples of its text at several places.
 
     Args:
         domain: the domain; its validation source does not count.

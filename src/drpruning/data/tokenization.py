@@ -24,13 +24,13 @@ _PIECE_BYTES_MAX = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentTokenizer:
-    """A tokenizer as documents are encoded with it: no special tokens but EOS at the end.
+    """A tokenizer that encodes documents without special tokens but for EOS at the end.
 
     Attributes:
         name: folder or Hub name.
         eos_id: id that ends a document.
-        largest_id: of the whole vocabulary with added tokens.
-        digest: of everything that decides how text is cut.
+        largest_id: of the vocabulary including added tokens.
+        digest: of everything that decides how text is split into tokens.
     """
 
     name: str
@@ -102,12 +102,12 @@ class DocumentTokenizer:
 
 
 def piece_bytes(workers: int) -> int:
-    """How much text to hand to `DocumentTokenizer.encode` at once."""
+    """Bytes of text to hand to `DocumentTokenizer.encode` at once."""
     return min(_PIECE_BYTES_PER_WORKER * workers, _PIECE_BYTES_MAX)
 
 
 def _packets(texts: Sequence[bytes]) -> list[list[bytes]]:
-    """Documents in groups of about equal size, so that processes get equal work."""
+    """Group documents into packets of about equal size, so that processes get equal work."""
     packets: list[list[bytes]] = [[]]
     size = 0
     for text in texts:
@@ -136,7 +136,7 @@ def _encode_packet(
 
 
 def _long_ids(tokenizer: Any, text: str, eos_id: int, dtype: str) -> NDArray[Any]:
-    """Ids of a text of any length, cut before white space into parts that take little memory."""
+    """Encode a text of any length in parts, split before white space, that take little memory."""
     parts, start = [], 0
     while start < len(text):
         end = start + _LONGEST_PART
@@ -160,7 +160,7 @@ def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 @functools.lru_cache(maxsize=1)
 def _load(name: str) -> Any:
-    """The tokenizer; forked workers inherit the one their parent has loaded."""
+    """Load a tokenizer once per process; forked workers inherit the one of their parent."""
     from transformers import AutoTokenizer
 
     try:
@@ -177,7 +177,7 @@ def _load(name: str) -> Any:
 
 
 def tokenizer_digest(name: str | Path) -> str:
-    """What a tokenizer does to text, as 32 hexadecimal digits; equal where two cut text alike.
+    """A digest of 32 hexadecimal digits; equal digests mean equal tokens for every text.
 
     Args:
         name: folder or Hub name.

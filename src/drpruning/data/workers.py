@@ -1,4 +1,4 @@
-"""Processes that work for this one, and end with it however it ends."""
+"""Worker processes that end with this process, however it ends."""
 
 import multiprocessing
 import os
@@ -17,15 +17,16 @@ _PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 @contextmanager
 def worker_processes(count: int) -> Iterator[Executor]:
-    """A pool of processes; where the block ends early, what they have not begun is dropped.
+    """Open a pool of processes; on an early exit, work that has not begun is cancelled.
 
     Args:
-        count: How many.
+        count: number of processes.
 
     Raises:
-        BadInput: One of them died.
+        BadInput: a process died.
     """
-    # Forked ones have the libraries and what the parent has loaded; elsewhere forking is not safe.
+    # Forked processes share the libraries and the tokenizer that the parent has loaded; on other
+    # systems forking is not safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     pool = ProcessPoolExecutor(count, context, _begin_work)
     before = os.environ.get(_PARALLELISM)
@@ -34,8 +35,8 @@ def worker_processes(count: int) -> Iterator[Executor]:
         yield pool
     except BrokenProcessPool:
         raise BadInput(
-            f"data.workers: one of {count} processes was killed, most likely for want of memory; "
-            "give a lower number"
+            f"data.workers: one of {count} processes was killed, most likely for lack of memory; "
+            "set a lower number"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -45,7 +46,7 @@ def worker_processes(count: int) -> Iterator[Executor]:
 
 
 def _begin_work() -> None:
-    """Leave signals to the parent, which Ctrl-C reaches too, and end when it has."""
+    """Leave Ctrl-C to the parent, which receives it too, and end when the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -67,7 +67,7 @@ def check_hub_name(name: str, field: str, lacking: str) -> None:
         raise BadInput(f"{field}: {name or 'the empty name'} is {lacking}, nor a name on the Hub")
 
 
-def check_files(name: str, field: str) -> dict[str, Any]:
+def check_files(name: str, field: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
     """Refuse a model whose files lead to anything but its own plain safetensors weights.
 
     Transformers follows some of them to pickles, to other models or to code on the Hub.
@@ -75,6 +75,7 @@ def check_files(name: str, field: str) -> dict[str, Any]:
     Args:
         name: A folder, or a name on the Hub.
         field: The field of the recipe that names the model, for the message.
+        config: The content of its config.json, where that has been read.
 
     Returns:
         The content of its config.json.
@@ -83,7 +84,7 @@ def check_files(name: str, field: str) -> dict[str, Any]:
         BadInput: The weights are quantized, elsewhere, or an adapter's; a field names code on the
             Hub; or a file cannot be read.
     """
-    config = read_config(name, field)
+    config = read_config(name, field) if config is None else config
     place = f"{field}: the config.json of {name} has"
     if config.get("quantization_config"):
         raise BadInput(f"{place} a quantization_config; give the model with its plain weights")

@@ -80,19 +80,6 @@ def shape_of(config: dict[str, Any], origin: str) -> ModelShape:
     return shape
 
 
-def final_shape(recipe: Recipe) -> ModelShape:
-    """The shape of the model at the end of the run: the target's, or the source's if not pruned.
-
-    The recipe's target must be resolved.
-
-    Raises:
-        BadInput: The source cannot be used, or cannot be pruned to that target.
-    """
-    shape = source_shape(recipe, source_config(recipe))
-    target = recipe.model.target
-    return shape if target is None else shape.pruned_to(**target.dimensions())
-
-
 def resolve_target(
     target: Target, source: ModelShape, chosen: Target | None, field: str
 ) -> tuple[Target, list[Proposal]]:
@@ -244,13 +231,16 @@ def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
         )
 
 
-def check_weights(name: str, shape: ModelShape, field: str) -> None:
+def check_weights(
+    name: str, shape: ModelShape, field: str, config: dict[str, Any] | None = None
+) -> None:
     """Refuse local weights that are not those of the config, from the headers of their files.
 
     Args:
         name: Of the model.
         shape: Its shape.
         field: The field of the recipe that names it.
+        config: The content of its config.json, where that has been read.
 
     Raises:
         BadInput: There are no safetensors files, one cannot be read or is not complete, a parameter
@@ -260,7 +250,7 @@ def check_weights(name: str, shape: ModelShape, field: str) -> None:
     folder = Path(name)
     if not folder.is_dir():
         return
-    check_files(name, field)
+    check_files(name, field, config)
     files = weight_files(folder, field)
     found = dict(pair for file in files for pair in _header(file, field))
     tied = shape.tied_embeddings

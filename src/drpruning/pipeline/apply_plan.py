@@ -64,7 +64,7 @@ def _check_output(output: Path) -> None:
     except OSError as error:
         raise BadInput(f"{_OUTPUT}: {output}: {error.strerror}; name another folder") from None
     if taken:
-        raise BadInput(f"{_OUTPUT}: {output} is there and not empty; name a new folder")
+        raise BadInput(f"{_OUTPUT}: {output} is not empty; name a new folder")
     check_folder(output, _OUTPUT)
 
 

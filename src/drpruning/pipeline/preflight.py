@@ -46,6 +46,9 @@ from drpruning.runs.folder import RunFolder, check_apart, check_output, saved_re
 from drpruning.runs.policy import phase_policy
 from drpruning.runs.reference_losses import ReferenceLosses
 
+MOST_WARNINGS = 20
+"""Domains that are named one by one where their text runs out."""
+
 
 @dataclass(frozen=True)
 class DomainPlan:
@@ -205,7 +208,7 @@ def plan_domains(
 
 
 def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
-    """One line for each domain that has less text than its share asks for."""
+    """Warn of domains that have less text than their share asks for, one line for each."""
     lines = []
     for name, plan in domains.items():
         if plan.exhausted_at is None or plan.epochs is None:
@@ -221,6 +224,8 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
             "every later phase at its start",
         }
         lines.append(f"{place} {follows[plan.on_exhausted]}")
+    if (more := len(lines) - MOST_WARNINGS) > 0:
+        lines[MOST_WARNINGS:] = [f"data.domains: {more:,} more domains run out before the end"]
     known = [plan.available for plan in domains.values() if plan.available is not None]
     planned = sum(plan.planned for plan in domains.values())
     rules = {plan.on_exhausted for plan in domains.values()}
@@ -289,8 +294,10 @@ def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[],
     ]
     if shape is not None:
         name, source = recipe.model.tokenizer_source, str(recipe.model.source)
+        # A shape in the recipe is no config.json: that may say more of what loading would follow.
+        config = None if plan.config is recipe.model.shape else plan.config
         checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
-        checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD)))
+        checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD, config)))
     return checks
 
 
@@ -388,6 +395,7 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
 
 
 def _check_policy(recipe: Recipe) -> None:
+    """Refuse settings that the policy does not take; the phases differ in their steps alone."""
     unknown = dict.fromkeys(recipe.data.domains, 1.0)  # reference losses are measured later
-    for phase in recipe.phases.values():
-        phase_policy(recipe, phase, final_params=1.0, reference_loss=unknown)
+    phase = next(iter(recipe.phases.values()))
+    phase_policy(recipe, phase, final_params=1.0, reference_loss=unknown)

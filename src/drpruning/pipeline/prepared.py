@@ -72,13 +72,13 @@ def check_made_from(
 
     Args:
         prepared: What `complete_data` found.
-        sources: The domains whose text is there.
+        sources: The domains whose text is still where the recipe says.
         tokenizer: Folder or Hub name.
         lacking: The domains whose text is missing.
 
     Raises:
-        BadInput: The tokenizer or a text that is there is another one, so that the data had to be
-            prepared again, which takes the missing text.
+        BadInput: The tokenizer or one of these texts has changed, so that the data would have to
+            be prepared again, which takes the missing text.
     """
     manifest = read_manifest(prepared.folder)
     saved = manifest["identity"]["domains"] if manifest else {}

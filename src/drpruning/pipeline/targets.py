@@ -43,30 +43,30 @@ def plan_recipe(recipe: Recipe) -> RecipePlan:
     Args:
         recipe: With one target, several, or none.
     """
-    whole = plan_run(recipe)
-    model = whole.recipe.model
-    plan = RecipePlan(whole.recipe, {"": whole}, list(whole.problems))
+    common = plan_run(recipe)
+    model = common.recipe.model
+    plan = RecipePlan(common.recipe, {"": common}, list(common.problems))
     if model.targets is None:
         return plan
     plan.plans = {}
-    if whole.source is None or not all(target.is_resolved for target in model.targets.values()):
+    if common.source is None or not all(target.is_resolved for target in model.targets.values()):
         return plan
     try:
         for name in model.targets:
             check_results(RunFolder(Path(recipe.output) / name))
-        runs = _split(whole)
+        runs = _split(common)
     except BadInput as error:
         plan.problems.append(str(error))
         return plan
     in_order = {"targets": {name: model.targets[name] for name in runs}}
-    plan.recipe = whole.recipe.model_copy(update={"model": model.model_copy(update=in_order)})
+    plan.recipe = common.recipe.model_copy(update={"model": model.model_copy(update=in_order)})
     for name, own in runs.items():
-        part = plan_run(own, known=whole)
+        part = plan_run(own, known=common)
         key = f"model.targets.{name}"
-        part.proposals = {k: shapes for k, shapes in whole.proposals.items() if k == key}
+        part.proposals = {k: shapes for k, shapes in common.proposals.items() if k == key}
         start = own.model.source if own.model.source != recipe.model.source else "the source"
         plan.plans[f"target {name}: from {start}"] = part
-        plan.problems += [f"{key}: {p}" for p in part.problems if p not in whole.problems]
+        plan.problems += [f"{key}: {p}" for p in part.problems if p not in common.problems]
     return plan
 
 

@@ -100,7 +100,7 @@ def compare_phase(name: str, runs: Sequence[tuple[str, RunRecord]]) -> Compariso
         ident=ident,
         title=title,
         note=note if len(domains) < len(every) else "",
-        figure=comparison_figure(title, ident, phases, domains),
+        figure=comparison_figure(ident, phases, domains),
         rows=[_last_losses(label, phase, domains) for label, phase in phases],
     )
 

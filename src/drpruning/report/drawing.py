@@ -67,6 +67,8 @@ _SETTINGS = {
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 _ID_USES = re.compile(r"url\(#([^)]+)\)")
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML has no way to write, which a name may have all the same."""
 _COLOUR_USES = re.compile("|".join(_VARIABLES), re.IGNORECASE)
 
 
@@ -237,7 +239,8 @@ def to_svg(figure: Any, *, ident: str, title: str, description: str) -> str:
         transparent=True,
         metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
     )
-    root = ET.fromstring(buffer.getvalue())  # noqa: S314 - written by matplotlib two lines above
+    text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode("utf-8"))
+    root = ET.fromstring(text)  # noqa: S314 - written by matplotlib three lines above
     for child in list(root):
         if child.tag.endswith("}metadata"):
             root.remove(child)

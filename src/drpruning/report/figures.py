@@ -34,7 +34,7 @@ def is_drawable(value: float) -> bool:
     return abs(value) <= LARGEST  # false for NaN too
 
 
-def _drawable(value: float) -> float:
+def drawable(value: float) -> float:
     """The value; NaN, which leaves a gap, where it cannot be drawn."""
     return value if is_drawable(value) else math.nan
 
@@ -408,7 +408,7 @@ def realised_share(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> F
         asked = series(phase.evals, lambda point: point.ratio, name)
         axis.step(*asked, where="post", gid=f"ratio-{name}", color=MUTED, linewidth=1.0)
         middle = [(before.step + after.step) / 2 for before, after in pairs]
-        got = [_drawable(after.realised_share.get(name, math.nan)) for _, after in pairs]
+        got = [drawable(after.realised_share.get(name, math.nan)) for _, after in pairs]
         colour = own_colour(domains, name)["color"]
         axis.plot(middle, got, linestyle="", marker="o", color=colour, gid=f"realised-{name}")
         axis.set_title(shorten(name, 28), loc="left", parse_math=False)
@@ -450,8 +450,8 @@ def sparsity(phase: PhaseRecord, prefix: str) -> Figure | None:
     figure, axes = panels(len(names), columns=4 if len(names) != 3 else 3, height=1.75)
     steps = [point.step for point in logged]
     for axis, name in zip(axes, names, strict=True):
-        target = [_drawable((point.target_sparsity or {}).get(name, math.nan)) for point in logged]
-        actual = [_drawable((point.sparsity or {}).get(name, math.nan)) for point in logged]
+        target = [drawable((point.target_sparsity or {}).get(name, math.nan)) for point in logged]
+        actual = [drawable((point.sparsity or {}).get(name, math.nan)) for point in logged]
         axis.plot(steps, target, gid=f"target-{name}", **REFERENCE)
         axis.plot(steps, actual, gid=f"sparsity-{name}", color=INK, **points(actual))
         axis.set_title(shorten(name), loc="left", parse_math=False)
@@ -477,7 +477,7 @@ def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
         return None
     figure, (axis,) = panels(1, columns=1, height=2.4)
     for index, name in enumerate(names):
-        values = [_drawable(row.similarity.get(name, math.nan)) for row in rows]
+        values = [drawable(row.similarity.get(name, math.nan)) for row in rows]
         look = {**ink_style(index), **points(values)}
         axis.plot([row.step for row in rows], values, gid=f"similarity-{name}", **look)
     percent(axis)
@@ -491,12 +491,11 @@ def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
 
 
 def comparison_figure(
-    title: str, ident: str, runs: Sequence[tuple[str, PhaseRecord]], domains: Sequence[str]
+    ident: str, runs: Sequence[tuple[str, PhaseRecord]], domains: Sequence[str]
 ) -> Figure | None:
     """Average and worst-domain validation loss of several runs in one phase, over common domains.
 
     Args:
-        title: What to call the phase.
         ident: The figure's id.
         runs: Label and records of each.
         domains: Those that all runs have. An evaluation at which the loss of one is not known
@@ -509,7 +508,7 @@ def comparison_figure(
     )
     for axis, (kind, summary) in zip(axes, summaries, strict=True):
         for index, (_, phase) in enumerate(runs):
-            rows = [[_drawable(p.loss.get(d, math.nan)) for d in domains] for p in phase.evals]
+            rows = [[drawable(p.loss.get(d, math.nan)) for d in domains] for p in phase.evals]
             values = [math.nan if any(map(math.isnan, row)) else summary(row) for row in rows]
             look = ink_style(index) | points(values)
             axis.plot([p.step for p in phase.evals], values, gid=f"{kind}-{index}", **look)
@@ -517,4 +516,4 @@ def comparison_figure(
     axes[0].set_ylabel("nats per token")
     legend(figure, *((shorten(label, 30), ink_style(i)) for i, (label, _) in enumerate(runs)))
     caption = f"Validation loss, lower is better; over the domains {', '.join(domains)}."
-    return finish(figure, ident, f"{title}: validation loss of the runs", caption)
+    return finish(figure, ident, "Validation loss of the runs", caption)

@@ -16,7 +16,7 @@ from drpruning.report.drawing import (
     shorten,
     style,
 )
-from drpruning.report.figures import Figure, finish
+from drpruning.report.figures import Figure, drawable, finish
 from drpruning.report.formats import PHASE_TITLES, percentage
 from drpruning.report.own_pages import generator
 from drpruning.report.page import render
@@ -35,7 +35,8 @@ def share_figure(curves: ReplayCurves) -> Figure:
             ("used", curves.used[name], _USED),
             ("replayed", curves.replayed[name], {"color": colour, "linestyle": _DASHED}),
         ):
-            steps, held = [*curves.steps, curves.last_step], [*shares, shares[-1]]
+            steps = [*curves.steps, curves.last_step]
+            held = [drawable(share) for share in (*shares, shares[-1])]
             axis.step(steps, held, where="post", gid=f"{kind}-{name}", **look)
         axis.set_title(shorten(name, 28), loc="left", parse_math=False)
         percent(axis)
@@ -68,7 +69,7 @@ def reference_figure(curves: ReplayCurves) -> Figure | None:
             ("used-reference", curves.used_reference[name], _USED),
             ("replayed-reference", curves.replayed_reference[name], replayed_style),
         ):
-            axis.plot(curves.steps, values, gid=f"{kind}-{name}", **look)
+            axis.plot(curves.steps, list(map(drawable, values)), gid=f"{kind}-{name}", **look)
         axis.set_title(shorten(name, 28), loc="left", parse_math=False)
     axes[0].set_ylabel("nats per token")
     legend(

@@ -68,15 +68,12 @@ class Table:
     def best(self) -> list[float]:
         """The lowest value of each column of :meth:`values` among recovered models.
 
-        NaN throughout where there are not two of them to compare.
+        NaN where there are not two of them to compare.
         """
-        columns = [self.values(row) for row in self.rows if row.recovered]
-        if len(columns) < 2 or not self.summaries:
-            return [math.nan] * len(self.columns)
-        return [
-            min((value for value in column if not math.isnan(value)), default=math.nan)
-            for column in zip(*columns, strict=True)
-        ]
+        competing = [self.values(row) for row in self.rows if row.recovered and self.summaries]
+        columns = zip(*competing, strict=True) if competing else [()] * len(self.columns)
+        known = [[value for value in column if not math.isnan(value)] for column in columns]
+        return [min(values) if len(values) > 1 else math.nan for values in known]
 
 
 def results_table(runs: Sequence[RunRecord]) -> Table:

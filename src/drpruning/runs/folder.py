@@ -135,7 +135,7 @@ _APPENDED = (_NAMES.sessions.name, _NAMES.metrics.name, LOCK_FILE)
 def open_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe; the recipe.yaml of a run folder stands for the run in that folder.
 
-    So a run that was moved goes on where it is now, and not where it was begun.
+    So a run that was moved is resumed where it is now, not begun again where it was.
 
     Args:
         path: A recipe.
@@ -240,7 +240,8 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
     settings = {"now": fixed_settings(recipe), "saved": fixed_settings(saved)}
     for part, field in (("model", "source"), ("model", "tokenizer"), ("data", "root")):
         now, before = settings["now"][part][field], settings["saved"][part][field]
-        if now and before and now in _moved(before, Path(saved.output), folder):
+        moved = _moved(before, Path(saved.output), folder) if before else []
+        if now and any(Path(now).absolute() == Path(place).absolute() for place in moved):
             settings["saved"][part][field] = now
     for phase in {"prune", "pretrain"} - begun:
         for values in settings.values():

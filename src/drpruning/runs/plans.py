@@ -24,7 +24,7 @@ def compare_files(paths: Sequence[Path]) -> list[PlanComparison]:
         paths: Several places of plans, see `find_plan`, or one run folder, see `compare_history`.
 
     Raises:
-        BadInput: No plan is there, one is named twice, or two cut different sources.
+        BadInput: A place holds no plan, one is named twice, or two cut different sources.
     """
     if len(paths) == 1:
         return compare_history(paths[0])

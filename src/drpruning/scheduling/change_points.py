@@ -1,9 +1,9 @@
-"""From which evaluation on a loss curve is one curve.
+"""Change points: from which evaluation on a loss curve follows a single law.
 
 A kink (learning that stops), a jump (a restart, another batch size) or a rise (masks that close)
-cannot be bent into a power law, and a fit to all points then forecasts neither part. Here the
-longest stretch up to the newest point is found that one fit describes: none of the tails of the
-stretch may be described significantly better by a fit of its own.
+cannot be part of one power law, and a fit to all points then forecasts neither part. This module
+finds the longest stretch up to the newest point that one fit describes: none of the tails of the
+stretch may be described significantly better by a separate fit.
 """
 
 import itertools
@@ -22,7 +22,7 @@ _ITERATIONS = 25
 
 
 def first_points(curves: Curves, theta: FloatArray) -> IndexArray:
-    """Index of the first point to go by [n].
+    """Find the index of the first point to use in each curve [n].
 
     Args:
         curves: n curves with all their points.
@@ -35,7 +35,7 @@ def first_points(curves: Curves, theta: FloatArray) -> IndexArray:
     unit = np.maximum(noise[:, None] ** 2, tails / np.maximum(lengths - 3, 1))
 
     def gains(rows: IndexArray, residual: FloatArray) -> FloatArray:
-        """By how much each tail is better off with a fit of its own [rows, k]."""
+        """Compute how much better a separate fit describes each tail [rows, k]."""
         bound = _OUTLIER * noise[rows, None]
         errors = _sums_from(np.clip(residual, -bound, bound) ** 2, starts[rows])
         return np.where(valid[rows], (errors - tails[rows]) / unit[rows], -np.inf)
@@ -51,12 +51,12 @@ def first_points(curves: Curves, theta: FloatArray) -> IndexArray:
         gain[np.arange(starts.shape[1]) <= begun[:, None]] = -np.inf
         fits = np.zeros((len(rows), starts.shape[1]), dtype=bool)
         fits[which, begun] = gain.max(axis=1) <= _SIGNIFICANT
-        chosen[rows] = fits.argmax(axis=1)  # the shortest has no tail that is better off: it fits
+        chosen[rows] = fits.argmax(axis=1)  # the shortest has no shorter tail, so it always fits
     return np.take_along_axis(starts, chosen[:, None], axis=1)[:, 0]
 
 
 def _candidates(curves: Curves) -> tuple[IndexArray, np.ndarray]:
-    """Indices where a stretch may begin [n, k], spread evenly, and which leave enough points."""
+    """List indices where a stretch may begin [n, k], evenly spread, and which of them are valid."""
     order = np.cumsum(curves.used, axis=1)
     skipped = np.floor(np.arange(_CANDIDATES) / _CANDIDATES * curves.count[:, None])
     starts = (order[:, None, :] > skipped[:, :, None]).argmax(axis=2)
@@ -65,7 +65,7 @@ def _candidates(curves: Curves) -> tuple[IndexArray, np.ndarray]:
 
 
 def _noise(curves: Curves) -> FloatArray:
-    """Standard deviation of the noise [n], from second differences; what is smooth cancels."""
+    """Estimate the noise's standard deviation [n] from second differences, free of the trend."""
     noise = np.empty(len(curves.y))
     for i, (y, used) in enumerate(zip(curves.y, curves.used, strict=True)):
         bends = np.abs(np.diff(y[used > 0], 2))
@@ -83,7 +83,7 @@ def _sums_from(values: FloatArray, starts: IndexArray) -> FloatArray:
 
 
 def _regressors(curves: Curves) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Falling parts for a grid of exponents [n, b, m], their scales [n, b, 1], exponents [b, 2]."""
+    """Compute falling parts [n, b, m] and scales [n, b, 1] for a grid of exponents [b, 2]."""
     grid = np.array(_ALPHAS_BETAS if curves.with_p.any() else [(0.0, b) for b in _BETAS])
     exponent = -grid[:, :1] * curves.log_p[:, None] - grid[:, 1:] * curves.log_t[:, None]
     falling = np.expm1(exponent) * curves.used[:, None]
@@ -92,7 +92,7 @@ def _regressors(curves: Curves) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 
 def _tail_errors(curves: Curves, starts: IndexArray) -> FloatArray:
-    """Squared residuals of the best least squares fit to each tail alone [n, k]."""
+    """Compute the squared residuals of the best fit to each tail alone [n, k]."""
     x, _, _ = _regressors(curves)
     y = ((curves.y - _last(curves)) * curves.used)[:, None]
     count = _sums_from(curves.used, starts)[:, None]
@@ -112,7 +112,7 @@ def _last(curves: Curves) -> FloatArray:
 
 
 def _least_squares(curves: Curves) -> FloatArray:
-    """The best least squares fit on the grid, as a start for another [n, 4]."""
+    """Find the best least squares fit on the grid [n, 4], as a start for `refine`."""
     x, scale, grid = _regressors(curves)
     y = curves.y[:, None]
     count = curves.count[:, None, None]

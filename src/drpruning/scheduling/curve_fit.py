@@ -2,8 +2,8 @@
 
 All curves and all starts are fitted together by a damped Gauss-Newton method on the Huber loss, in
 (log A, log E, alpha, beta) with both logarithms centred, so that the parameters are nearly
-uncorrelated. Every fit begins at an exponent of a wide grid with the A and E that suit it best, so
-that hardly a local minimum is missed.
+uncorrelated. The fits start from a wide grid of exponents, each with the A and E that fit best, so
+that the global minimum is hardly ever missed.
 """
 
 import itertools
@@ -35,7 +35,7 @@ _CONSTANT = 1e-4  # P that varies by less than this, relatively, tells nothing o
 
 @dataclass(frozen=True)
 class Curves:
-    """n loss curves of m points; where a point is not used, all values are 0.
+    """A set of n loss curves of m points; where a point is not used, all its values are 0.
 
     Attributes:
         y: Losses [n, m].
@@ -51,7 +51,7 @@ class Curves:
 
     @classmethod
     def of(cls, y: FloatArray, used: BoolArray, log_t: FloatArray, log_p: FloatArray) -> "Curves":
-        """The points that are used; a P that is constant along them is left out."""
+        """Make curves of the points that are used; a P that is constant along them is left out."""
         log_p = np.where(used & varies(log_p, used)[:, None], log_p, 0)
         return cls(np.where(used, y, 0), used.astype(float), np.where(used, log_t, 0), log_p)
 
@@ -117,16 +117,16 @@ class Fits:
 
 
 def varies(x: FloatArray, used: BoolArray) -> BoolArray:
-    """Whether logarithms [n, m] differ among the points that are used [n]."""
+    """Tell for each curve whether logarithms [n, m] differ among the points used [n]."""
     high = np.where(used, x, -np.inf).max(axis=1, initial=-np.inf)
     low = np.where(used, x, np.inf).min(axis=1, initial=np.inf)
     return np.asarray(high - low > _CONSTANT)
 
 
 def fit_curves(curves: Curves) -> Fits:
-    """The best fits of each curve; NaN where none is finite.
+    """Fit each curve from all starts; NaN where no fit is finite.
 
-    P varies along all of them or along none.
+    P must vary along all of them or along none.
     """
     n = len(curves.y)
     mean_t = curves.log_t.sum(axis=1, keepdims=True) / curves.count[:, None]
@@ -152,7 +152,7 @@ def fit_curves(curves: Curves) -> Fits:
 
 
 def _best_of(theta: FloatArray, objective: FloatArray) -> Fits:
-    """From several fits a curve, theta [n, k, 4] and objective [n, k]."""
+    """Choose among several fits per curve, theta [n, k, 4] and objective [n, k]."""
     end = np.exp(theta[:, :, 0]) + np.exp(theta[:, :, 1])
     objective = np.where(np.isfinite(end) & np.isfinite(objective), objective, np.inf)
     order = np.argsort(objective, axis=1, kind="stable")[:, :_BEST]
@@ -167,7 +167,7 @@ def _best_of(theta: FloatArray, objective: FloatArray) -> Fits:
 
 
 def _starts(curves: Curves, exponents: FloatArray) -> FloatArray:
-    """For each pair (alpha, beta) [b, 2] the A and E of the least squares fit, kept positive."""
+    """Find for each pair (alpha, beta) [b, 2] the A and E that fit best, kept positive."""
     alpha, beta = exponents[:, 0, None], exponents[:, 1, None]
     exponent = -alpha * curves.log_p - beta * curves.log_t
     top = np.where(curves.used > 0, exponent, -np.inf).max(axis=1, keepdims=True)
@@ -182,34 +182,35 @@ def _starts(curves: Curves, exponents: FloatArray) -> FloatArray:
 
 
 def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArray, FloatArray]:
-    """Damped Gauss-Newton steps on the Huber loss; returns theta [b, 4] and objective [b]."""
+    """Improve fits by damped Gauss-Newton steps; returns theta [b, 4] and Huber loss [b]."""
     found = theta.copy()
     reached = np.empty(len(theta))
-    going = np.arange(len(theta))
-    here = _Point.at(curves, theta)
+    active = np.arange(len(theta))
+    current = _Point.at(curves, theta)
     damping = np.ones(len(theta))
     for _ in range(iterations):
-        step = np.clip(_step(here, damping), -_MAX_STEP, _MAX_STEP)
-        trial = _Point.at(here.curves, here.theta - step)
-        gain = here.objective - trial.objective
+        step = np.clip(_step(current, damping), -_MAX_STEP, _MAX_STEP)
+        trial = _Point.at(current.curves, current.theta - step)
+        gain = current.objective - trial.objective
         better = gain > 0
         done = better & (gain <= _CONVERGED * trial.objective)
-        here.replace(better, trial)
+        current.replace(better, trial)
         damping = np.clip(damping * np.where(better, 0.25, 6), 1e-8, _STUCK)
         done |= damping >= _STUCK
         if done.any():
-            found[going[done]], reached[going[done]] = here.theta[done], here.objective[done]
+            index = active[done]
+            found[index], reached[index] = current.theta[done], current.objective[done]
             rest = np.flatnonzero(~done)
-            going, damping, here = going[rest], damping[rest], here.take(rest)
-            if not len(going):
+            active, damping, current = active[rest], damping[rest], current.take(rest)
+            if not len(active):
                 break
-    found[going], reached[going] = here.theta, here.objective
+    found[active], reached[active] = current.theta, current.objective
     return found, reached
 
 
 @dataclass(frozen=True)
 class _Point:
-    """Where b fits stand: theta [b, 4], falling part and residual [b, m], objective [b]."""
+    """The state of b fits: theta [b, 4], falling part and residual [b, m], objective [b]."""
 
     curves: Curves
     theta: FloatArray
@@ -226,7 +227,7 @@ class _Point:
         return cls(curves, theta, falling, residual, curves.huber(residual))
 
     def replace(self, rows: BoolArray, other: "_Point") -> None:
-        """Go to another point in some of the rows."""
+        """Take over another point's values in some of the rows."""
         for name in ("theta", "falling", "residual", "objective"):
             getattr(self, name)[rows] = getattr(other, name)[rows]
 
@@ -236,17 +237,17 @@ class _Point:
         return _Point(self.curves.take(rows), *(array[rows] for array in arrays))
 
 
-def _step(here: _Point, damping: FloatArray) -> FloatArray:
-    """The damped Gauss-Newton step [b, 4] against the gradient.
+def _step(point: _Point, damping: FloatArray) -> FloatArray:
+    """Compute the damped Gauss-Newton step [b, 4] against the gradient.
 
     The slopes of the residual are `falling` times 1, -log P and -log T, and the irreducible part;
     the sums over points that gradient and Hessian need are taken one by one, which for so few
     points is several times faster than products of stacked matrices.
     """
-    curves, falling = here.curves, here.falling
-    irreducible = np.exp(here.theta[:, 1])
-    pull = np.clip(here.residual, -HUBER_DELTA, HUBER_DELTA)
-    size = np.abs(here.residual)
+    curves, falling = point.curves, point.falling
+    irreducible = np.exp(point.theta[:, 1])
+    pull = np.clip(point.residual, -HUBER_DELTA, HUBER_DELTA)
+    size = np.abs(point.residual)
     bend = HUBER_DELTA / np.maximum(size, HUBER_DELTA)
     bend *= damping[:, None]
     bend += size <= HUBER_DELTA

@@ -1,4 +1,4 @@
-"""Going on with other domains: some are new, some are gone."""
+"""Changes of the set of domains in the middle of a run: some are added, some removed."""
 
 import copy
 import math
@@ -13,12 +13,12 @@ def change_domains(
     initial_ratio: Mapping[str, float],
     reference_loss: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A policy's state for another set of domains, to be loaded by a policy made for these.
+    """Convert a policy's state for another set of domains, to be loaded by a policy made for these.
 
-    Domains in both keep their loss history and reference loss, and what the new ones leave in
-    proportion to their share so far. A new domain begins with its initial share, no history, and
-    the reference loss given here, or else that of the policy that loads the state; as long as one
-    domain has none, the ratio stays. A domain that is gone leaves its share to the others.
+    Domains in both sets keep their loss history and reference loss, and divide what the new ones
+    leave in proportion to their shares so far. A new domain starts with its initial share, no
+    history, and the reference loss given here, or else that of the policy that loads the state; as
+    long as one domain has none, the ratio stays. A removed domain leaves its share to the others.
 
     Args:
         state: What `state_dict` of any policy gave.

@@ -1,4 +1,4 @@
-"""Where a loss curve will end, and how far to trust that (DRPruning, Eq. 4)."""
+"""Forecasts of where a loss curve will end, and of how reliable that is (DRPruning, Eq. 4)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from drpruning.scheduling.intervals import end_intervals
 
 MIN_POINTS = 4
 AT_SIZE = 1.05  # a model of at most this many times the final parameters counts as of final size
-_MIN_POINTS_WITH_P = 8  # of an interval: with two exponents and factors too few are left over
+_MIN_POINTS_WITH_P = 8  # of an interval: with two exponents fewer leave nothing to judge noise by
 _USELESS = 0.2  # half-width of an interval, relative to the loss, at which the quality is 0
 _RANKED = 64  # points, at most, of which all pairs are compared
-_AT_ONCE = 64  # domains: with more of them what is computed no longer fits into the caches
+_AT_ONCE = 64  # domains: the arrays of more of them no longer fit into the processor's caches
 _RISING = 2.3  # Kendall's tau over its standard deviation
 
 
@@ -40,13 +40,13 @@ class LossForecast:
             the largest loss used, unless the model still shrinks. It may lie above losses already
             seen.
         low: Lower end of the 90% interval of the loss at the end, as it would be without noise; NaN
-            where the points are too few to tell.
+            where there are too few points for one.
         high: Its upper end.
         quality: From 0 to 1: 1 less the half-width of the interval over a fifth of the loss. 0 also
             where there is no interval, where the curve rises, or where, while the number of
             parameters changes, the best fits end far outside the interval.
         rising: Whether the points rise significantly while the number of parameters stays.
-        first_step: First step used: earlier points belong to another curve (see `changes`).
+        first_step: First step used: earlier points belong to another curve (see `change_points`).
         objective: Mean Huber loss (delta 1e-3) of the best fit to the points used.
         A: Factor of the best fit, for T in steps and P in parameters.
         alpha: Its exponent of P; 0 where P is not given or constant, its factor then being in A.
@@ -160,9 +160,11 @@ def _log_ratio(
 
 
 def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
-    """Columns forecast, low, high, quality, log T of the first point, objective and theta [n, 10].
+    """Forecast the end of each curve.
 
-    And which curves rise [n].
+    Returns:
+        The columns forecast, low, high, quality, log T of the first point, objective and theta
+        [n, 10], and which curves rise [n].
     """
     fits = _fit(curves)
     first = np.zeros(len(curves.y), dtype=np.intp)
@@ -177,9 +179,9 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
     enough = curves.count >= np.where(curves.with_p, _MIN_POINTS_WITH_P, MIN_POINTS)
     enough &= varies(curves.log_t, curves.used > 0)
     for rows in _kinds(curves):
-        told = rows[(fitted & enough)[rows]]
-        if len(told):
-            interval[told] = end_intervals(curves.take(told), fits.theta[told])
+        bounded = rows[(fitted & enough)[rows]]
+        if len(bounded):
+            interval[bounded] = end_intervals(curves.take(bounded), fits.theta[bounded])
     low, middle, high = interval.T
     half = (high - low) / 2
     rising = _rises(curves)
@@ -199,14 +201,14 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
 
 
 def _larger(log_p: FloatArray, used: BoolArray) -> BoolArray:
-    """Whether the newest number of parameters is well above the final one [n]."""
+    """Tell for each curve whether its newest P is well above the final one [n]."""
     newest = used * np.arange(1, used.shape[1] + 1)
     newest = newest == newest.max(axis=1, keepdims=True, initial=1)
     return np.asarray(np.any((log_p > np.log(AT_SIZE)) & newest, axis=1))
 
 
 def _kinds(curves: Curves) -> Iterator[IndexArray]:
-    """The rows along which P varies, and those along which it does not."""
+    """Group the curves: those along which P varies, and those along which it does not."""
     for kind in (curves.with_p, ~curves.with_p):
         rows = np.flatnonzero(kind)
         if len(rows):
@@ -227,7 +229,7 @@ def _replace(fits: Fits, rows: IndexArray, new: Fits) -> None:
 
 
 def _rises(curves: Curves) -> BoolArray:
-    """Whether the losses rise significantly while P stays, by Kendall's tau [n]."""
+    """Test by Kendall's tau whether the losses rise significantly while P is constant [n]."""
     some = np.unique(np.linspace(0, curves.y.shape[1] - 1, _RANKED).astype(np.intp))
     y, used = curves.y[:, some], curves.used[:, some]
     pairs = used[:, :, None] * used[:, None, :] * np.triu(np.ones((len(some),) * 2), 1)

@@ -1,4 +1,4 @@
-"""How far to trust a forecast: an interval for the loss at the end of training.
+"""Intervals for the loss at the end of training, which say how reliable a forecast is.
 
 For given exponents the curve `A * P**-alpha * T**-beta + E` is a straight line in its falling part,
 so the loss at its end has a Student distribution (flat prior on that loss and on the observed fall,
@@ -7,8 +7,8 @@ each weighted by how well it explains the points, with a flat prior on alpha and
 box, and with A and E kept positive. The exponents are laid out where the weight is: a grid that
 follows mean and covariance of the weights in a few rounds.
 
-Two things that a power law with independent noise does not have are allowed for: outliers count
-less, and residuals that follow one another count as fewer points.
+Two deviations from a power law with independent noise are allowed for: outliers count less, and
+points with correlated residuals count as fewer.
 """
 
 import numpy as np
@@ -30,10 +30,10 @@ _SMALLEST_NOISE = 1e-6  # relative to the losses
 
 
 def end_intervals(curves: Curves, theta: FloatArray) -> FloatArray:
-    """Quantiles 5%, 50% and 95% of the loss at the end of training, without noise [n, 3].
+    """Compute the quantiles 5%, 50% and 95% of the noise-free loss at the end [n, 3].
 
     Args:
-        curves: n curves, their points to go by.
+        curves: n curves, with the points to use.
         theta: Their best fits [n, 4].
     """
     residual = curves.residual(theta)
@@ -57,14 +57,14 @@ def end_intervals(curves: Curves, theta: FloatArray) -> FloatArray:
 
 
 def _grid(dims: int, size: int) -> tuple[FloatArray, float]:
-    """Nodes [size**dims, dims] of a grid in standard deviations, and their spacing."""
+    """Make the nodes [size**dims, dims] of a grid in standard deviations; also their spacing."""
     axis = np.linspace(-_REACH, _REACH, size)
     nodes = np.stack(np.meshgrid(*[axis] * dims, indexing="ij"), axis=-1).reshape(-1, dims)
     return nodes, float(axis[1] - axis[0])
 
 
 def _mass(lines: "_Lines", nodes: FloatArray, box: FloatArray) -> FloatArray:
-    """Weight of each node [n, k], largest 1; none outside the box."""
+    """Compute the weight of each node [n, k], at most 1, and 0 outside the box."""
     inside = np.all((nodes >= box[0]) & (nodes <= box[1]), axis=2)
     log_mass = np.where(inside, lines.log_mass, -np.inf)
     mass: FloatArray = np.exp(log_mass - log_mass.max(axis=1, keepdims=True))
@@ -74,7 +74,7 @@ def _mass(lines: "_Lines", nodes: FloatArray, box: FloatArray) -> FloatArray:
 def _around_best(
     curves: Curves, weight: FloatArray, theta: FloatArray, residual: FloatArray, box: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Where to look first: centre [n, d] and Cholesky factor [n, d, d] in (log beta, alpha)."""
+    """Place the first grid: centre [n, d] and Cholesky factor [n, d, d] in (log beta, alpha)."""
     dims = box.shape[1]
     beta = np.clip(theta[:, 3], np.exp(_BOX[0, 0]), np.exp(_BOX[1, 0]))
     falling, irreducible = curves.terms(theta)
@@ -91,7 +91,7 @@ def _around_best(
 
 
 def _weights(curves: Curves, residual: FloatArray) -> FloatArray:
-    """What each point counts [n, m]: outliers less, and all less where residuals are correlated."""
+    """Weigh the points [n, m]: outliers less, and all less where residuals are correlated."""
     size = np.where(curves.used > 0, np.abs(residual), np.nan)
     count = curves.count[:, None]
     noise = np.nanmedian(size, axis=1, keepdims=True) / 0.6745 * np.sqrt(count / (count - 3))
@@ -133,7 +133,7 @@ class _Lines:
         self.log_mass = -0.5 * self.freedom * np.log(self.errors) - 0.5 * np.log(self.xx)
 
     def end_quantiles(self, mass: FloatArray) -> FloatArray:
-        """Quantiles [n, 3] of the loss at the end, for nodes of this mass [n, k]."""
+        """Compute the quantiles [n, 3] of the loss at the end, for nodes of this mass [n, k]."""
         first, second, chi = _draws(mass.shape[1], self.freedom)
         noise = np.sqrt(self.errors[:, :, None] / chi[:, None])
         fall = self.fall[:, :, None] + noise / np.sqrt(self.xx)[:, :, None] * first
@@ -152,7 +152,7 @@ class _Lines:
 
 
 def _draws(nodes: int, freedom: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Evenly spread draws, always the same: standard normal [nodes, d] twice, chi-square [n, d]."""
+    """Make quasi-random draws, always the same: normal [nodes, d] twice, chi-square [n, d]."""
     from scipy.special import gammaincinv, ndtri
 
     draw = np.arange(_DRAWS)

@@ -1,4 +1,4 @@
-"""Policies by name, as recipes ask for them."""
+"""The policies by name, as recipes name them."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ POLICY_NAMES = tuple(_POLICIES)
 
 
 def policy_settings(name: str) -> tuple[str, ...]:
-    """The names of a policy's settings: what `make_policy` takes as options.
+    """List the names of a policy's settings, which `make_policy` takes as options.
 
     Raises:
         ValueError: If there is no such policy.
@@ -32,7 +32,7 @@ def make_policy(
     final_params: float | None = None,
     **options: Any,
 ) -> Policy:
-    """The policy of this name with these settings.
+    """Make the policy of this name with these settings.
 
     Args:
         name: One of drpruning, naive_dro, sheared, constant, group_dro, cvar.

@@ -1,4 +1,4 @@
-"""The scaling law over model sizes: what loss a model of another size should reach.
+"""The scaling law over model sizes, which gives the loss that a model of another size should reach.
 
 Sheared LLaMA (arXiv 2310.06694, section 2.2) takes its reference losses from it: the losses of
 several sizes of the source family on a domain give `loss(N) = a / N**b + c`, read off at the
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from drpruning.scheduling.worst_case import FloatArray
 
 MIN_SIZES = 3
-"""Sizes that a law with three parameters needs."""
+"""The number of sizes that a law with three parameters needs."""
 _GRID = 240
 _SMALLEST_FALL = 1e-6  # exponents as the logarithm of N**b between smallest and largest size
 _LARGEST_LOG = 600.0  # of N**b, so that `a` stays a float64
@@ -26,19 +26,19 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True)
 class SizeLaw:
-    """Laws `a / N**b + c` of n domains: `a` [n] >= 0 and `c` [n] >= 0 in nats, `b` [n] > 0."""
+    """The laws `a / N**b + c` of n domains: `a` [n] >= 0 and `c` [n] >= 0 in nats, `b` [n] > 0."""
 
     a: FloatArray
     b: FloatArray
     c: FloatArray
 
     def largest_miss(self, params: npt.ArrayLike, losses: npt.ArrayLike) -> float:
-        """Largest distance, in nats, from losses [n, k] of models of these sizes [k]."""
+        """Compute the largest distance, in nats, from losses [n, k] of models of sizes [k]."""
         laws = [self.loss_at(size) for size in np.asarray(params, dtype=np.float64)]
         return float(np.abs(np.column_stack(laws) - np.asarray(losses)).max())
 
     def loss_at(self, params: float) -> FloatArray:
-        """The loss of each domain [n], in nats, at this number of parameters.
+        """Predict the loss of each domain [n], in nats, at this number of parameters.
 
         Raises:
             ValueError: If `params` is not positive and finite.
@@ -50,7 +50,7 @@ class SizeLaw:
 
 
 def first_rise(losses: npt.ArrayLike) -> tuple[int, int] | None:
-    """Where losses do not fall with the size: there is no law over these sizes then.
+    """Find where losses do not fall with the size, so that no law over these sizes exists.
 
     Args:
         losses: Loss of each domain under each model, from the smallest to the largest [n, k].
@@ -66,9 +66,9 @@ def first_rise(losses: npt.ArrayLike) -> tuple[int, int] | None:
 def fit_size_law(params: npt.ArrayLike, losses: npt.ArrayLike) -> SizeLaw:
     """Fit `a / N**b + c` to the losses of models of several sizes, by least squares.
 
-    All sizes weigh the same. The law goes through all points where there are three and such a law
-    exists. Where the losses fall ever faster with the logarithm of the size, no law with `c >= 0`
-    may do that; the best one then has `c = 0`.
+    All sizes have the same weight. With three sizes the law goes through all points, if such a law
+    exists. Losses that fall ever faster with the logarithm of the size may fit no law with
+    `c >= 0`; the best one then has `c = 0`.
 
     Args:
         params: Number of parameters of each model, all different [k], k at least 3.
@@ -85,8 +85,8 @@ def fit_size_law(params: npt.ArrayLike, losses: npt.ArrayLike) -> SizeLaw:
     values = np.asarray(losses, dtype=np.float64)
     if sizes.ndim != 1 or values.ndim != 2 or values.shape[1:] != sizes.shape:
         raise ValueError(
-            f"one loss a domain and size: params [k] and losses [n, k], not {sizes.shape} and "
-            f"{values.shape}"
+            f"give one loss per domain and size: params [k] and losses [n, k], not {sizes.shape} "
+            f"and {values.shape}"
         )
     if len(sizes) < MIN_SIZES or len(np.unique(sizes)) < len(sizes):
         raise ValueError(f"a law over sizes needs at least {MIN_SIZES} sizes, all different")
@@ -101,7 +101,7 @@ def fit_size_law(params: npt.ArrayLike, losses: npt.ArrayLike) -> SizeLaw:
 
 
 def _fit(logs: FloatArray, losses: FloatArray) -> SizeLaw:
-    """The laws for logarithms of sizes [k], rising, and losses [n, k], falling."""
+    """Fit the laws to logarithms of sizes [k], rising, and losses [n, k], falling."""
     spread = logs[-1] - logs[0]
     place = (logs - logs[0]) / spread  # 0 for the smallest size, 1 for the largest
     largest = _LARGEST_LOG * spread / max(logs[-1], spread)
@@ -121,7 +121,7 @@ def _fit(logs: FloatArray, losses: FloatArray) -> SizeLaw:
 def _linear(
     fall: FloatArray, place: FloatArray, losses: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Best scale [n] and constant [n] of `scale * exp(-fall * place) + constant`, both >= 0."""
+    """Find the best `scale * exp(-fall * place) + constant`: scale [n], constant [n], both >= 0."""
     drop = np.expm1(-fall[:, None] * place)  # the term less 1, exact for small exponents too
     mean_drop, mean_loss = drop.mean(axis=1), losses.mean(axis=1)
     centred = drop - mean_drop[:, None]
@@ -136,7 +136,7 @@ def _linear(
 def _residuals(
     fall: FloatArray, place: FloatArray, losses: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Squared error [n] of the best law with these exponents, and the sign of its derivative."""
+    """Compute the squared error [n] of the best law with these exponents, and its slope's sign."""
     scale, constant = _linear(fall, place, losses)
     term = np.exp(-fall[:, None] * place)
     residual = scale[:, None] * term + constant[:, None] - losses

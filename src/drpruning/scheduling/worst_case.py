@@ -37,7 +37,7 @@ def worst_case_ratio(
     rho: float,
     floor: npt.ArrayLike | None = None,
 ) -> FloatArray:
-    """The ratio `q` that maximises `sum_i q_i * scores_i` (DRPruning, Eq. 3 and 5).
+    """Find the ratio `q` that maximises `sum_i q_i * scores_i` (DRPruning, Eq. 3 and 5).
 
     Subject to `sum q = 1`, `q_i >= floor_i` and `divergence(q, reference_ratio) <= rho`. Shifting
     all scores, or scaling them by a positive factor, changes nothing. Where several ratios are
@@ -46,13 +46,13 @@ def worst_case_ratio(
 
     Args:
         scores: How much each domain needs data, for instance its excess loss [n].
-        reference_ratio: Centre of the ball, positive, sum 1 [n].
-        rho: Radius of the ball, at least 0.
+        reference_ratio: Centre of the chi-square ball, positive, sum 1 [n].
+        rho: Radius of the ball: the largest divergence allowed, at least 0.
         floor: Smallest share, for all domains or for each one [n]; by default the smallest
             reference share.
 
     Returns:
-        The ratio, float64 [n]; sum, floor and ball hold to 1e-12.
+        The ratio, float64 [n]; it keeps sum, floor and radius to within 1e-12.
 
     Raises:
         ValueError: If an argument has a wrong shape or value, or if no ratio satisfies both the
@@ -61,7 +61,7 @@ def worst_case_ratio(
     s = np.array(scores, dtype=np.float64)
     p, f = _checked_reference_and_floor(reference_ratio, floor)
     if s.shape != p.shape or not np.all(np.isfinite(s)):
-        raise ValueError(f"scores must be {len(p)} finite numbers, one a domain")
+        raise ValueError(f"scores must be {len(p)} finite numbers, one per domain")
     if not rho >= 0:
         raise ValueError(f"rho must be at least 0, not {rho}")
     with np.errstate(over="ignore"):
@@ -85,7 +85,7 @@ def worst_case_ratio(
 
 
 def nearest_ratio(reference_ratio: npt.ArrayLike, floor: npt.ArrayLike | None = None) -> FloatArray:
-    """The ratio [n] above the floor that has the smallest divergence from the reference ratio.
+    """Find the ratio [n] above the floor with the smallest divergence from the reference ratio.
 
     Raises:
         ValueError: If an argument has a wrong shape or value, or the floors sum to more than 1.
@@ -97,7 +97,7 @@ def nearest_ratio(reference_ratio: npt.ArrayLike, floor: npt.ArrayLike | None = 
 def project_to_bounds(
     values: npt.ArrayLike, lower: npt.ArrayLike, upper: npt.ArrayLike
 ) -> FloatArray:
-    """The nearest point (Euclidean) with `lower <= x <= upper` and `sum x = 1`.
+    """Find the nearest point (Euclidean) with `lower <= x <= upper` and `sum x = 1`.
 
     It has the form `clip(values - tau, lower, upper)`; the sum falls piecewise linearly in `tau`,
     so the right piece is found by a binary search over its ends.
@@ -166,7 +166,7 @@ def _checked_reference_and_floor(
 
 @dataclass(frozen=True)
 class _Tilted:
-    """The domains above their floor at some tilt, and what follows from that set alone."""
+    """The domains that are above their floor at some tilt, and what depends on that set alone."""
 
     free: IndexArray
     weight: FloatArray  # p of the free domains
@@ -180,7 +180,7 @@ class _Tilted:
         return self.fixed_cost + tilt * tilt * self.variance
 
     def tilt_of(self, cost: float) -> float | None:
-        """The tilt at which this set has this cost; None if there is none."""
+        """Solve for the tilt at which this set has this cost; None if there is none."""
         if self.variance <= 0 or cost <= self.fixed_cost:
             return None
         return math.sqrt((cost - self.fixed_cost) / self.variance)
@@ -193,16 +193,18 @@ class _Tilted:
 
 
 class _Problem:
-    """Scores in [-1, 0] with a reference ratio `p` and a floor `f`, all [n]."""
+    """One problem to solve: scores in [-1, 0], reference ratio `p` and floor `f`, all [n]."""
 
     def __init__(self, scores: FloatArray, p: FloatArray, f: FloatArray) -> None:
         self.scores, self.p, self.f = scores, p, f
         self.slack = max(1 - float(np.sum(f)), 0.0)
 
     def tilted(self, tilt: float, among: IndexArray | None = None) -> _Tilted:
-        """The free domains at this tilt: all of `among`, less those that fall to their floor.
+        """Find the free domains at this tilt: all of `among` but those that fall to their floor.
 
-        Dropping a domain only lowers the others, so those dropped once stay dropped.
+        Holding a domain at its floor, above what the tilt would give it, takes mass from the others
+        and only lowers them. So a domain that has fallen once never rises again, and the sets that
+        shrink step by step end at the right one without a search over all subsets.
         """
         free = np.arange(len(self.p)) if among is None else among
         while True:
@@ -224,17 +226,22 @@ class _Problem:
         return _Tilted(free, p, centred, level, self.f, fixed, variance)
 
     def extreme(self) -> FloatArray:
-        """The limit of infinite tilt: all that is free goes to the largest scores."""
+        """Find the limit of infinite tilt: all mass above the floors goes to the largest scores."""
         best = np.flatnonzero(self.scores >= -_TIE)
         level_scores = _Problem(np.zeros_like(self.p), self.p, self.f)
         return level_scores.tilted(0.0, best).ratio(0.0)
 
     def on_the_ball(self, rho: float) -> FloatArray:
-        """The solution where the ball binds: the tilt at which the divergence is `rho`.
+        """Find the solution whose divergence is exactly `rho` (the radius limits it, Eq. 5).
 
-        A Newton iteration on the squared tilt, in which the divergence is piecewise linear, kept
-        inside a shrinking bracket.
+        A Newton iteration on the squared tilt, kept inside a shrinking bracket.
         """
+        # While the set of free domains stays the same, twice the divergence is linear in the
+        # squared tilt: fixed_cost + tilt**2 * variance. So the root within one such piece has a
+        # closed form (`tilt_of`), and is the solution if the set at the root is the same. If not,
+        # the root is the next guess, as in Newton's method, unless it leaves the bracket from low
+        # to high, tilts known to be too small and too large. Then the bracket is extended or cut at
+        # its geometric mean, since tilts range over many orders of magnitude.
         budget = 2 * rho
         low, high = 0.0, math.inf
         best = self.tilted(0.0)

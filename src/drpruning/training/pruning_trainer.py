@@ -229,7 +229,9 @@ class PruningTrainer(Trainer):
         """Cut plans.jsonl back to the checkpoint, and set the sparsity scheduled at its step."""
         self.prepare_step()
         if self.accelerator.is_main_process and not self.plans.truncate(state["plans_bytes"]):
-            self._warn(f"{self.plans.path} has lost plans from before step {self.step}")
+            self.warn(
+                f"{self.plans.path} has lost plans from before step {self.step}", record=False
+            )
 
     def write_outcome(self) -> PruningPlan:
         """Write plan.json, masks.safetensors and similarity.json; returns the final plan."""

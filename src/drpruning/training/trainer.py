@@ -9,37 +9,27 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from drpruning.common.console import Task
-from drpruning.common.errors import BadInput, Interrupted, TrainingError
+from drpruning.common.errors import Interrupted, TrainingError
 from drpruning.common.unknown import Unknown
 from drpruning.data import Mixture, Segment
 from drpruning.runs import provenance
 from drpruning.runs.lines import End, EvalPoint, Line, SkippedPoint, Start, StepPoint, Warned
 from drpruning.runs.log import MetricsLog
 from drpruning.scheduling import Policy
-from drpruning.training.checkpoint import CheckpointManager, read_state
+from drpruning.training import messages
+from drpruning.training.checkpoint import CheckpointManager
 from drpruning.training.context import TrainerContext
 from drpruning.training.distributed import (
     DistributedModel,
     any_rank,
     broadcast_ratio,
     clip_gradients,
-)
-from drpruning.training.identity import check_identity, restore_mixture
-from drpruning.training.messages import (
-    evaluation_text,
-    exhausted_text,
-    no_finite_loss_text,
-    nonfinite_loss_text,
-    nonfinite_weights_text,
-    step_text,
-    unsaved_text,
 )
 from drpruning.training.optimizer import (
     MicroBatch,
@@ -50,10 +40,11 @@ from drpruning.training.optimizer import (
     step_seed,
     step_unless,
 )
+from drpruning.training.resuming import resume, trainer_state
 from drpruning.training.signals import InterruptGuard
 from drpruning.training.skipped_steps import StepMetrics, failure_text, skipped_text
 from drpruning.training.stopwatch import Stopwatch
-from drpruning.training.tensors import read_tensors, write_tensors
+from drpruning.training.tensors import write_tensors
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
 logger = logging.getLogger(__name__)
@@ -92,10 +83,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.parameter_groups(), self.settings)
         self.metrics = MetricsLog(self.folder.metrics, self.phase)
         self.checkpoints = CheckpointManager(
-            self.folder.checkpoints,
-            self.phase,
-            self.training.checkpoint,
-            self.accelerator,
+            self.folder.checkpoints, self.phase, self.training.checkpoint, self.accelerator
         )
         self.step = 0
         self.evaluated = -1
@@ -198,7 +186,7 @@ class Trainer:
         """
         path = self.checkpoints.latest()
         if path is not None:
-            self._resume(path)
+            resume(self, path)
             self.reporter.line(f"{self.phase}: resuming from step {self.step}")
         else:
             self.start_from_scratch()
@@ -290,7 +278,7 @@ class Trainer:
         self.numbers.reset()
         if self.accelerator.is_main_process:
             self._record(StepPoint, **fields)
-        task.update(self.step, step_text(fields, self.ratio))
+        task.update(self.step, messages.step_text(fields, self.ratio))
 
     def _synchronize(self) -> None:
         """Wait for the device and record which steps were skipped.
@@ -308,17 +296,13 @@ class Trainer:
             if skipped.in_a_row == limit:
                 raise TrainingError(failure_text(self.phase, skipped, blocks, self.saved))
         if found:
-            self._warn(skipped_text(found))
+            self.warn(skipped_text(found), record=False)
 
-    def _warn(self, message: str) -> None:
-        """Warn of something that happened at this step, once for all ranks."""
+    def warn(self, message: str, *, record: bool = True) -> None:
+        """Warn of something at this step, once for all ranks; also in metrics.jsonl if asked."""
         if self.accelerator.is_main_process:
             logger.warning("%s %d: %s", self.phase, self.step, message)
-
-    def warn(self, message: str) -> None:
-        """Warn, and keep the warning in metrics.jsonl."""
-        self._warn(message)
-        if self.accelerator.is_main_process:
+        if record and self.accelerator.is_main_process:
             self._record(Warned, message=message)
 
     # Evaluation and the ratio.
@@ -344,7 +328,9 @@ class Trainer:
         )
         task.show_activity("")
         if not any(map(math.isfinite, losses.values())):
-            raise TrainingError(no_finite_loss_text(self.phase, self.step, losses, self.saved))
+            raise TrainingError(
+                messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
+            )
         evaluated = time.monotonic()
         count = self.parameter_count()
         decision = self.policy.update(step=self.step, losses=losses, params=count)
@@ -364,8 +350,8 @@ class Trainer:
             )
         self.evaluated = self.step
         where = f"{self.phase} {self.step}/{self.settings.steps}"
-        self.reporter.line(f"{where}  {evaluation_text(losses, self.ratio)}")
-        for message in nonfinite_loss_text(losses) + exhausted_text(used_up):
+        self.reporter.line(f"{where}  {messages.evaluation_text(losses, self.ratio)}")
+        for message in messages.nonfinite_loss_text(losses) + messages.exhausted_text(used_up):
             self.warn(message)
         self._begin_segment()
 
@@ -382,71 +368,6 @@ class Trainer:
             self.segment = self.mixture.plan_segment(self.ratio, steps)
 
     # Checkpoints.
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the tensors, JSON-able; step metrics must be synchronized before."""
-        return {
-            "identity": self.identity,
-            "evaluated": self.evaluated,
-            "ratio": self.ratio,
-            "policy": self.policy.state_dict(),
-            "mixture": self.mixture.state_dict(),
-            "segment_steps": self.segment.steps if self.segment else None,
-            "stopped": self.stopped,
-            "numbers": self.numbers.state_dict(),
-            "seconds": self.watch.state_dict(),
-            "metrics_bytes": self.metrics.size(),
-            **self.extra_state(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, and plan the current segment again.
-
-        Args:
-            state: Of a run with the same identity, or of one whose changes are accepted; with
-                `step`, the steps done.
-
-        Raises:
-            ValueError: The state of the policy or of the mixture does not match these.
-        """
-        accept = self.training.checkpoint.accept_changes
-        self.step = self.saved = state["step"]
-        self.evaluated, self.stopped = state["evaluated"], state["stopped"]
-        self.ratio = state["ratio"]
-        self.watch.load_state_dict(state["seconds"])
-        self.numbers.load_state_dict(state["numbers"])
-        self.policy.load_state_dict(state["policy"])
-        restore_mixture(self.mixture, state["mixture"], accept=accept)
-        left = self.settings.steps - self.evaluated
-        if left and self.stopped is None:
-            steps = min(state["segment_steps"] or self.settings.evaluate_every, left)
-            self.segment = self.mixture.plan_segment(self.ratio, steps)
-        self.load_extra_state(state)
-
-    def _resume(self, path: Path) -> None:
-        """Restore the state of a checkpoint, tensors and logs included.
-
-        Identity and step are checked first: nothing of this trainer changes, and no log is cut
-        back, unless the checkpoint is one of this run.
-
-        Raises:
-            BadInput: The checkpoint is of another run, or of a later step than there will be.
-        """
-        state = read_state(path)
-        accept = self.training.checkpoint.accept_changes
-        check_identity(path, state["identity"], self.identity, accept=accept)
-        if state["step"] > self.settings.steps:
-            raise BadInput(
-                f"{self.phase}.steps: {self.settings.steps}, but {path} has done {state['step']}; "
-                "write more, or remove it to resume from an earlier one"
-            )
-        read_tensors(path, self.parameters, self.optimizer)
-        try:
-            self.load_state_dict(state)
-        except ValueError as error:
-            raise BadInput(f"{path} is of another run: {error}") from None
-        if self.accelerator.is_main_process and not self.metrics.truncate(state["metrics_bytes"]):
-            self._warn(f"{self.metrics.path} has lost lines from before step {self.step}")
 
     def _is_due(self) -> bool:
         """Whether to save now; after a skipped step, saving waits for the next one that is not."""
@@ -469,17 +390,19 @@ class Trainer:
         self._synchronize()
         # Before anything is written: a checkpoint of such weights would push out a good one.
         if lost := self.distributed.nonfinite_parameters():
-            raise TrainingError(nonfinite_weights_text(self.phase, self.step, lost, self.saved))
+            raise TrainingError(
+                messages.nonfinite_weights_text(self.phase, self.step, lost, self.saved)
+            )
         self.save_due = False
         error = self.checkpoints.save(
             self.step,
-            self.state_dict,
+            lambda: trainer_state(self),
             lambda folder: write_tensors(folder, self.parameters, self.optimizer),
         )
         if error is None:
             self.saved = self.step
             return
-        message = unsaved_text(
+        message = messages.unsaved_text(
             self.phase, self.step, error, self.saved, self.folder.checkpoints, resumable=resumable
         )
         if resumable:
