@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.fake_run import DOMAINS, FakeRun
+from helpers.small_recipe import small_recipe
 from helpers.spoiled import Place
 
 # Tests run side by side, a process a core: threads of torch would only wait for one another.
@@ -20,7 +21,6 @@ WORDS = {
     "colours": ["red", "green", "blue", "white", "black", "grey", "pink"],
     "animals": ["cat", "dog", "cow", "hen", "fox", "owl", "bee", "ant"],
 }
-SHARES = {"numbers": 0.6, "colours": 0.3, "animals": 0.1}
 
 
 @pytest.fixture(scope="session")
@@ -65,41 +65,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe_values(model_folder: Path, text_folder: Path, tmp_path: Path) -> dict[str, Any]:
     """A recipe that runs in seconds: both phases, three domains."""
-    return {
-        "model": {
-            "source": str(model_folder),
-            "target": {
-                "num_layers": 2,
-                "hidden_size": 16,
-                "intermediate_size": 24,
-                "num_heads": 2,
-            },
-        },
-        "data": {
-            "root": str(text_folder),
-            "sequence_length": 16,
-            "validation_blocks": 6,
-            "workers": 1,
-            "domains": {
-                name: {"source": f"{name}.jsonl", "share": share} for name, share in SHARES.items()
-            },
-        },
-        "prune": {
-            "steps": 20,
-            "global_batch": 8,
-            "evaluate_every": 2,
-            "learning_rate": 1e-2,
-            "mask_samples": 2,
-        },
-        "pretrain": {"steps": 12, "global_batch": 8, "evaluate_every": 2, "learning_rate": 1e-2},
-        "training": {
-            "micro_batch": 4,
-            "precision": "fp32",
-            "log_every": 3,
-            "checkpoint": {"every_steps": 5},
-        },
-        "output": str(tmp_path / "run"),
-    }
+    return small_recipe(model_folder, text_folder, tmp_path / "run")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def falling_late(step: int) -> dict[str, float]:
 def test_a_smallest_loss_that_stands_in_for_a_forecast_follows_the_losses_after_resuming() -> None:
     whole, first = (DRPruning(PAIR, STEPS, floor=0.1) for _ in range(2))
     expected = [whole.update(step, falling_late(step)) for step in range(50, 751, 50)]
-    assert expected[7].explanation["refused"] == {"bad": "its losses rise"}
+    assert expected[7].explanation.refused == {"bad": "its losses rise"}
     stand_ins = [decision.reference_loss["bad"] for decision in expected[7:]]
     assert stand_ins[0] == falling_late(50)["bad"]
     assert min(stand_ins) < stand_ins[0], "it follows the losses down"

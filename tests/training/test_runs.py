@@ -18,6 +18,7 @@ from drpruning.common.errors import BadInput, Interrupted
 from drpruning.pipeline.run import STAGES, Run
 from drpruning.recipe import parse_recipe
 from drpruning.training.trainer import Trainer
+from helpers.small_recipe import small_recipe
 from helpers.small_runs import on_two_ranks, variant
 
 TIMES = {"time", "tokens_per_second", "evaluation_seconds", "update_seconds", "total_seconds"}
@@ -34,10 +35,21 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
-def test_whole_run_leaves_what_the_documents_promise(recipe_values: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def complete(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, text_folder: Path
+) -> dict[str, Any]:
+    """The recipe of a run that is complete; tests read its folder and leave it as it is."""
+    folder = tmp_path_factory.mktemp("complete")
+    values = small_recipe(model_folder, text_folder, folder / "run")
+    run(values)
+    return values
+
+
+def test_whole_run_leaves_what_the_documents_promise(complete: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = run(recipe_values)
+    folder = Path(complete["output"])
     for name in ("recipe.yaml", "metrics.jsonl", "report.html", "prune/plan.json",
                  "prune/masks.safetensors", "prune/similarity.json", "pruned/README.md",
                  "evaluation/source.json", "evaluation/pruned.json",
@@ -71,19 +83,18 @@ def test_files_have_the_mode_that_umask_gives(recipe_values: dict[str, Any]) -> 
     assert wrong == {}
 
 
-def test_metrics_hold_every_decision(recipe_values: dict[str, Any]) -> None:
-    folder = run(recipe_values, "prune", "pretrain")
-    records = metrics(folder)
+def test_metrics_hold_every_decision(complete: dict[str, Any]) -> None:
+    records = metrics(Path(complete["output"]))
     for phase, steps, every in (("prune", 20, 2), ("pretrain", 12, 2)):
         evals = [r for r in records if r["kind"] == "eval" and r["phase"] == phase]
         assert [r["step"] for r in evals] == list(range(0, steps + 1, every))
         for record in evals:
-            assert set(record["loss"]) == set(recipe_values["data"]["domains"])
+            assert set(record["loss"]) == set(complete["data"]["domains"])
             assert sum(record["ratio"].values()) == pytest.approx(1)
             assert sum(record["reference_ratio"].values()) == pytest.approx(1)
         assert evals[-1]["forecast"] is not None
         assert evals[-1]["reference_loss"] is not None
-        blocks = recipe_values[phase]["global_batch"] * every
+        blocks = complete[phase]["global_batch"] * every
         given = dict.fromkeys(evals[0]["loss"], 0.0)
         wanted = dict(given)
         for before, after in itertools.pairwise(evals):
@@ -96,11 +107,11 @@ def test_metrics_hold_every_decision(recipe_values: dict[str, Any]) -> None:
     assert ends[-1]["target_sparsity"]["hidden"] == pytest.approx(0.5)
 
 
-def test_second_start_of_a_complete_run_changes_nothing(recipe_values: dict[str, Any]) -> None:
-    folder = run(recipe_values)
+def test_second_start_of_a_complete_run_changes_nothing(complete: dict[str, Any]) -> None:
+    folder = Path(complete["output"])
     before = {p: p.stat().st_mtime_ns for p in (folder / "model").iterdir()}
     lines = (folder / "metrics.jsonl").read_text()
-    run(recipe_values)
+    run(complete)
     assert {p: p.stat().st_mtime_ns for p in (folder / "model").iterdir()} == before
     assert (folder / "metrics.jsonl").read_text() == lines
 
@@ -122,9 +133,13 @@ class Killed(Exception):  # noqa: N818
 
 @pytest.mark.parametrize(("phase", "step"), [("prune", 3), ("prune", 13), ("pretrain", 7)])
 def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, phase: str, step: int
+    complete: dict[str, Any],
+    recipe_values: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    step: int,
 ) -> None:
-    whole = run(variant(recipe_values, "whole"), "prune", "pretrain")
+    whole = Path(complete["output"])
     cut = variant(recipe_values, "cut")
     plain_step = Trainer._train_step
 
@@ -259,8 +274,10 @@ def test_compiled_run_gives_the_same_losses(recipe_values: dict[str, Any]) -> No
             assert one["loss"] == pytest.approx(two["loss"], abs=1e-3)
 
 
-def test_two_ranks_equal_one(recipe_values: dict[str, Any], tmp_path: Path) -> None:
-    one = run(variant(recipe_values, "one"), "prune", "pretrain", "evaluate")
+def test_two_ranks_equal_one(
+    complete: dict[str, Any], recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    one = Path(complete["output"])
     values = variant(recipe_values, "two")
     recipe = tmp_path / "two.yaml"
     recipe.write_text(yaml.safe_dump(values, sort_keys=False))
