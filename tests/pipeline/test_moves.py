@@ -17,6 +17,7 @@ from drpruning.pipeline.run import Run
 from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import parse_recipe
 from drpruning.runs.folder import open_recipe
+from drpruning.runs.records import load_evaluation
 from helpers.small_runs import drprune, write
 from helpers.spoiled import Place, field
 
@@ -212,6 +213,10 @@ def test_a_moved_folder_of_several_targets_goes_on_under_a_relative_name(
     })(place)  # fmt: skip
     drprune("prune", "recipe.yaml")
     (place / "out").rename(place / "moved")
+    drprune("evaluate", "moved")
+    evaluated = load_evaluation(place / "moved/small/evaluation/source.json")
+    assert evaluated is not None
+    assert evaluated.path == str(place / "moved/large/pruned")
     assert drprune("prune", "moved/recipe.yaml").count("done already") == 2
     assert "done already" in drprune("prune", "moved/small/recipe.yaml")
     monkeypatch.chdir(place / "moved/small")
