@@ -82,6 +82,15 @@ def test_after_preparation_alone_only_the_data_are_fixed(place: Place) -> None:
     assert (place / "out/data/numbers/train.bin").stat().st_mtime_ns == made
 
 
+def test_once_a_model_is_measured_the_model_is_fixed_too(place: Place) -> None:
+    drprune("prepare", "recipe.yaml")
+    drprune("evaluate", "out")
+    shutil.copytree(place / "model", place / "other")
+    message = drprune("plan", "recipe.yaml", "--set", "model.source=other", status=2)
+    assert "model.source is 'other'" in message
+    drprune("plan", "recipe.yaml", "--set", "prune.learning_rate=0.5")
+
+
 def test_text_that_is_gone_is_not_asked_for_once_it_is_prepared(place: Place) -> None:
     drprune("prepare", "recipe.yaml")
     kept = (place / "numbers.jsonl").read_bytes()
