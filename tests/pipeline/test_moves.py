@@ -117,6 +117,15 @@ def test_text_that_is_gone_is_asked_for_where_the_settings_are_others(place: Pla
     assert "numbers.jsonl" in drprune("prepare", "recipe.yaml", status=2)
 
 
+def test_text_that_is_gone_is_asked_for_where_its_name_is_another(place: Place) -> None:
+    drprune("prepare", "recipe.yaml")
+    (place / "numbers.jsonl").unlink()
+    field("data.domains.numbers.source", "*mbers.jsonl")(place)
+    drprune("plan", "recipe.yaml")
+    field("data.domains.numbers.source", "numbers-2.jsonl")(place)
+    assert "numbers-2.jsonl" in drprune("prepare", "recipe.yaml", status=2)
+
+
 @pytest.mark.usefixtures("place")
 def test_the_way_to_the_optimizer_looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
