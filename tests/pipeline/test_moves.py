@@ -87,7 +87,7 @@ def test_once_a_model_is_measured_the_model_is_fixed_too(place: Place) -> None:
     drprune("evaluate", "out")
     shutil.copytree(place / "model", place / "other")
     message = drprune("plan", "recipe.yaml", "--set", "model.source=other", status=2)
-    assert "model.source is 'other'" in message
+    assert "model.source (saved 'model', now 'other')" in message
     drprune("plan", "recipe.yaml", "--set", "prune.learning_rate=0.5")
 
 

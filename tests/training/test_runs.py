@@ -342,5 +342,5 @@ def test_rank_that_does_not_see_the_run_folder_says_so(recipe_values: dict[str, 
 def test_checkpoint_survives_only_for_its_recipe(recipe_values: dict[str, Any]) -> None:
     (run(recipe_values, "prepare") / "checkpoints" / "prune-00000005").mkdir(parents=True)
     recipe_values["training"]["seed"] = 99
-    with pytest.raises(BadInput, match=r"another recipe \(training.seed is 99 here and 17 there\)"):
+    with pytest.raises(BadInput, match=r"another recipe \(training.seed \(saved 17, now 99\)\)"):
         run(recipe_values, "prepare")
