@@ -147,7 +147,7 @@ def test_two_processes_do_not_share_a_run_folder(
     assert runner.invoke(app, ["prepare", str(path)]).exit_code == 0
 
 
-def test_unfinished_preparation_goes_on(
+def test_unfinished_preparation_is_resumed(
     recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from drpruning.data import preparation as preparing

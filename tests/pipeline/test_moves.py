@@ -1,4 +1,4 @@
-"""Runs that move or change: where they go on, what is refused, what is read and how often."""
+"""Runs that move or change: where they resume, what is refused, what is read and how often."""
 
 import builtins
 import json
@@ -26,7 +26,7 @@ def starts(folder: Path) -> int:
     return len((folder / "sessions.jsonl").read_text().splitlines())
 
 
-def test_a_moved_run_folder_goes_on_where_it_is(
+def test_a_moved_run_folder_is_resumed_where_it_is(
     recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:
     old, new = Path(recipe_values["output"]), tmp_path / "elsewhere" / "moved"
@@ -222,7 +222,7 @@ def test_a_run_opened_from_its_folder_knows_its_final_size(place: Place) -> None
     assert run.plan.final_shape.num_layers == 2 < shape["num_hidden_layers"]
 
 
-def test_a_moved_folder_of_several_targets_goes_on_under_a_relative_name(
+def test_a_moved_folder_of_several_targets_is_resumed_under_a_relative_name(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field("model", {

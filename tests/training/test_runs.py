@@ -163,7 +163,7 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
         assert all(torch.equal(one[key], two[key]) for key in one), name
 
 
-def test_signal_saves_and_the_run_goes_on(
+def test_signal_saves_and_the_run_resumes(
     recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain_step = Trainer._train_step
