@@ -39,10 +39,15 @@ def test_readers_of_older_yaml_read_the_same(value: Any) -> None:
     assert repr(yaml.safe_load(dump_yaml({"a": value}))["a"]) == repr(value)
 
 
-@pytest.mark.parametrize("text", ["010", "0x10", "0o10", "-007"])
+@pytest.mark.parametrize("text", ["010", "0x10", "0o10", "-007", "1__0", "1_"])
 def test_numbers_that_readers_take_differently_are_refused(text: str) -> None:
     with pytest.raises(BadInput, match=r"t: line 1 .*no plain number.*quotes"):
         parse_yaml(f"a: {text}\n", "t")
+
+
+def test_what_only_looks_like_a_number_is_refused() -> None:
+    with pytest.raises(BadInput, match="t: is not valid YAML"):
+        parse_yaml("a: ._\n", "t")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ LARGEST_INTEGER = 2**63 - 1
 DEEPEST = 50
 """Lists and mappings in one another."""
 _TAG = "tag:yaml.org,2002:"
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _PLAIN_TEXT = re.compile(
     r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/][\w./@+*= -]*", re.IGNORECASE | re.ASCII
 )
@@ -161,7 +161,7 @@ def parse_yaml(text: str, origin: str) -> Any:
     except MarkedYAMLError as error:
         place = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise BadInput(f"{origin}:{place} is not valid YAML: {error.problem}") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # `._` looks like a number and is none
         raise BadInput(f"{origin}: is not valid YAML: {error}") from None
 
 
