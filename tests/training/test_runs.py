@@ -229,6 +229,8 @@ def test_either_phase_may_be_absent(recipe_values: dict[str, Any], absent: str) 
     del recipe_values[absent]
     if absent == "prune":
         del recipe_values["model"]["target"]
+    for phase in {"prune", "pretrain"} - {absent}:
+        recipe_values[phase].update(steps=6)
     folder = run(recipe_values)
     assert (folder / "model").is_dir() == (absent == "prune")
     assert (folder / "pruned").is_dir() == (absent == "pretrain")
