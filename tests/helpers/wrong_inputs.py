@@ -126,7 +126,7 @@ RECIPES = [
     Row("key-is-null", line("~: 1\n"), ("recipe.yaml: line", "in quotes: '~'")),
     Row("value-is-long", field("training.precision", "x" * 10**5),
         ("training.precision", "'xxx", "...")),
-    Row("octal-steps", nothing, ("prune.steps", "integer", "'010'"), asked("prune.steps=010")),
+    Row("octal-steps", nothing, ("prune.steps", "010 is no plain"), asked("prune.steps=010")),
     Row("sexagesimal-steps", nothing, ("prune.steps", "'1:30'"), asked("prune.steps=1:30")),
     Row("where-nan", field("data.domains.numbers.where", {"k": float("nan")}), ("where.k", "nan")),
     Row("large-timeout", field("training.rank_timeout", 1e300), ("training.rank_timeout",)),

@@ -4,11 +4,13 @@ import builtins
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from drpruning.data import sources
 from drpruning.models import files, inspect
 from drpruning.pipeline import preflight
 from drpruning.pipeline.run import Run
@@ -127,7 +129,17 @@ def test_the_way_to_the_optimizer_looks_once(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(
             module, "read_config", lambda name, *rest: read.append(name) or original(name, *rest)
         )
+    found: list[str] = []
+    resolve = sources._resolve
+    monkeypatch.setattr(
+        sources,
+        "_resolve",
+        lambda domain, **part: found.append(domain.name) or resolve(domain, **part),
+    )
     drprune("prune", "recipe.yaml")
+    assert Counter(found) == dict.fromkeys(("numbers", "colours", "animals"), 2), (
+        "for the plan, and once it has been read"
+    )
     assert sorted(looked) == sorted(set(looked))
     assert len(looked) == 6
     assert read == ["model"] * 2, "for the plan, and by the guard of loading, maybe hours later"

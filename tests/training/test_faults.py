@@ -561,8 +561,13 @@ def test_a_source_of_numbers_that_are_not_finite_is_refused(
     assert "model.layers.1.mlp.up_proj.weight" in said
 
 
-def without_rotary_base(model_folder: Path, folder: Path) -> str:
-    return str(altered_model(model_folder, folder, rope_parameters={"rope_theta": 0.0}))
+def that_overflows(model_folder: Path, folder: Path) -> str:
+    """A model of finite weights that are so large that no output is finite."""
+    broken = altered_model(model_folder, folder)
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"].fill_(3e38)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    return str(broken)
 
 
 @pytest.mark.parametrize(
@@ -573,11 +578,11 @@ def test_a_model_that_computes_no_numbers_is_refused_before_training(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path, masks: str, words: str
 ) -> None:
     values = recipe_values
-    values["model"]["source"] = without_rotary_base(model_folder, tmp_path / "broken")
+    values["model"]["source"] = that_overflows(model_folder, tmp_path / "broken")
     values["prune"].update(initial_masks=masks, calibration_batches=2)
     said = drprune("run", write(values, tmp_path / "recipe.yaml"), status=1)
     assert f"drprune: prune 0: {words}" in said
-    assert "check its config.json" in said
+    assert "check its weights and its config.json" in said
     assert not any((Path(values["output"]) / name).exists() for name in ("checkpoints", "pruned"))
 
 

@@ -117,7 +117,7 @@ def report(
         Path | None, typer.Option(help="The page; default: report.html in the first run folder.")
     ] = None,
 ) -> None:
-    """Write one HTML page about one or several runs; works while they go on."""
+    """Write one HTML page about one or several runs, also while they are running."""
     from drpruning.pipeline.targets import run_folders
     from drpruning.report import write_report
     from drpruning.runs.folder import RunFolder

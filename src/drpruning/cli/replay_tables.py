@@ -27,7 +27,7 @@ _JSON_KEYS = ("version", "run", "used", "replayed", "notes", "phases")
 PAGE_PACKAGES = ("matplotlib", "jinja2")
 """What a page is made with; they are not part of the base install."""
 MOST_ENTRIES, MOST_INNER_ENTRIES = 8, 3
-"""Entries of a mapping that are said for people, of a setting and of a mapping inside one."""
+"""Entries that are shown of a mapping: of a setting, and of a mapping inside one."""
 BLOCKS, DIGITS = "▁▂▃▄▅▆▇█", "0123456789"
 """The levels of a line of shares, lowest first; digits where the terminal knows only ASCII."""
 NARROWEST = 8
@@ -99,7 +99,7 @@ def _table(curves: ReplayCurves) -> Table:
 
 
 def _figure(curves: ReplayCurves, console: Console) -> Text:
-    """A line a domain where used and replayed agree throughout, else one above the other."""
+    """One line per domain where used and replayed agree throughout, else one above the other."""
     levels = BLOCKS if console.encoding.lower().startswith("utf") else DIGITS
     longest = max(map(len, curves.initial))
     columns = _columns(len(curves.steps), max(NARROWEST, console.width - longest - 26))
@@ -140,8 +140,8 @@ def describe(section: Scheduling) -> str:
     chosen = section.options() | section.model_dump(
         include={"handover", "start"}, exclude_defaults=True, exclude_none=True
     )
-    said = ", ".join(f"{name}={_short(value, MOST_ENTRIES)}" for name, value in chosen.items())
-    return f"{section.policy} ({said})" if said else f"{section.policy} (its defaults)"
+    settings = ", ".join(f"{name}={_short(value, MOST_ENTRIES)}" for name, value in chosen.items())
+    return f"{section.policy} ({settings})" if settings else f"{section.policy} (its defaults)"
 
 
 def _short(value: Any, most: int) -> str:

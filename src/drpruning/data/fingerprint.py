@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def check_unchanged(domain: DomainSource, identity: Identity) -> None:
     Raises:
         BadInput: a file was removed, added, shortened or replaced since.
     """
-    current: Identity = json.loads(json.dumps(_domain_identity(domain), default=str))
+    current: Identity = json.loads(json.dumps(_domain_identity(replace(domain)), default=str))
     if current != identity:
         changed = " and ".join(key for key in current if current[key] != identity[key])
         raise BadInput(

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
@@ -48,6 +49,16 @@ class DomainSource:
     validation_split: str = "validation"
     config: str | None = None
 
+    # Looked for once per object: `dataclasses.replace` gives one that looks again.
+
+    @cached_property
+    def _text(self) -> "LocalFiles | HubDataset":
+        return _resolve(self, validation=False)
+
+    @cached_property
+    def _validation_text(self) -> "LocalFiles | HubDataset":
+        return _resolve(self, validation=True)
+
 
 @dataclass(frozen=True)
 class LocalFiles:
@@ -71,12 +82,18 @@ _Where = tuple[str, ...]
 
 
 def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | HubDataset:
-    """Find the files or the dataset that a domain's source (or validation source) names.
+    """The files or the dataset that a domain's source (or validation source) names.
+
+    They are looked for at the first call, and what was found then holds for this object.
 
     Raises:
         BadInput: a path, glob or folder that holds nothing readable, an unknown extension, or what
             is no regular file.
     """
+    return domain._validation_text if validation else domain._text
+
+
+def _resolve(domain: DomainSource, *, validation: bool) -> LocalFiles | HubDataset:
     label = f"data.domains.{domain.name}.{'validation' if validation else 'source'}"
     source = domain.validation if validation else domain.source
     split = domain.validation_split if validation else domain.split

@@ -377,10 +377,10 @@ class Run:
             write_evaluation(record, self.files.evaluation(name))
 
     def report(self) -> None:
-        """Write report.html and show the table."""
+        """Show the table and write report.html."""
         if self.accelerator.is_main_process:
-            path = write_report([self.folder])
             show_table([self.folder], self.reporter)
+            path = write_report([self.folder])
             if result := next(filter(Path.is_dir, (self.files.model, self.files.pruned)), None):
                 self.reporter.line(f"model:  {result}")
             self.reporter.line(f"report: {path}")

@@ -141,7 +141,7 @@ class Scheduling(Section):
     ] = None
     """Reference loss per domain in nats, or models that give it; absent: none until a forecast."""
     loss_weight: Share | None = None
-    """Weight of the newest loss in the average of losses (drpruning); default 1, no average."""
+    """Weight of the latest loss in the average of losses (drpruning); default 1, no average."""
     forecast: bool | None = None
     """Forecast the reference loss (drpruning); default true, and false needs reference losses."""
     forecast_start: Fraction | None = None

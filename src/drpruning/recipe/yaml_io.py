@@ -2,18 +2,16 @@
 
 import io
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, MaxDepthExceededError
-from ruamel.yaml.constructor import ConstructorError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
-from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
 from drpruning.common.errors import BadInput
 
@@ -24,42 +22,20 @@ LARGEST_ALIASES = 100_000
 LARGEST_INTEGER = 2**63 - 1
 DEEPEST = 50
 """Lists and mappings in one another."""
-_PLAIN_TEXT = re.compile(r"[\w./][\w./@+*= -]*")
-
 _TAG = "tag:yaml.org,2002:"
-Rules = Iterable[tuple[str, Any, Iterable[str]]]
-_INTEGER = (f"{_TAG}int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), "-+0123456789")
-"""Without the library's 010 and 0x10: nobody means a number of steps by them, so they are texts."""
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_PLAIN_TEXT = re.compile(
+    r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/][\w./@+*= -]*", re.IGNORECASE | re.ASCII
+)
+"""What needs no quotes: names, paths and words, but for what readers of YAML 1.1 take for flags."""
 
 
-def _table(rules: Rules) -> dict[str, list[tuple[str, Any]]]:
-    """Tag and pattern of what is no text though without quotes, by the first character of it."""
-    table: dict[str, list[tuple[str, Any]]] = {}
-    for tag, pattern, first in rules:
-        for character in first:
-            table.setdefault(character, []).append((tag, pattern))
-    return table
+class _Constructor(SafeConstructor):
+    """Dates and `=` stay texts."""
 
 
-def _library_rules(*kinds: str) -> Rules:
-    """The library's rules of YAML 1.2 for some kinds of values; for all kinds also those of 1.1."""
-    tags = {f"{_TAG}{kind}" for kind in kinds}
-    for versions, tag, pattern, first in implicit_resolvers:
-        if not kinds or ((1, 2) in versions and tag in tags):
-            yield tag, pattern, first
-
-
-class _Resolver(VersionedResolver):
-    """Tells numbers and flags from texts where a text is read."""
-
-    processing_version = (1, 2)
-    versioned_resolver = _table([_INTEGER, *_library_rules("null", "bool", "float", "merge")])
-
-
-class _CautiousResolver(_Resolver):
-    """Quotes where a text is written also what readers of YAML 1.1 take for no text (`no`)."""
-
-    versioned_resolver = _table([_INTEGER, *_library_rules()])
+for _kind in ("timestamp", "value"):
+    _Constructor.add_constructor(f"{_TAG}{_kind}", SafeConstructor.construct_yaml_str)
 
 
 class _Composer(Composer):
@@ -81,8 +57,10 @@ class _Composer(Composer):
     def compose_scalar_node(self, anchor: Any) -> ScalarNode:
         node: ScalarNode = super().compose_scalar_node(anchor)
         if node.tag == f"{_TAG}int":
-            digits = node.value.replace("_", "")
-            if len(digits) > 20 or abs(int(digits)) > LARGEST_INTEGER:
+            if not _INTEGER.fullmatch(node.value):  # 010 is 8 to some readers, and 10 to others
+                raise _wrong(node, f"{node.value[:50]} is no plain number; write it in decimal "
+                                   "digits, or in quotes where it is a text")  # fmt: skip
+            if len(node.value) > 40 or abs(int(node.value)) > LARGEST_INTEGER:
                 raise _wrong(node, "a whole number beyond 64 bits; write a smaller one")
         elif any("\ud800" <= c <= "\udfff" for c in node.value):
             raise _wrong(node, "a text that is not Unicode, so no UTF-8; write other characters")
@@ -94,7 +72,7 @@ class _Composer(Composer):
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
                 raise _wrong(key, "a list or mapping in the place of a key; write a text")
-            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
+            if str(key.tag).removeprefix(_TAG) not in {"str", "merge", "timestamp", "value"}:
                 raise _wrong(key, f"the key {key.value} is no text; write it in quotes: "
                                   f"{key.value!r}")  # fmt: skip
             if key.value in seen:
@@ -129,7 +107,7 @@ class _Representer(SafeRepresenter):
         node: ScalarNode = super().represent_str(data)
         if set(data) & set("\n\r\x85\u2028\u2029\ufeff"):
             node.style = '"'
-        elif not _PLAIN_TEXT.fullmatch(data):
+        elif not _PLAIN_TEXT.fullmatch(data) or data.endswith(" "):
             node.style = "'"
         return node
 
@@ -152,7 +130,7 @@ _Representer.add_representer(float, _Representer.represent_float)
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = DEEPEST
-    yaml.Resolver, yaml.Composer, yaml.Representer = _Resolver, _Composer, _Representer
+    yaml.Composer, yaml.Constructor, yaml.Representer = _Composer, _Constructor, _Representer
     return yaml
 
 
@@ -222,7 +200,6 @@ def dump_yaml(value: Any, *, default_flow_style: bool = False) -> str:
         default_flow_style: On one line, in brackets.
     """
     yaml = _yaml()
-    yaml.Resolver = _CautiousResolver
     yaml.default_flow_style = default_flow_style
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 1 << 30

@@ -247,11 +247,11 @@ def _title(run: RunRecord) -> str:
 def _summary(run: RunRecord) -> list[str]:
     """What was reached, in sentences; only what the evaluations say."""
     found = run.evaluations
-    said = []
+    sentences = []
     if SOURCE in found and (result := found.get(MODEL) or found.get(PRUNED)):
         source, small = found[SOURCE].parameters, result.parameters
         if small != source and source.total and source.other:
-            said.append(
+            sentences.append(
                 f"{source.total:,} parameters became {small.total:,} "
                 f"({small.total / source.total:.1%}); outside the embeddings {source.other:,} "
                 f"became {small.other:,} ({small.other / source.other:.1%})."
@@ -262,8 +262,8 @@ def _summary(run: RunRecord) -> list[str]:
     ]
     if steps:
         domains = len(run.domains)
-        said.append(f"{' and '.join(steps)} on {domains} domains.")
-    return said
+        sentences.append(f"{' and '.join(steps)} on {domains} domains.")
+    return sentences
 
 
 def _measured_on(runs: Sequence[RunRecord]) -> str:
@@ -318,7 +318,7 @@ def _warnings(phase: PhaseRecord) -> list[str]:
     alike: dict[str, list[int]] = {}
     for warned in phase.warnings:
         alike.setdefault(warned.message, []).append(warned.step)
-    said = [
+    lines = [
         f"Step {steps[0]:,}: {message}."
         if len(steps) == 1
         else f"{len(steps)} times, step {steps[0]:,} to {steps[-1]:,}: {message}."
@@ -328,23 +328,23 @@ def _warnings(phase: PhaseRecord) -> list[str]:
         steps, count = [skipped.step for skipped in phase.skipped], len(phase.skipped)
         first, last = min(steps), max(steps)
         where = f"step {first:,}" if count == 1 else f"{count} steps, {first:,} to {last:,}"
-        said.append(
+        lines.append(
             f"Skipped, because loss or gradient norm was not finite: {where}. metrics.jsonl has "
             "their blocks."
         )
-    return said
+    return lines
 
 
 def _provenance(run: RunRecord) -> list[str]:
     """Versions and commits that the phases were run with, each once."""
-    said: dict[str, None] = {}
+    found: dict[str, None] = {}
     for phase in run.phases.values():
         if phase.start:
             start = phase.start
             versions = ", ".join(f"{name} {version}" for name, version in start.versions.items())
             commit = f"commit {start.commit}" if start.commit else "commit not known"
-            said[f"{versions or 'versions not known'}; {commit}"] = None
-    return list(said)
+            found[f"{versions or 'versions not known'}; {commit}"] = None
+    return list(found)
 
 
 def render(template: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:

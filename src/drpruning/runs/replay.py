@@ -48,7 +48,7 @@ class PhaseReplay:
     Attributes:
         phase: `prune` or `pretrain`.
         last_step: The last step that the run has a record of.
-        points: One an evaluation, in the order of steps.
+        points: One for each evaluation, in the order of steps.
     """
 
     phase: str
@@ -83,7 +83,7 @@ class Replay:
     phases: list[PhaseReplay]
 
     def curves(self) -> list[ReplayCurves]:
-        """What tables and figures show, one a phase."""
+        """What tables and figures show, one for each phase."""
         return [_curves(self.initial_ratio, phase) for phase in self.phases]
 
 
@@ -97,8 +97,8 @@ def replay_run(
     """Feed the logged losses of a run to a policy.
 
     Without policy and settings the run's own are replayed, which gives the logged ratios again.
-    Where `scheduling.handover` is `continue`, continued pretraining goes on from the replayed end
-    of pruning.
+    Where `scheduling.handover` is `continue`, continued pretraining starts from the replayed end of
+    pruning.
 
     Args:
         folder: The run folder; nothing in it is changed.
@@ -180,23 +180,23 @@ def _assignment(given: str) -> str:
 
 
 def _wanted_phases(record: RunRecord, phases: Sequence[str] | None) -> list[str]:
-    there = list(record.evaluated)
-    if not there:
+    evaluated = list(record.evaluated)
+    if not evaluated:
         raise BadInput(
             f"{RunFolder(record.folder).metrics}: no evaluation in it, so there is nothing to "
             "replay; name the folder of a run that has begun to train"
         )
     for name in phases or []:
-        if name not in there:
+        if name not in evaluated:
             raise BadInput(
                 f"--phase {name}: {record.folder} has no evaluation in it; "
-                f"choose one of {', '.join(there)}"
+                f"choose one of {', '.join(evaluated)}"
             )
-    return there if phases is None else list(phases)
+    return evaluated if phases is None else list(phases)
 
 
 def _needed(record: RunRecord, recipe: Recipe, wanted: Sequence[str]) -> list[str]:
-    """The phases to compute: also pruning where continued pretraining goes on from its end."""
+    """The phases to compute: also pruning, where continued pretraining starts from its end."""
     before = {"prune"} if recipe.scheduling.handover == "continue" else set()
     return [name for name in record.evaluated if name in {*wanted, *before}]
 

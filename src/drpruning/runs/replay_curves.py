@@ -40,7 +40,7 @@ class ReplayRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayCurves:
-    """One phase: numbers of each domain at each of its m evaluations; NaN where not known.
+    """One phase: the numbers of each domain at each of its m evaluations; NaN where not known.
 
     Attributes:
         phase: Its name.
@@ -48,11 +48,11 @@ class ReplayCurves:
         last_step: The last step that there is a record of.
         initial: Share of each domain at the start of the run; its order is that of the page.
         identical: Whether used and replayed shares are the same to the bit.
-        loss: Validation losses in nats [m] a domain.
-        used: Shares that were used from each evaluation on [m] a domain.
-        replayed: Shares that the replayed policy gives [m] a domain.
-        used_reference: Reference losses of the run [m] a domain.
-        replayed_reference: Those of the replay [m] a domain.
+        loss: Validation losses in nats [m] per domain.
+        used: Shares that were used from each evaluation on [m] per domain.
+        replayed: Shares that the replayed policy gives [m] per domain.
+        used_reference: Reference losses of the run [m] per domain.
+        replayed_reference: Those of the replay [m] per domain.
     """
 
     phase: str

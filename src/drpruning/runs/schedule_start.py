@@ -110,9 +110,9 @@ def _is_start_file(path: Path) -> bool:
         found = parse_yaml(text, str(path))
     except (OSError, ValueError):
         return False
-    if found is None:
+    if not found:  # nothing but comments, which must be ours
         return text.startswith(f"# {_TITLE}\n")
-    return isinstance(found, dict) and bool(found) and set(found) <= set(Start.model_fields)
+    return isinstance(found, dict) and set(found) <= set(Start.model_fields)
 
 
 def write_start(path: Path, start: Mapping[str, Any], comments: Sequence[str]) -> None:

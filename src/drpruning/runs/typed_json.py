@@ -37,9 +37,9 @@ def _explanation(value: Any) -> Any:
         return tuple(map(nan_for_null, inner)) if isinstance(inner, list) else nan_for_null(inner)
 
     return {
-        name: {key: known(inner) for key, inner in said.items()} if isinstance(said, dict) else said
-        for name, said in value.items()
-        if said is not None
+        name: {key: known(inner) for key, inner in item.items()} if isinstance(item, dict) else item
+        for name, item in value.items()
+        if item is not None
     }
 
 

@@ -2,7 +2,7 @@
 
 A kink (learning that stops), a jump (a restart, another batch size) or a rise (masks that close)
 cannot be part of one power law, and a fit to all points then forecasts neither part. This module
-finds the longest stretch up to the newest point that one fit describes: none of the tails of the
+finds the longest stretch up to the latest point that one fit describes: none of the tails of the
 stretch may be described significantly better by a separate fit.
 """
 
@@ -106,9 +106,9 @@ def _tail_errors(curves: Curves, starts: IndexArray) -> FloatArray:
 
 
 def _last(curves: Curves) -> FloatArray:
-    """The newest loss of each curve [n, 1]."""
-    newest = curves.y.shape[1] - 1 - np.argmax(np.flip(curves.used, 1), axis=1)
-    return np.take_along_axis(curves.y, newest[:, None], axis=1)
+    """The latest loss of each curve [n, 1]."""
+    latest = curves.y.shape[1] - 1 - np.argmax(np.flip(curves.used, 1), axis=1)
+    return np.take_along_axis(curves.y, latest[:, None], axis=1)
 
 
 def _least_squares(curves: Curves) -> FloatArray:

@@ -25,7 +25,7 @@ FORECAST_START = 0.2
 
 
 class _BallPolicy(ReferencedPolicy):
-    """Adds the ball of radius `rho` and the floor."""
+    """Adds the limit `rho` on how far the ratio is from the reference ratio, and the floor."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class _BallPolicy(ReferencedPolicy):
         return self._ball(self._reference_ratio)
 
     def _ball(self, reference_ratio: FloatArray) -> dict[str, Any]:
-        """How the ratio lies in the ball around this reference ratio."""
+        """How far the ratio is from this reference ratio, and which floors hold it up."""
         floor = reference_ratio.min() if self._floor is None else self._floor
         floors = np.broadcast_to(np.asarray(floor, dtype=np.float64), self._ratio.shape)
         at_floor = self._ratio <= floors * (1 + 1e-9)
@@ -84,7 +84,7 @@ class NaiveDRO(_BallPolicy):
         initial_ratio: Share of each domain at the start, and the reference ratio.
         total_steps: Not used.
         final_params: Not used.
-        rho: Radius of the chi-square ball around the reference ratio.
+        rho: Largest chi-square divergence of the ratio from the reference ratio.
         floor: Smallest share, for all domains or by name; by default the smallest reference share.
         reference_loss: Loss that each domain should reach, in nats; by default 0, so that the
             scores are the losses themselves.
@@ -125,7 +125,7 @@ class DRPruning(_BallPolicy):
         total_steps: Length of training, in optimizer steps.
         final_params: Number of parameters at the end, if it changes during training; the updates
             then say how many there are.
-        rho: Radius of the chi-square ball around the reference ratio.
+        rho: Largest chi-square divergence of the ratio from the reference ratio.
         floor: Smallest share, for all domains or by name; by default the smallest reference share.
         reference_loss: Initial reference loss of each domain, in nats.
         loss_weight: Weight of a new loss in the moving average of losses, in (0, 1]; 1 takes the
@@ -135,8 +135,8 @@ class DRPruning(_BallPolicy):
         min_quality: Smallest quality (see `LossForecast`) of a forecast that is used, in [0, 1]; 0
             takes every finite one.
         reference_rule: Which of the forecasts so far is the reference loss: the smallest
-            (`minimum`, the paper's), the smallest but not below the newest forecast's interval
-            (`credible`), or the newest (`latest`).
+            (`minimum`, the paper's), the smallest but not below the latest forecast's interval
+            (`credible`), or the latest (`latest`).
         moving_reference: Whether the reference ratio moves.
         reference_start: Share of training before it first moves.
         delta: How far it moves towards the new ratio each time, in [0, 1].
@@ -243,6 +243,9 @@ class DRPruning(_BallPolicy):
                     unusable.setdefault(
                         name, f"{NO_REFERENCE}: no model of final size was evaluated"
                     )
+        # Figure 1 of the paper: the ratio is the worst case around the reference ratio as it was,
+        # and only then does that move (Eq. 6). So the divergence that is explained is the one that
+        # `rho` limited, and not that from where the reference ratio goes now.
         excess = self._follow(losses, unusable)
         ball = self._ball(self._reference_ratio)
         moved = not unusable and step >= self._move_from and self._move_reference_ratio()
@@ -282,6 +285,9 @@ class DRPruning(_BallPolicy):
         seen = np.where(np.isnan(losses), np.inf, losses)
         if final is not None:
             seen[:, ~(params <= AT_SIZE * final)] = np.inf
+        # A model of final size has reached the smallest loss already: a forecast above it would
+        # call a domain finished that can still get there. While pruning, losses of larger models
+        # do not count, as the final one may never reach them.
         smallest = seen.min(axis=1)
         forecast = np.clip(fits.forecast, 0, smallest)
         trusted = np.isfinite(forecast) & (fits.quality >= self.min_quality)

@@ -189,7 +189,7 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
     far = (np.abs(fits.end - kept) > half / 2) & curves.with_p
     certain = ~(far | rising) & (low > 0)
     quality = np.where(certain, np.clip(1 - half / (_USELESS * middle), 0, 1), 0)
-    # Around a plateau the best fits may bend up or down with the newest points alone.
+    # Around a plateau the best fits may bend up or down with the latest points alone.
     shrinking = _larger(curves.log_p, curves.used > 0)
     largest = np.where(curves.used > 0, curves.y, -np.inf).max(axis=1)
     end = np.where(quality > 0, kept, np.where(shrinking, fits.end, np.fmin(fits.end, largest)))
@@ -201,10 +201,10 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
 
 
 def _larger(log_p: FloatArray, used: BoolArray) -> BoolArray:
-    """Tell for each curve whether its newest P is well above the final one [n]."""
-    newest = used * np.arange(1, used.shape[1] + 1)
-    newest = newest == newest.max(axis=1, keepdims=True, initial=1)
-    return np.asarray(np.any((log_p > np.log(AT_SIZE)) & newest, axis=1))
+    """Tell for each curve whether its latest P is well above the final one [n]."""
+    latest = used * np.arange(1, used.shape[1] + 1)
+    latest = latest == latest.max(axis=1, keepdims=True, initial=1)
+    return np.asarray(np.any((log_p > np.log(AT_SIZE)) & latest, axis=1))
 
 
 def _kinds(curves: Curves) -> Iterator[IndexArray]:

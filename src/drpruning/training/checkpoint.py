@@ -51,7 +51,7 @@ class CheckpointManager:
         """
         self.folder, self.phase, self.settings = folder, phase, settings
         self._accelerator = accelerator
-        self._faulty: set[Path] = set()
+        self._damaged: set[Path] = set()
         self._last = time.monotonic()
 
     def is_due(self, step: int) -> bool:
@@ -111,7 +111,7 @@ class CheckpointManager:
             if error is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
-                self._faulty.discard(final)
+                self._damaged.discard(final)
                 self._remove_old(step)
         return error
 
@@ -134,7 +134,7 @@ class CheckpointManager:
                     found = step
                     break
                 found, reason = _NO_GOOD_ONE, reason or f"{path.name}: {fault}"
-                self._faulty.add(path)
+                self._damaged.add(path)
                 logger.warning("checkpoint %s is passed over: %s", path.name, fault)
         found = int(broadcast(torch.tensor(found, device=self._accelerator.device)).item())
         if found == _NO_GOOD_ONE:
@@ -150,11 +150,11 @@ class CheckpointManager:
         return self.folder / f"{self.phase}-{step:08d}"
 
     def _remove_old(self, step: int) -> None:
-        """Keep the latest good ones and every `keep_every`-th; faulty ones do not count."""
+        """Keep the latest good ones and every `keep_every`-th; damaged ones do not count."""
         good = [
             path
             for path in list_checkpoints(self.folder, self.phase)
-            if step_of(path) <= step and path not in self._faulty
+            if step_of(path) <= step and path not in self._damaged
         ]
         for path in good[: -self.settings.keep]:
             if not _is_permanent(path, self.settings.keep_every):

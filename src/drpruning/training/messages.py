@@ -7,8 +7,8 @@ from typing import Any
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BROKEN_MODEL = (
-    "the model that this phase starts from does not compute finite numbers: check its config.json "
-    "(such as the base of the rotary embedding and the epsilon of the norms), or take another model"
+    "the model that this phase starts from does not compute finite numbers: check its weights and "
+    "its config.json (such as the base of the rotary embedding), or take another model"
 )
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
