@@ -9,13 +9,14 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from drpruning.common.console import Task
-from drpruning.common.errors import Interrupted, TrainingError
+from drpruning.common.errors import BadInput, Interrupted, TrainingError
 from drpruning.common.unknown import Unknown
 from drpruning.data import Mixture, Segment
 from drpruning.runs import provenance
@@ -23,7 +24,7 @@ from drpruning.runs.lines import End, EvalPoint, Line, SkippedPoint, Start, Step
 from drpruning.runs.log import MetricsLog
 from drpruning.scheduling import Policy
 from drpruning.training import messages
-from drpruning.training.checkpoint import CheckpointManager
+from drpruning.training.checkpoint import CheckpointManager, read_state
 from drpruning.training.context import TrainerContext
 from drpruning.training.distributed import (
     DistributedModel,
@@ -31,6 +32,8 @@ from drpruning.training.distributed import (
     broadcast_ratio,
     clip_gradients,
 )
+from drpruning.training.hooks import PhaseHooks
+from drpruning.training.identity import check_identity, restore_mixture
 from drpruning.training.optimizer import (
     MicroBatch,
     build_optimizer,
@@ -40,17 +43,16 @@ from drpruning.training.optimizer import (
     step_seed,
     step_unless,
 )
-from drpruning.training.resuming import resume, trainer_state
 from drpruning.training.signals import InterruptGuard
 from drpruning.training.skipped_steps import StepMetrics, failure_text, skipped_text
 from drpruning.training.stopwatch import Stopwatch
-from drpruning.training.tensors import write_tensors
+from drpruning.training.tensors import read_tensors, write_tensors
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer:
+class Trainer(PhaseHooks):
     """One phase of training of a plain causal language model; pruning adds to it."""
 
     phase = "pretrain"
@@ -95,29 +97,10 @@ class Trainer:
         self.numbers = StepMetrics()
         self.watch = Stopwatch(self.device)
 
-    # What pruning does differently.
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups."""
         decay = self.settings.weight_decay
         return [{"params": list(self.parameters.values()), "weight_decay": decay}]
-
-    def start_from_scratch(self) -> None:
-        """Called before step 0, unless a checkpoint is resumed."""
-
-    def prepare_step(self) -> None:
-        """Called before a step."""
-
-    def prepare_pass(self, part: int) -> None:
-        """Called before the forward pass of a micro-batch of this mask part."""
-
-    def finish_gradients(self) -> dict[str, Tensor]:
-        """Add gradients that do not come from the data; returns numbers to log."""
-        return {}
-
-    def step_fields(self) -> dict[str, Any]:
-        """What this phase adds to a record of kind `step`."""
-        return {}
 
     def parameter_count(self) -> float:
         """Parameters of the model as it is now."""
@@ -126,16 +109,6 @@ class Trainer:
     def final_parameter_count(self) -> float:
         """Parameters of the model at the end of the phase."""
         return self.parameter_count()
-
-    def after_evaluation(self) -> None:
-        """Called when an evaluation has been logged; may set `self.stopped` to a reason."""
-
-    def extra_state(self) -> dict[str, Any]:
-        """What this phase adds to a checkpoint."""
-        return {}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `extra_state` gave."""
 
     # The loop.
 
@@ -186,7 +159,7 @@ class Trainer:
         """
         path = self.checkpoints.latest()
         if path is not None:
-            resume(self, path)
+            self._resume(path)
             self.reporter.line(f"{self.phase}: resuming from step {self.step}")
         else:
             self.start_from_scratch()
@@ -369,6 +342,71 @@ class Trainer:
 
     # Checkpoints.
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON values; step metrics must be synchronized before."""
+        return {
+            "identity": self.identity,
+            "evaluated": self.evaluated,
+            "ratio": self.ratio,
+            "policy": self.policy.state_dict(),
+            "mixture": self.mixture.state_dict(),
+            "segment_steps": self.segment.steps if self.segment else None,
+            "stopped": self.stopped,
+            "numbers": self.numbers.state_dict(),
+            "seconds": self.watch.state_dict(),
+            "metrics_bytes": self.metrics.size(),
+            **self.extra_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, and plan the current segment again.
+
+        Args:
+            state: With the steps done as `step`.
+
+        Raises:
+            ValueError: The state of the policy or of the mixture does not match this trainer's.
+        """
+        self.step = self.saved = state["step"]
+        self.evaluated, self.stopped = state["evaluated"], state["stopped"]
+        self.ratio = state["ratio"]
+        self.watch.load_state_dict(state["seconds"])
+        self.numbers.load_state_dict(state["numbers"])
+        self.policy.load_state_dict(state["policy"])
+        accept = self.training.checkpoint.accept_changes
+        restore_mixture(self.mixture, state["mixture"], accept=accept)
+        left = self.settings.steps - self.evaluated
+        if left and self.stopped is None:
+            steps = min(state["segment_steps"] or self.settings.evaluate_every, left)
+            self.segment = self.mixture.plan_segment(self.ratio, steps)
+        self.load_extra_state(state)
+
+    def _resume(self, path: Path) -> None:
+        """Restore a verified checkpoint of this phase, tensors and logs included.
+
+        Identity and step are checked first: nothing changes, and no log is cut back, unless the
+        checkpoint is one of this run.
+
+        Raises:
+            BadInput: The checkpoint is of another run, or of a later step than there will be.
+        """
+        state = read_state(path)
+        accept = self.training.checkpoint.accept_changes
+        check_identity(path, state["identity"], self.identity, accept=accept)
+        if state["step"] > self.settings.steps:
+            raise BadInput(
+                f"{self.phase}.steps: {self.settings.steps}, but {path} has done {state['step']}; "
+                "write more, or remove it to resume from an earlier one"
+            )
+        read_tensors(path, self.parameters, self.optimizer)
+        try:
+            self.load_state_dict(state)
+        except ValueError as error:
+            raise BadInput(f"{path} is of another run: {error}") from None
+        if self.accelerator.is_main_process and not self.metrics.truncate(state["metrics_bytes"]):
+            lost = f"{self.metrics.path} has lost lines from before step {self.step}"
+            self.warn(lost, record=False)
+
     def _is_due(self) -> bool:
         """Whether to save now; after a skipped step, saving waits for the next one that is not."""
         self.save_due = self.checkpoints.is_due(self.step) or self.save_due
@@ -396,7 +434,7 @@ class Trainer:
         self.save_due = False
         error = self.checkpoints.save(
             self.step,
-            lambda: trainer_state(self),
+            self.state_dict,
             lambda folder: write_tensors(folder, self.parameters, self.optimizer),
         )
         if error is None:
