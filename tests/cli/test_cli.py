@@ -147,7 +147,7 @@ def test_two_processes_do_not_share_a_run_folder(
     assert runner.invoke(app, ["prepare", str(path)]).exit_code == 0
 
 
-def test_unfinished_preparation_goes_on(
+def test_unfinished_preparation_is_resumed(
     recipe_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from drpruning.data import preparation as preparing
@@ -187,13 +187,13 @@ def test_output_with_another_run_is_refused_and_kept(
     folder = Path(recipe_values["output"])
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     message = refused("run", path, "--set", "prune.steps=21")
-    assert "prune.steps is 21 here and 4 there" in message
+    assert "prune.steps (saved 4, now 21)" in message
     assert f"data.prepared: {folder / 'data'}" in message
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     later = runner.invoke(app, ["plan", str(path), "--set", "pretrain.learning_rate=1e-5"])
     assert later.exit_code == 0, "pretrain has not begun"
     message = refused("plan", path, "--set", "scheduling.rho=0.2")
-    assert "scheduling.rho is 0.2 here and 0.1 there" in message
+    assert "scheduling.rho (saved 0.1, now 0.2)" in message
 
 
 def test_pretrain_before_prune_says_what_to_do(

@@ -143,3 +143,14 @@ def test_a_report_of_an_older_version_is_replaced_in_its_run_alone(tmp_path: Pat
     result = runner.invoke(app, ["report", str(folder)])
     assert result.exit_code == 2
     assert (folder / "report.html").read_text() == "<html>mine</html>"
+
+
+def test_the_demo_writes_into_a_folder_of_its_own_alone(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    own = tmp_path / "text" / "code.jsonl"
+    own.write_text('{"text": "mine"}\n')
+    result = runner.invoke(app, ["demo", "--output", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is not empty and holds no demo" in " ".join(result.stderr.split())
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own]
+    assert own.read_text() == '{"text": "mine"}\n'

@@ -218,7 +218,7 @@ def test_history_leads_to_the_final_plan(run_folder: Path) -> None:
     assert len(json.loads(printed("compare-plans", run_folder, "--json"))) == 4
 
 
-def test_history_of_a_run_that_goes_on(run_folder: Path) -> None:
+def test_history_of_a_run_that_is_still_training(run_folder: Path) -> None:
     (run_folder / "prune" / "plan.json").unlink()
     file = run_folder / "prune" / "plans.jsonl"
     torn = file.read_text()[:-40]

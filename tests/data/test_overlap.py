@@ -209,7 +209,7 @@ def test_a_domain_of_which_nothing_is_left_is_named(tokenizer: Path, tmp_path: P
     ]
     with pytest.raises(
         BadInput,
-        match=r"domains\.b: 0 tokens are left for training \(no text that is in a domain's",
+        match=r"domains\.b: 0 tokens are left for training once text that is in any domain's",
     ):
         run(tokenizer, tmp_path / "out", *domains, validation_blocks=100)
 

@@ -423,6 +423,12 @@ def test_other_data_in_the_folder_is_refused_and_the_difference_named(tokenizer,
     (tmp_path / "full/letter.doc").touch()
     with pytest.raises(BadInput, match="not empty and holds no prepared data"):
         run(tokenizer, tmp_path / "full", source(file))
+    own = tmp_path / "home" / ".cache" / "other" / "file"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(BadInput, match="not empty and holds no prepared data"):
+        run(tokenizer, tmp_path / "home", source(file))
+    assert own.exists()
 
 
 def test_a_change_anywhere_in_a_large_file_shows(tokenizer, tmp_path):

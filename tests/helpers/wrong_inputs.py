@@ -453,7 +453,7 @@ OUTPUTS = [
         begun,
         field("prune.steps", 6),
         file("out/checkpoints/prune-00000002/state.json", "{}"),
-    ), ("output", "prune.steps is 6 here and 4 there", "another output", "out/data")),
+    ), ("output", "prune.steps (saved 4, now 6)", "another output", "out/data")),
     Row("output-of-another-program", file("out/recipe.yaml", "dish: soup\n"),
         ("out/recipe.yaml", "dish: unknown key")),
     Row("output-damaged", file("out/recipe.yaml", b"\xff\xfe"), ("out/recipe.yaml", "UTF-8")),

@@ -1,4 +1,4 @@
-"""Runs that move or change: where they go on, what is refused, what is read and how often."""
+"""Runs that move or change: where they resume, what is refused, what is read and how often."""
 
 import builtins
 import json
@@ -17,6 +17,7 @@ from drpruning.pipeline.run import Run
 from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import parse_recipe
 from drpruning.runs.folder import open_recipe
+from drpruning.runs.records import load_evaluation
 from helpers.small_runs import drprune, write
 from helpers.spoiled import Place, field
 
@@ -25,7 +26,7 @@ def starts(folder: Path) -> int:
     return len((folder / "sessions.jsonl").read_text().splitlines())
 
 
-def test_a_moved_run_folder_goes_on_where_it_is(
+def test_a_moved_run_folder_is_resumed_where_it_is(
     recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:
     old, new = Path(recipe_values["output"]), tmp_path / "elsewhere" / "moved"
@@ -81,6 +82,15 @@ def test_after_preparation_alone_only_the_data_are_fixed(place: Place) -> None:
     assert (place / "out/data/numbers/train.bin").stat().st_mtime_ns == made
 
 
+def test_once_a_model_is_measured_the_model_is_fixed_too(place: Place) -> None:
+    drprune("prepare", "recipe.yaml")
+    drprune("evaluate", "out")
+    shutil.copytree(place / "model", place / "other")
+    message = drprune("plan", "recipe.yaml", "--set", "model.source=other", status=2)
+    assert "model.source (saved 'model', now 'other')" in message
+    drprune("plan", "recipe.yaml", "--set", "prune.learning_rate=0.5")
+
+
 def test_text_that_is_gone_is_not_asked_for_once_it_is_prepared(place: Place) -> None:
     drprune("prepare", "recipe.yaml")
     kept = (place / "numbers.jsonl").read_bytes()
@@ -105,6 +115,15 @@ def test_text_that_is_gone_is_asked_for_where_the_settings_are_others(place: Pla
     )
     field("data.domains.numbers.where", {"kind": "a"})(place)
     assert "numbers.jsonl" in drprune("prepare", "recipe.yaml", status=2)
+
+
+def test_text_that_is_gone_is_asked_for_where_its_name_is_another(place: Place) -> None:
+    drprune("prepare", "recipe.yaml")
+    (place / "numbers.jsonl").unlink()
+    field("data.domains.numbers.source", "*mbers.jsonl")(place)
+    drprune("plan", "recipe.yaml")
+    field("data.domains.numbers.source", "numbers-2.jsonl")(place)
+    assert "numbers-2.jsonl" in drprune("prepare", "recipe.yaml", status=2)
 
 
 @pytest.mark.usefixtures("place")
@@ -203,7 +222,7 @@ def test_a_run_opened_from_its_folder_knows_its_final_size(place: Place) -> None
     assert run.plan.final_shape.num_layers == 2 < shape["num_hidden_layers"]
 
 
-def test_a_moved_folder_of_several_targets_goes_on_under_a_relative_name(
+def test_a_moved_folder_of_several_targets_is_resumed_under_a_relative_name(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field("model", {
@@ -212,6 +231,10 @@ def test_a_moved_folder_of_several_targets_goes_on_under_a_relative_name(
     })(place)  # fmt: skip
     drprune("prune", "recipe.yaml")
     (place / "out").rename(place / "moved")
+    drprune("evaluate", "moved")
+    evaluated = load_evaluation(place / "moved/small/evaluation/source.json")
+    assert evaluated is not None
+    assert evaluated.path == str(place / "moved/large/pruned")
     assert drprune("prune", "moved/recipe.yaml").count("done already") == 2
     assert "done already" in drprune("prune", "moved/small/recipe.yaml")
     monkeypatch.chdir(place / "moved/small")

@@ -126,7 +126,7 @@ def not_again(*_: Any, **__: Any) -> None:
     raise AssertionError
 
 
-def test_run_goes_on_without_the_models_it_has_measured(
+def test_run_resumes_without_the_models_it_has_measured(
     pretraining: dict[str, Any], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = altered(model_folder, tmp_path / "large", "config.json", "{", "{")

@@ -169,7 +169,7 @@ def test_targets_are_planned_from_the_largest_to_the_smallest(
     assert not Path(values["output"]).exists()
 
 
-def test_contained_target_goes_on_from_the_next_larger_one(recipe_values: dict[str, Any]) -> None:
+def test_contained_target_is_pruned_from_the_next_larger_one(recipe_values: dict[str, Any]) -> None:
     shallow = {"num_layers": 1}
     values = several(recipe_values, {"large": LARGE, "shallow": shallow, "small": SMALL})
     parts = {
@@ -207,7 +207,7 @@ def test_problems_are_named_by_target(
         assert word in message
 
 
-def test_problem_of_all_targets_is_told_once(recipe_values: dict[str, Any]) -> None:
+def test_problem_of_all_targets_is_named_once(recipe_values: dict[str, Any]) -> None:
     recipe_values["data"]["domains"]["numbers"]["source"] = "none.jsonl"
     message = problems(recipe_values, targets={"large": LARGE, "small": SMALL})
     assert message.count("none.jsonl") == 1

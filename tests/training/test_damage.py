@@ -1,4 +1,4 @@
-"""A run folder of which something is damaged or gone: one line, or the run goes on without it."""
+"""A run folder of which something is damaged or gone: one line, or the run continues without it."""
 
 import json
 import shutil

@@ -483,7 +483,7 @@ def test_the_plan_warns_of_a_domain_that_runs_out(
     assert epochs > 1 if rule == "repeat" else epochs == 1
 
 
-def test_a_phase_whose_text_is_used_up_before_it_ends_at_once(
+def test_a_phase_whose_text_is_exhausted_before_it_ends_at_once(
     recipe_values: dict[str, Any],
 ) -> None:
     values = recipe_values

@@ -161,7 +161,7 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
         assert all(torch.equal(one[key], two[key]) for key in one), name
 
 
-def test_signal_saves_and_the_run_goes_on(
+def test_signal_saves_and_the_run_resumes(
     recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain_step = Trainer._train_step
@@ -277,5 +277,5 @@ def test_compiled_run_gives_the_same_losses(recipe_values: dict[str, Any]) -> No
 def test_checkpoint_survives_only_for_its_recipe(recipe_values: dict[str, Any]) -> None:
     (run(recipe_values, "prepare") / "checkpoints" / "prune-00000005").mkdir(parents=True)
     recipe_values["training"]["seed"] = 99
-    with pytest.raises(BadInput, match=r"another recipe \(training.seed is 99 here and 17 there\)"):
+    with pytest.raises(BadInput, match=r"another recipe \(training.seed \(saved 17, now 99\)\)"):
         run(recipe_values, "prepare")

@@ -94,7 +94,7 @@ def stopping(recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     return recipe_values
 
 
-def test_mask_learning_ends_once_settled_and_the_run_goes_on(stopping: dict[str, Any]) -> None:
+def test_mask_learning_ends_once_settled_and_the_run_continues(stopping: dict[str, Any]) -> None:
     folder = run(stopping, "prepare", "prune", "pretrain", "evaluate", "report")
     records = logged(folder)
     (end,) = of_kind(records, "end", "prune")

@@ -91,17 +91,17 @@ def check_folder(folder: Path, option: str) -> None:
         BadInput: It is not a folder, cannot be made, or cannot be written to.
     """
     try:
-        there = next(
+        nearest = next(
             place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
         )
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{option}: {str(folder)!r} cannot be a folder: {reason}") from None
-    if not there.is_dir():
-        kind = "a file" if there.exists() else "a link that leads nowhere"
-        raise BadInput(f"{option}: {there} is {kind}; name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"{option}: {there} cannot be written to; name another folder")
+    if not nearest.is_dir():
+        kind = "a file" if nearest.exists() else "a link that leads nowhere"
+        raise BadInput(f"{option}: {nearest} is {kind}; name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BadInput(f"{option}: {nearest} cannot be written to; name another folder")
 
 
 def missing_folders(folder: Path) -> list[Path]:

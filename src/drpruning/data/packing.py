@@ -168,12 +168,12 @@ def _counts(
     in_others = len(kept) - int(kept.sum()) - in_own
     train_blocks = left // length
     if not train_blocks:
-        where = "in validation too" if not in_others else "in a domain's validation too"
+        where = "any domain's" if in_others else "its"
         raise TooLittleText(
             domain.name,
-            f"data.domains.{domain.name}: {left} tokens are left for training (no text that is "
-            f"{where}), less than one block of {length}; give it more text or lower "
-            "data.sequence_length",
+            f"data.domains.{domain.name}: {left} tokens are left for training once text that is in "
+            f"{where} validation set too is left out, less than one block of {length}; give it "
+            "more text or lower data.sequence_length",
         )
     blocks = min(int(validation.lengths[chosen].sum()) // length, validation_blocks)
     return DomainCounts(

@@ -37,6 +37,8 @@ from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, check_s
 from drpruning.data.tokenization import DocumentTokenizer
 
 Progress = Callable[[str, int, int], None]
+CACHE_FOLDER = ".cache"
+"""Where tokens wait; emptied at the end, so it is ours only where there is a manifest."""
 
 
 def prepare(
@@ -120,7 +122,9 @@ def check_prepared_folder(folder: Path) -> None:
         manifest = None
     if manifest is None:
         check_folder(folder, label)
-        if folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
+        if folder.is_dir() and any(
+            path.name[0] != "." or path.name == CACHE_FOLDER for path in folder.iterdir()
+        ):
             raise BadInput(
                 f"{label}: {folder} is not empty and holds no prepared data; give {label} another "
                 "folder, or empty it"
@@ -147,7 +151,7 @@ class _Preparation:
 
     @property
     def cache(self) -> Path:
-        return self.folder / ".cache"
+        return self.folder / CACHE_FOLDER
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.console import Reporter, seconds_text
+from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_folder, check_folder
 from drpruning.pipeline.demo_text import write_demo_text
 from drpruning.pipeline.run import Run, show_table
 from drpruning.recipe import Recipe, parse_recipe
@@ -85,19 +87,39 @@ def _recipe(folder: Path, name: str, source: Path, policy: str, **phases: Any) -
     return parse_recipe(values, origin="demo")
 
 
+def _has_text(folder: Path) -> bool:
+    """Whether a folder has the text of an earlier demo.
+
+    Raises:
+        BadInput: It holds something else, which the demo could replace, or cannot be written to.
+    """
+    check_folder(folder, "--output")
+    if all((folder / "text" / f"{name}.jsonl").is_file() for name in SHARES):
+        return True
+    if folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
+        raise BadInput(f"--output {folder}: is not empty and holds no demo; name another folder")
+    return False
+
+
 def run_demo(folder: Path) -> None:
     """Make text and a model, prune it, recover it under two policies, and show the results.
 
     Args:
         folder: Where everything goes; what an earlier call has finished is not made again.
+
+    Raises:
+        BadInput: The folder holds something else, or cannot be written to.
     """
     begin = time.monotonic()
     reporter = Reporter()
     text, untrained = folder / "text", folder / "untrained"
-    if not untrained.is_dir():
+    if not _has_text(folder):
         reporter.line("demo: collecting text from this Python installation")
-        for name, characters in write_demo_text(text).items():
+        with atomic_folder(text) as draft:
+            written = write_demo_text(draft)
+        for name, characters in written.items():
             reporter.line(f"  {name}: {characters:,} characters")
+    if not untrained.is_dir():
         reporter.line("demo: fitting a tokenizer")
         from drpruning.models.loading import quiet_libraries
 

@@ -272,8 +272,8 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         name: -(-phase.steps // phase.evaluate_every) + 1 for name, phase in recipe.phases.items()
     }
     with plan.collected():
-        there = known.domains if known is not None and known.domains else None
-        plan.domains = there or plan_domains(recipe, plan.sources, plan.prepared)
+        shared = known.domains if known is not None else {}
+        plan.domains = shared or plan_domains(recipe, plan.sources, plan.prepared)
     plan.warnings += repetition_warnings(plan.domains)
     plan.warnings += floor_warning(recipe) + update_warnings(recipe)
     return plan

@@ -2,20 +2,22 @@
 
 import json
 from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
 from drpruning.data import DomainSource, PreparedData, tokenizer_digest
 from drpruning.data.blocks import read_manifest
 from drpruning.data.fingerprint import identify
-from drpruning.data.sources import resolve
+from drpruning.data.sources import EXTENSIONS, resolve
 from drpruning.recipe import Recipe
 
 
 def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedData | None:
     """The prepared data in the recipe's folder, where they are complete and of its settings.
 
-    The text and the tokenizer are not looked at.
+    Text and tokenizer are not looked at, but for the names of files.
 
     Args:
         recipe: Gives the folder, block length and number of validation blocks.
@@ -31,23 +33,34 @@ def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedDa
         "sequence_length": recipe.data.sequence_length,
         "validation_blocks": recipe.data.validation_blocks,
     }
-    same = settings.items() <= identity.get("settings", {}).items()
-    made_of = {name: _how_read(part) for name, part in identity.get("domains", {}).items()}
-    asked = {
-        source.name: _how_read(
-            {
-                "text_field": source.text_field,
-                "where": json.loads(json.dumps(dict(source.where), default=str)),
-                "validation": source.validation,
-            }
-        )
-        for source in sources
-    }
-    return prepared if same and made_of == asked else None
+    saved = identity.get("domains", {})
+    same = (
+        settings.items() <= identity.get("settings", {}).items()
+        and saved.keys() == {source.name for source in sources}
+        and all(_can_be_of(source, saved[source.name]) for source in sources)
+    )
+    return prepared if same else None
 
 
-def _how_read(part: dict[str, Any]) -> tuple[Any, Any, bool]:
-    return part.get("text_field"), part.get("where"), part.get("validation") is not None
+def _can_be_of(source: DomainSource, saved: dict[str, Any]) -> bool:
+    """Whether prepared data can be of a domain, as far as its settings and names say."""
+    return (
+        saved.get("text_field") == source.text_field
+        and saved.get("where") == json.loads(json.dumps(dict(source.where), default=str))
+        and _can_name(source.source, saved.get("source"))
+        and _can_name(source.validation, saved.get("validation"))
+    )
+
+
+def _can_name(place: str | None, saved: Any) -> bool:
+    """Whether a path or glob can name the saved files; a folder or dataset may hold any."""
+    if place is None or saved is None:
+        return place is saved
+    if not isinstance(saved, list) or not place.endswith(EXTENSIONS):
+        return True
+    name = Path(place).name
+    files = [file["file"] for file in saved]
+    return name in files or any(fnmatch(file, name) for file in files)
 
 
 def missing_text(sources: Sequence[DomainSource]) -> list[str]:

@@ -28,9 +28,16 @@ from drpruning.pipeline.preflight import (
 )
 from drpruning.pipeline.prepared import check_made_from
 from drpruning.pipeline.reference_losses import measure_reference_losses, reference_losses_table
-from drpruning.recipe import Prune, Recipe, parse_recipe, read_values
+from drpruning.recipe import Prune, Recipe
 from drpruning.report import render_table_text, results_table, write_report
-from drpruning.runs.folder import MODEL, SOURCE, RunFolder, rollback_on_error
+from drpruning.runs.folder import (
+    MODEL,
+    SOURCE,
+    RunFolder,
+    relocated,
+    rollback_on_error,
+    saved_recipe,
+)
 from drpruning.runs.records import load_run
 from drpruning.runs.reference_losses import ReferenceLosses
 
@@ -62,10 +69,10 @@ class Run:
         Raises:
             BadInput: There is no recipe.yaml in it.
         """
-        file = RunFolder(folder).recipe
-        if not file.is_file():
-            raise BadInput(f"{folder}: no run here (no {file.name})")
-        return cls(parse_recipe({**read_values(file), "output": str(folder)}, origin=str(file)))
+        recipe = saved_recipe(folder)
+        if recipe is None:
+            raise BadInput(f"{folder}: no run here (no {RunFolder(folder).recipe.name})")
+        return cls(relocated(recipe, folder))
 
     @property
     def folder(self) -> Path:

@@ -35,4 +35,4 @@ def differences(current: Any, saved: Any, place: str = "") -> list[str]:
                 current.get(key), saved.get(key), f"{place}.{key}" if place else str(key)
             )
         ]
-    return [] if current == saved else [f"{place} is {current!r} here and {saved!r} there"]
+    return [] if current == saved else [f"{place} (saved {saved!r}, now {current!r})"]

@@ -199,9 +199,9 @@ def check_output(recipe: Recipe, saved: Recipe | None) -> None:
     """Refuse an output folder that belongs to something else.
 
     Settings that do not change what a run computes may differ from those it was begun with, and so
-    may all settings of a phase that has not begun; before the first has, the prepared data alone
-    stand, and preparing compares them. With `training.checkpoint.accept_changes` everything but
-    the model may differ.
+    may all settings of a phase that has not begun. Before the first phase has begun, only the
+    prepared data are fixed (preparing compares them), and the model once it is measured. With
+    `training.checkpoint.accept_changes` everything but the model may differ.
 
     Args:
         recipe: The run to be.
@@ -235,8 +235,6 @@ def check_output(recipe: Recipe, saved: Recipe | None) -> None:
 def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
     """How a recipe differs from that of a run in what has been computed already."""
     begun = _begun_phases(folder, saved)
-    if not begun:
-        return []
     settings = {"now": fixed_settings(recipe), "saved": fixed_settings(saved)}
     for part, field in (("model", "source"), ("model", "tokenizer"), ("data", "root")):
         now, before = settings["now"][part][field], settings["saved"][part][field]
@@ -247,9 +245,22 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
         for values in settings.values():
             values[phase] = None
     changes = differences(settings["now"], settings["saved"])
+    if not begun:
+        fixed = _measured_settings(RunFolder(folder))
+        return [change for change in changes if change.startswith(fixed)]
     if recipe.training.checkpoint.accept_changes:
         changes = [change for change in changes if change.startswith("model.")]
     return changes
+
+
+def _measured_settings(files: RunFolder) -> tuple[str, ...]:
+    """What was measured before the first phase, which is not measured again, depends on these."""
+    fixed: tuple[str, ...] = ()
+    if any(files.evaluations.glob("*.json")):
+        fixed += ("model.source", "model.tokenizer")
+    if files.reference_loss.is_file():  # a law over sizes is read off at the target's
+        fixed += ("model.target",)
+    return fixed
 
 
 def _begun_phases(folder: Path, recipe: Recipe) -> set[str]:

@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit of the checkout that drpruning runs from, with `+` if it was changed since.
 
-    It is asked once per process, at its start: the checkout can change while a run is going on.
+    It is asked once per process, at its start: the checkout can change while a run is training.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():

@@ -1,4 +1,4 @@
-"""Runs that go on: after damage and full disks, with another recipe, on other data."""
+"""Resumed runs: after damage and full disks, with another recipe, on other data."""
 
 import errno
 import shutil
@@ -293,16 +293,16 @@ def test_changed_recipe_is_refused_unless_accepted(
 ) -> None:
     folder = run_until(values, 5, monkeypatch)
     values["pretrain"].update(learning_rate=5e-3, steps=10)
-    with pytest.raises(BadInput, match=r"pretrain.steps is 10 here and 8 there"):
+    with pytest.raises(BadInput, match=r"pretrain.steps \(saved 8, now 10\)"):
         run(values, "pretrain")
     begun = yaml.safe_load((folder / "recipe.yaml").read_text())
     begun["pretrain"].update(learning_rate=5e-3, steps=10)
     write(begun, folder / "recipe.yaml")  # what a hand did to it, the checkpoint shows
-    with pytest.raises(BadInput, match=r"pretrain-00000004 was saved with .*steps is 10 here"):
+    with pytest.raises(BadInput, match=r"pretrain-00000004 was saved.*steps \(saved 8, now 10\)"):
         run(values, "pretrain")
     values["training"]["checkpoint"]["accept_changes"] = True
     run(values, "pretrain")
-    assert "learning_rate is 0.005 here and 0.01 there" in warned(caplog)[0]
+    assert "learning_rate (saved 0.01, now 0.005)" in warned(caplog)[0]
     assert logged(folder)[-1]["step"] == 10
 
 
