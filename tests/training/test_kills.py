@@ -3,9 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +14,13 @@ from safetensors.torch import load_file
 from drpruning.common.errors import BadInput
 from drpruning.pipeline.run import Run
 from drpruning.recipe import parse_recipe
+from helpers.commands import KILLED_COMMAND, killed, plain
 from helpers.small_runs import logged, renamed, run, torchrun, write
 
-HERE = Path(__file__).parent
 RESULTS = ("prune/plan.json", "prune/plans.jsonl", "prune/schedule.json")
 WEIGHTS = ("prune/masks.safetensors", "pruned/model.safetensors", "model/model.safetensors")
 MOST = {"files": 60, "export": 2, "exported": 2, "reporting": 1}
 """How often a moment comes in one start at most, where that is not thrice."""
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def start(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT)
-
-
-def plain(recipe: Path) -> subprocess.CompletedProcess[str]:
-    return start([sys.executable, "-m", "drpruning.cli", "run", recipe])
-
-
-def killed(
-    recipe: Path, moment: str, count: int, number: str = "SIGKILL"
-) -> subprocess.CompletedProcess[str]:
-    script = HERE / "killed_command.py"
-    return start([sys.executable, script, moment, str(count), number, "run", recipe])
 
 
 def assert_equal_to_the_bit(folder: Path, whole: Path) -> None:
@@ -73,30 +54,6 @@ def test_killed_run_ends_as_if_nothing_had_happened(
     assert done.returncode == 0, done.stderr
     assert "resuming from step 5" in done.stdout
     assert_equal_to_the_bit(Path(values["output"]), whole)
-
-
-@pytest.mark.parametrize(
-    ("moment", "counts"),
-    [
-        ("preparing", (3, 3)),
-        pytest.param("export", (1, 1), marks=pytest.mark.slow, id="pruned"),
-        pytest.param("export", (2, 1), marks=pytest.mark.slow, id="recovered"),
-        pytest.param("evaluating", (1, 1), marks=pytest.mark.slow),
-        pytest.param("reporting", (1, 1), marks=pytest.mark.slow),
-    ],
-)
-def test_asked_to_stop_outside_of_training(
-    recipe_values: dict[str, Any], tmp_path: Path, moment: str, counts: tuple[int, int]
-) -> None:
-    for phase in ("prune", "pretrain"):
-        recipe_values[phase]["steps"] = 2
-    recipe = write(recipe_values, tmp_path / "recipe.yaml")
-    for number, count in zip(("SIGTERM", "SIGINT"), counts, strict=True):
-        asked = killed(recipe, moment, count, number)
-        assert asked.returncode == 130, asked.stderr
-        assert asked.stderr.strip() == "drprune: interrupted"
-    done = plain(recipe)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -133,7 +90,7 @@ def test_other_numbers_of_ranks_go_on_with_the_same_data(
     values = renamed(recipe_values, "ranks")
     recipe = write(values, tmp_path / "ranks.yaml")
     assert killed(recipe, "step", 13).returncode == -9
-    both = torchrun(2, HERE / "killed_command.py", "step", "17", "SIGKILL", "run", recipe)
+    both = torchrun(2, KILLED_COMMAND, "step", "17", "SIGKILL", "run", recipe)
     assert both.returncode != 0
     assert "resuming from step 10" in both.stdout, both.stderr
     folder = Path(values["output"])

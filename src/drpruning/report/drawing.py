@@ -232,13 +232,14 @@ def to_svg(figure: Any, *, ident: str, title: str, description: str) -> str:
         title: Accessible name.
         description: What a reader who does not see the figure should know.
     """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer,
-        format="svg",
-        transparent=True,
-        metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
-    )
+    for patch in (figure.patch, *(axis.patch for axis in figure.axes)):
+        patch.set_alpha(0)
+    # Figure.savefig would draw everything once more before, without output.
+    canvas = FigureCanvasSVG(figure)
+    canvas.print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode("utf-8"))
     root = ET.fromstring(text)  # noqa: S314 - written by matplotlib three lines above
     for child in list(root):
