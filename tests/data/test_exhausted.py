@@ -62,7 +62,7 @@ def test_a_domain_that_stops_is_read_once_and_ends_with_its_segment():
     assert mixture.exhausted() == "c exhausted (on_exhausted: stop)"
 
 
-def test_a_domain_that_repeats_goes_on_and_says_so_once():
+def test_a_domain_that_repeats_is_read_again_and_says_so_once():
     mixture = Mixture({"a": 9000, "b": 9000, "c": 50}, 10, seed=1)
     segments = list(walk(mixture, RATIO, 10))
     assert mixture.consumed["c"] == 20 * 20
