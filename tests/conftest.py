@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from helpers.damaged_places import Place
 from helpers.fake_run import DOMAINS, FakeRun
 from helpers.small_recipe import small_recipe
-from helpers.spoiled import Place
 
 # Tests run side by side, a process a core: threads of torch would only wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"

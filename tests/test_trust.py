@@ -14,7 +14,7 @@ import pytest
 from drpruning.common.errors import BadInput
 from drpruning.pipeline.preflight import plan_run
 from drpruning.recipe import parse_recipe
-from helpers.spoiled import Place
+from helpers.damaged_places import Place
 
 PICKLES = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "state.pkl", "rng.npy")
 CODE = (

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from drpruning.cli.commands import app
 from drpruning.data.readers import MEMORY_PER_BYTE, RowReader
-from helpers.spoiled import Place, Row, both, complaint, config, field, file, nothing
-from helpers.wrong_inputs import DEEP, EARLY, lines, parquet, source
+from helpers.damaged_places import Place, Row, both, complaint, config, field, file, nothing
+from helpers.invalid_inputs import DEEP, EARLY, lines, parquet, source
 
 CHILD = """
 import json, os, signal, sys, traceback

@@ -18,8 +18,8 @@ from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import parse_recipe
 from drpruning.runs.folder import open_recipe
 from drpruning.runs.records import load_evaluation
+from helpers.damaged_places import Place, field
 from helpers.small_runs import drprune, write
-from helpers.spoiled import Place, field
 
 
 def starts(folder: Path) -> int:

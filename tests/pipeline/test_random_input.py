@@ -14,7 +14,7 @@ from drpruning.models.inspect import check_tokenizer, check_weights, shape_of
 from drpruning.pipeline.preflight import plan_run
 from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
-from helpers.spoiled import Place
+from helpers.damaged_places import Place
 
 ODD = [
     None, True, False, 0, -1, 1, 2**63 - 1, 0.0, -0.0, 0.5, 1e308, float("nan"), float("inf"), "",

@@ -9,8 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drpruning.pruning import ModelShape, PruningPlan
+from helpers.damaged_places import (
+    DOMAINS,
+    Place,
+    Row,
+    both,
+    config,
+    field,
+    file,
+    line,
+    nothing,
+    shape,
+)
 from helpers.logged_run import LoggedRun
-from helpers.spoiled import DOMAINS, Place, Row, both, config, field, file, line, nothing, shape
 
 PLAN = ("plan", "recipe.yaml")
 BOMB = "\n".join(
