@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,13 @@ def test_evaluate_measures_a_foreign_model_on_a_runs_data(
     record = json.loads((Path(folder) / "evaluation" / name).read_text())
     source = json.loads((Path(folder) / "evaluation" / "source.json").read_text())
     assert record["loss"] == source["loss"]
+    twin = tmp_path / "elsewhere" / model_folder.parent.name / model_folder.name
+    shutil.copytree(model_folder, twin)
+    assert runner.invoke(app, ["evaluate", str(twin), "--data", folder]).exit_code == 0
+    second = json.loads(
+        (Path(folder) / "evaluation" / name.replace(".json", "-2.json")).read_text()
+    )
+    assert (record["path"], second["path"]) == (str(model_folder), str(twin))
     page = tmp_path / "page.html"
     assert runner.invoke(app, ["report", folder, "--output", str(page)]).exit_code == 0
     assert page.stat().st_size > 10_000

@@ -80,7 +80,7 @@ def link(name: str, target: str) -> Any:
 def begun(place: Place) -> None:
     """A run of the recipe has begun in its folder."""
     place.write("out/recipe.yaml", (place / "recipe.yaml").read_text())
-    place.write("out/.lock", "")
+    place.write("out/sessions.jsonl", "{}\n")
 
 
 def folder_of_text(place: Place) -> None:
@@ -456,7 +456,7 @@ OUTPUTS = [
         ("data.prepared: out/pruned lies among the files of the run",)),
     Row("prepared-other-types", file("out/data/manifest.json", json.dumps({
         "version": 2, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
-        "tokenized": {},
+        "tokenized": {}, "places": {"../a": {"source": "a", "validation": None}},
         "identity": {"tokenizer": "a", "settings": {}, "domains": {"../a": {}}},
     })), ("out/data/manifest.json is damaged",)),
     Row("output-is-the-model", field("output", "model"), ("output", "holds no run")),

@@ -90,7 +90,7 @@ def peak(model: LlamaForCausalLM, settings: Training, *, masked: bool, mesh: obj
     return sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("precision", "masked"), [("bf16", False), ("bf16", True), ("fp32", True)])
 def test_whole_estimate_agrees_with_the_tracker(
     checkpointing: bool, precision: str, masked: bool
@@ -103,7 +103,7 @@ def test_whole_estimate_agrees_with_the_tracker(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_sharded_estimate_agrees_with_the_tracker(
     ranks: Callable[[int], object], count: int, checkpointing: bool
 ) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from drpruning.common.errors import FolderLocked
+from drpruning.common.files import folder_lock
 from drpruning.data import sources
 from drpruning.models import files, inspect
 from drpruning.pipeline import preflight
 from drpruning.pipeline.run import Run
 from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import parse_recipe
-from drpruning.runs.folder import open_recipe
+from drpruning.runs.folder import open_recipe, rollback_on_error
 from drpruning.runs.records import load_evaluation
 from helpers.damaged_places import Place, field
 from helpers.small_runs import drprune, write
@@ -120,10 +122,42 @@ def test_text_that_is_gone_is_asked_for_where_the_settings_are_others(place: Pla
 def test_text_that_is_gone_is_asked_for_where_its_name_is_another(place: Place) -> None:
     drprune("prepare", "recipe.yaml")
     (place / "numbers.jsonl").unlink()
-    field("data.domains.numbers.source", "*mbers.jsonl")(place)
-    drprune("plan", "recipe.yaml")
     field("data.domains.numbers.source", "numbers-2.jsonl")(place)
     assert "numbers-2.jsonl" in drprune("prepare", "recipe.yaml", status=2)
+
+
+def test_a_folder_of_text_that_is_gone_is_known_by_its_name(place: Place) -> None:
+    place.write("texts/numbers/n.jsonl", (place / "numbers.jsonl").read_bytes())
+    field("data.domains.numbers.source", "texts/numbers")(place)
+    drprune("prepare", "recipe.yaml")
+    shutil.rmtree(place / "texts")  # from now on it could be a name on the Hub
+    assert "numbers: its text is missing" in drprune("plan", "recipe.yaml")
+    drprune("prune", "recipe.yaml")
+    field("data.domains.numbers.source", "texts/letters")(place)
+    assert "texts/letters" in drprune("prepare", "recipe.yaml", status=2)
+
+
+def test_a_recipe_beside_a_lock_or_a_log_is_the_users(place: Place) -> None:
+    for name in (".lock", "metrics.jsonl"):
+        place.write(f"out/{name}", "")
+        place.write("out/recipe.yaml", (place / "recipe.yaml").read_text() + "# mine\n")
+        before = (place / "out/recipe.yaml").read_bytes()
+        assert "was not written by a run" in drprune("prepare", "recipe.yaml", status=2)
+        assert open_recipe("out/recipe.yaml").output == "out"
+        assert (place / "out/recipe.yaml").read_bytes() == before
+        (place / "out" / name).unlink()
+
+
+def test_a_command_that_finds_the_folder_locked_removes_nothing(tmp_path: Path) -> None:
+    def begin() -> None:
+        with rollback_on_error(tmp_path):
+            (tmp_path / "recipe.yaml").touch()  # meanwhile, by the command that holds the lock
+            with folder_lock(tmp_path, "another process works here"):
+                pass
+
+    with folder_lock(tmp_path, "first"), pytest.raises(FolderLocked):
+        begin()
+    assert (tmp_path / "recipe.yaml").is_file()
 
 
 @pytest.mark.usefixtures("place")

@@ -133,6 +133,7 @@ def test_manifests_of_other_values(place: Place) -> None:
     good = {
         "version": 2, "fingerprint": "a", "tokenizer": "model", "eos_id": 0, "sequence_length": 16,
         "dtype": "uint16", "identity": identity, "domains": {"web": counts},
+        "places": {"web": {"source": "a", "validation": None}},
         "tokenized": {"web": {"source": {"documents": 1, "tokens": 1, "empty": 0}}},
     }  # fmt: skip
     place.write("manifest.json", json.dumps(good))

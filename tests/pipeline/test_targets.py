@@ -321,7 +321,7 @@ def drprune_prepared(file: Path, output: Path) -> None:
     """Begin nothing but the folder of all targets, as a command killed at the start does."""
     recipe = plan_recipe(load_recipe(file)).recipe
     output.mkdir(parents=True)
-    (output / ".lock").touch()
+    (output / "sessions.jsonl").write_text("{}\n")
     (output / "recipe.yaml").write_text(recipe.to_yaml())
     run_folders([output])
 

@@ -164,7 +164,7 @@ def test_hostile_names_stay_text(fake_run: MakeRun) -> None:
     assert set(page.figures()) == EVERY_FIGURE
 
 
-@pytest.mark.parametrize("count", [1, 12, 30])
+@pytest.mark.parametrize("count", [1, 12, pytest.param(30, marks=pytest.mark.slow)])
 def test_any_number_of_domains(fake_run: MakeRun, count: int) -> None:
     run = fake_run(domains=[f"domain-{index}" for index in range(count)])
     run.metrics("prune", total_steps=100, every=20)

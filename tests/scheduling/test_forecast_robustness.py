@@ -123,7 +123,7 @@ def usable(steps, losses, params):
 
 
 @pytest.mark.filterwarnings("error")
-@examples(250)
+@examples(120)
 @given(problems())
 def test_what_is_promised_holds_for_any_curve(problem):
     steps, losses, final, params = problem.build()
@@ -143,7 +143,7 @@ def test_what_is_promised_holds_for_any_curve(problem):
     assert not known[usable(steps, losses, params).sum(axis=1) < 4].any()
 
 
-@examples(250)
+@examples(120)
 @given(problems())
 def test_a_trusted_forecast_is_near_the_losses(problem):
     """Whoever forecasts ten times the largest loss seen must not be sure of it."""
@@ -155,7 +155,7 @@ def test_a_trusted_forecast_is_near_the_losses(problem):
     assert (found.low[sure] >= 0).all()
 
 
-@examples(60)
+@examples(30)
 @given(problems(units=(1.0,)))
 def test_a_domain_has_the_same_result_alone_and_again(problem):
     steps, losses, final, params = problem.build()
@@ -308,7 +308,7 @@ options = st.fixed_dictionaries(
 
 
 @pytest.mark.filterwarnings("error")
-@examples(40)
+@examples(20)
 @given(evaluations, options)
 def test_any_sequence_of_updates_is_decided_and_resumes_bit_for_bit(sequence, chosen):
     policy = DRPruning(RATIO, TOTAL, **chosen)

@@ -14,6 +14,7 @@ from drpruning.recipe import parse_recipe
 from helpers.small_runs import logged, on_two_ranks, run, variant
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(recipe_values: dict[str, Any], tmp_path: Path) -> None:
     one = run(variant(recipe_values, "one"), "prune", "pretrain", "evaluate")
     values = variant(recipe_values, "two")

@@ -11,6 +11,10 @@ class BadInput(ValueError):  # noqa: N818 - named for the user, not for Python
     """
 
 
+class FolderLocked(BadInput):
+    """Another process works in a folder; nothing in it is this one's to remove."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot continue; what was saved remains. The command line exits with status 1."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, FolderLocked
 
 LOCK_FILE = ".lock"
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
@@ -66,7 +66,7 @@ def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
     """Let only one process work in a folder; the lock, `.lock` in it, ends with the process.
 
     Raises:
-        BadInput: Another process holds the lock; `refusal` is the message.
+        FolderLocked: Another process holds the lock; `refusal` is the message.
     """
     import fcntl
 
@@ -74,7 +74,7 @@ def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BadInput(refusal) from None
+            raise FolderLocked(refusal) from None
         # Worker processes that outlive a killed parent must not keep holding it.
         os.register_at_fork(after_in_child=file.close)
         yield

@@ -1,8 +1,8 @@
 """Tokenized data on disk: blocks of equal length, memory-mapped, and the manifest over them."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,8 @@ class PreparedData:
         tokenizer_digest: see `tokenizer_digest`.
         sequence_length: tokens per block.
         domains: by name, in the order in which they were prepared.
+        identity: what the blocks were made from, see `drpruning.data.fingerprint.identify`.
+        places: domain -> its `source` and `validation`, as they were named.
     """
 
     folder: Path
@@ -123,6 +125,8 @@ class PreparedData:
     tokenizer_digest: str
     sequence_length: int
     domains: dict[str, DomainBlocks]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     def train_blocks(
         self, domains: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]
@@ -181,6 +185,8 @@ class PreparedData:
             tokenizer_digest=manifest["identity"]["tokenizer"],
             sequence_length=length,
             domains=domains,
+            identity=manifest["identity"],
+            places=manifest["places"],
         )
 
     def overlap_warnings(self) -> list[str]:
@@ -243,6 +249,8 @@ def _is_complete(manifest: dict[str, Any]) -> bool:
         and manifest["domains"].keys() <= manifest["tokenized"].keys() <= identity["domains"].keys()
         and isinstance(identity["tokenizer"], str)
         and all(isinstance(identity[part], dict) for part in ("settings", "domains"))
+        and manifest["places"].keys() == identity["domains"].keys()
+        and all({"source", "validation"} <= place.keys() for place in manifest["places"].values())
         and not any("/" in name or name in {"", ".", ".."} for name in identity["domains"])
     )
 

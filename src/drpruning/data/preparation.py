@@ -255,6 +255,7 @@ class _Preparation:
             "sequence_length": self.sequence_length,
             "dtype": self.tokenizer.dtype.name,
             "identity": identity,
+            "places": {d.name: {"source": d.source, "validation": d.validation} for d in domains},
             "tokenized": done,
             "domains": {},
         }

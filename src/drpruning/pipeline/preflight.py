@@ -311,7 +311,7 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
         plan.sources = domain_sources(plan.recipe)
         plan.prepared = complete_data(plan.recipe, plan.sources)
         if plan.prepared is not None:
-            plan.missing_text = missing_text(plan.sources)
+            plan.missing_text = missing_text(plan.prepared, plan.sources)
     plan.warnings += [
         f"data.domains.{name}: its text is missing; the data prepared from it are used"
         for name in plan.missing_text

@@ -3,9 +3,9 @@
 A stage that has a result is not run again; one that was interrupted is resumed.
 """
 
+import itertools
 import os
 import platform
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
-from drpruning.common.files import atomic_write, dumps, folder_lock
+from drpruning.common.files import atomic_write, folder_lock
 from drpruning.data import PreparedData, prepare, tokenizer_digest
 from drpruning.models.inspect import SOURCE_FIELD
 from drpruning.pipeline.preflight import (
@@ -38,7 +38,8 @@ from drpruning.runs.folder import (
     rollback_on_error,
     saved_recipe,
 )
-from drpruning.runs.records import load_run
+from drpruning.runs.provenance import note_session
+from drpruning.runs.records import load_evaluation, load_run
 from drpruning.runs.reference_losses import ReferenceLosses
 
 if TYPE_CHECKING:
@@ -144,8 +145,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
                 if command is not None:
-                    self._write_recipe()
-                    self._note_session(command)
+                    # In this order: without a session the recipe would not be the run's own.
+                    note_session(self.files, command, self.accelerator.num_processes)
+                    atomic_write(self.files.recipe, self.recipe.to_yaml())
                 self.accelerator.wait_for_everyone()
                 yield self
 
@@ -173,22 +175,6 @@ class Run:
 
     def _lock(self) -> AbstractContextManager[None]:
         return folder_lock(self.folder, f"output: another process is working in {self.folder}")
-
-    def _write_recipe(self) -> None:
-        atomic_write(self.files.recipe, self.recipe.to_yaml())
-
-    def _note_session(self, command: str) -> None:
-        from drpruning.runs.provenance import commit, versions
-
-        session = {
-            "time": time.time(),
-            "command": command,
-            "ranks": self.accelerator.num_processes,
-            "versions": versions(),
-            "commit": commit(),
-        }
-        with self.files.sessions.open("a", encoding="utf-8") as file:
-            file.write(dumps(session) + "\n")
 
     def run(self, stages: Collection[str]) -> None:
         """Run these stages in their order.
@@ -424,8 +410,7 @@ def evaluate_targets(targets: list[Path], data: Path | None) -> None:
         for model in models:
             if tokenizer_digest(model) != home.data.tokenizer_digest:
                 raise BadInput(f"{model}: its tokenizer is not the one that {data} was made with")
-            place = model.resolve()
-            home.measure(f"{place.parent.name}-{place.name}", str(model), str(model))
+            home.measure(_foreign_name(home, model), str(model), str(model))
         runs.append(home)
     folders = list(dict.fromkeys(run.folder for run in runs))
     if runs[0].accelerator.is_main_process:
@@ -437,3 +422,15 @@ def open_prepared(folder: Path) -> Run:
     run = Run.open(folder)
     run.data = PreparedData.open(run.recipe.prepared_folder)
     return run
+
+
+def _foreign_name(home: Run, model: Path) -> str:
+    """PARENT-FOLDER, with a number where an evaluation of another model has that name."""
+    place = model.resolve()
+    name = f"{place.parent.name}-{place.name}"
+    for number in itertools.count(2):
+        found = load_evaluation(home.files.evaluation(name))
+        if found is None or found.path is None or Path(found.path).resolve() == place:
+            break
+        name = f"{place.parent.name}-{place.name}-{number}"
+    return name

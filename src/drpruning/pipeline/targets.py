@@ -21,6 +21,7 @@ from drpruning.pruning.shapes import PRUNABLE
 from drpruning.recipe import Recipe, Target
 from drpruning.report import write_report
 from drpruning.runs.folder import RunFolder, rollback_on_error, saved_recipe
+from drpruning.runs.provenance import note_session
 from drpruning.runs.reference_losses import ReferenceLosses
 
 
@@ -97,7 +98,7 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
     main = run.accelerator.is_main_process
     with rollback_on_error(Path(recipe.output)) if main else nullcontext():
         if main:
-            _begin(plan.recipe)
+            _begin(plan.recipe, command, run.accelerator.num_processes)
         with run.session(command):
             data = run.data
             run.run(stages)
@@ -197,11 +198,11 @@ def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) ->
     return None
 
 
-def _begin(recipe: Recipe) -> None:
+def _begin(recipe: Recipe, command: str, ranks: int) -> None:
     """Write the recipe of all targets, whose dimensions do not change from now on."""
     folder = RunFolder(Path(recipe.output))
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.lock.touch()
+    note_session(folder, command, ranks)
     atomic_write(folder.recipe, recipe.to_yaml())
 
 

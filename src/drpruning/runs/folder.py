@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, FolderLocked
 from drpruning.common.files import LOCK_FILE, check_folder, missing_folders, remove_empty
 from drpruning.data import DomainSource
 from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
@@ -192,7 +192,8 @@ def _moved(place: str, old: Path, new: Path) -> list[str]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _APPENDED)
+    """Whether a command has begun a run here; a lock or a log alone may be anybody's."""
+    return RunFolder(folder).sessions.is_file()
 
 
 def check_output(recipe: Recipe, saved: Recipe | None) -> None:
@@ -325,6 +326,8 @@ def rollback_on_error(folder: Path) -> Iterator[None]:
     before = set() if missing else {path.name for path in folder.iterdir()}
     try:
         yield
+    except FolderLocked:
+        raise
     except (BadInput, OSError):
         now = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if _NAMES.recipe.name not in before and now <= _BEGINNING | {_NAMES.data.name}:
@@ -349,4 +352,6 @@ def saved_recipe(folder: Path) -> Recipe | None:
 
 
 def _is_foreign(path: Path) -> bool:
-    return path.name != _NAMES.data.name and not path.name.startswith(".")
+    return path.name not in {_NAMES.data.name, _NAMES.sessions.name} and not path.name.startswith(
+        "."
+    )

@@ -1,9 +1,13 @@
 """What a run was made with: versions of packages, commit of the checkout."""
 
 import subprocess
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from drpruning.common.files import dumps
+from drpruning.runs.folder import RunFolder
 
 PACKAGES = ("drpruning", "torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
@@ -43,3 +47,16 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def note_session(folder: RunFolder, command: str, ranks: int) -> None:
+    """Append the start of a command to sessions.jsonl, which makes the folder that of a run."""
+    session = {
+        "time": time.time(),
+        "command": command,
+        "ranks": ranks,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    with folder.sessions.open("a", encoding="utf-8") as file:
+        file.write(dumps(session) + "\n")
