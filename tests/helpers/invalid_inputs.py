@@ -468,8 +468,9 @@ OUTPUTS = [
     Row("output-of-another-program", file("out/recipe.yaml", "dish: soup\n"),
         ("out/recipe.yaml", "dish: unknown key")),
     Row("output-damaged", file("out/recipe.yaml", b"\xff\xfe"), ("out/recipe.yaml", "UTF-8")),
-    Row("output-moved-here", lambda place: LoggedRun(place / "out", ("prune",)),
-        ("output", "holds the run of another recipe")),
+    Row("output-moved-here", both(
+        lambda place: LoggedRun(place / "out", ("prune",)), file("out/sessions.jsonl", "{}\n"),
+    ), ("output", "holds the run of another recipe")),
     Row("prepared-is-a-file", field("data.prepared", "recipe.yaml"),
         ("data.prepared", "recipe.yaml is a file")),
     Row("prepared-long", field("data.prepared", "x" * 300),
