@@ -42,8 +42,9 @@ def runs(process: int) -> bool:
         (signal.SIGTERM, False, 130),
         (signal.SIGINT, False, 130),
         (signal.SIGINT, True, 130),
+        (signal.SIGHUP, True, 130),
     ],
-    ids=["killed", "asked", "interrupted", "Ctrl-C"],
+    ids=["killed", "asked", "interrupted", "Ctrl-C", "terminal closed"],
 )
 def test_workers_end_with_their_parent_and_say_nothing(
     number: signal.Signals, to_all: bool, status: int

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from drpruning.common.errors import BadInput
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
+_OF_THE_TERMINAL = {signal.SIGINT, signal.SIGHUP}
+"""Signals that a terminal sends to the workers too: Ctrl-C, and that it closes."""
 
 
 @contextmanager
@@ -32,6 +34,10 @@ def worker_processes(count: int) -> Iterator[Executor]:
     before = os.environ.get(_PARALLELISM)
     os.environ[_PARALLELISM] = "false"  # threads of the tokenizer do not outlive a fork
     try:
+        # Until a worker has set its own handlers it has this process's, which must not run in it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
+        pool.submit(os.getpid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield pool
     except BrokenProcessPool:
         raise BadInput(
@@ -46,9 +52,11 @@ def worker_processes(count: int) -> Iterator[Executor]:
 
 
 def _begin_work() -> None:
-    """Leave Ctrl-C to the parent, which receives it too, and end when the parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave the terminal's signals to the parent, and end when the parent has ended."""
+    for number in _OF_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_TERMINAL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
