@@ -1,7 +1,7 @@
 """The two phases, each from a model folder to a model folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,20 @@ def _mixture(data: PreparedData, recipe: Recipe, phase: Phase) -> Mixture:
     sizes = {name: len(domain.train) for name, domain in data.domains.items()}
     rules = {name: domain.on_exhausted for name, domain in recipe.data.domains.items()}
     return Mixture(sizes, phase.global_batch, recipe.training.seed, rules)
+
+
+def _context(
+    recipe: Recipe, phase: str, data: PreparedData, accelerator: Accelerator, reporter: Reporter
+) -> TrainerContext:
+    return TrainerContext(
+        settings=recipe.phases[phase],
+        training=recipe.training,
+        data=data,
+        folder=RunFolder(Path(recipe.output)),
+        accelerator=accelerator,
+        reporter=reporter,
+        identity=run_identity(recipe, data, phase),
+    )
 
 
 def _write_schedule(path: Path, trainer: Trainer) -> None:
@@ -104,16 +118,7 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
     policy = phase_policy(recipe, recipe.prune, target.num_parameters())
-    identity = run_identity(recipe, data, "prune")
-    context = TrainerContext(
-        settings=recipe.prune,
-        training=recipe.training,
-        data=data,
-        folder=folder,
-        accelerator=accelerator,
-        reporter=reporter,
-        identity=identity,
-    )
+    context = _context(recipe, "prune", data, accelerator, reporter)
     trainer = PruningTrainer(context, masked, policy, _mixture(data, recipe, recipe.prune))
     trainer.run()
     full = trainer.distributed.gather()
@@ -152,18 +157,9 @@ def pretrain(
     count = sum(p.numel() for p in model.parameters())
     policy = phase_policy(recipe, recipe.pretrain, count)
     mixture = _mixture(data, recipe, recipe.pretrain)
-    identity = run_identity(recipe, data, "pretrain")
+    context = _context(recipe, "pretrain", data, accelerator, reporter)
     if recipe.prune is not None:
-        _hand_over(recipe, identity, policy, mixture)
-    context = TrainerContext(
-        settings=recipe.pretrain,
-        training=recipe.training,
-        data=data,
-        folder=folder,
-        accelerator=accelerator,
-        reporter=reporter,
-        identity=identity,
-    )
+        _hand_over(recipe, context.identity, policy, mixture)
     trainer = Trainer(context, model, policy, mixture)
     trainer.run()
     trained = trainer.distributed.gather()
@@ -177,7 +173,9 @@ def pretrain(
     accelerator.wait_for_everyone()
 
 
-def _hand_over(recipe: Recipe, identity: dict[str, Any], policy: Policy, mixture: Mixture) -> None:
+def _hand_over(
+    recipe: Recipe, identity: Mapping[str, Any], policy: Policy, mixture: Mixture
+) -> None:
     """Continue in the data where pruning ended, and in the schedule if the recipe says so.
 
     Other data, if accepted, are read from their start. If this phase has a checkpoint, that holds
