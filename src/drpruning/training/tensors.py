@@ -106,7 +106,8 @@ def _one_rank_is_enough() -> Iterator[None]:
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         if isinstance(cause, OSError):
-            raise OSError(cause.errno, f"rank {rank}: {cause.strerror or cause}") from error
+            which = f"rank {rank}: " if PartialState().num_processes > 1 else ""
+            raise OSError(cause.errno, f"{which}{cause.strerror or cause}") from error
         if isinstance(cause, KeyboardInterrupt):  # torch catches this too
             raise cause from None
         raise RuntimeError(f"rank {rank}: {cause}") from error
