@@ -32,8 +32,12 @@ from helpers.small_runs import drprune
 from helpers.warned import warned
 
 LAUNCHED = {
-    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "head", "MASTER_PORT": "29500"
-}  # fmt: skip
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
 
 
 def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
@@ -151,6 +155,8 @@ def test_a_terminal_that_closes_asks_to_stop_and_takes_no_more_output() -> None:
         ({"LOCAL_RANK": "7"}, "LOCAL_RANK=7 is set, but not RANK, WORLD_SIZE"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, but not RANK"),
         (LAUNCHED | {"MASTER_PORT": "ssh"}, "MASTER_PORT=ssh: not a whole number"),
+        (LAUNCHED | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999: ports end at 65535"),
+        (LAUNCHED | {"MASTER_ADDR": "no host"}, "MASTER_ADDR=no host: no such host"),
         (LAUNCHED | {"RANK": "2"}, "RANK=2: with WORLD_SIZE=2 ranks"),
         (LAUNCHED | {"LOCAL_RANK": "7"}, "LOCAL_RANK=7: with WORLD_SIZE=2 ranks"),
     ],

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -183,12 +184,18 @@ def check_launch(environment: Mapping[str, str]) -> None:
     if missing := [name for name in _LAUNCH if name not in given]:
         found = next(name for name in _COUNTS if name in given)
         raise BadInput(f"{found}={given[found]} is set, but not {', '.join(missing)}; {remedy}")
+    if not int(given["MASTER_PORT"]) < 2**16:
+        raise BadInput(f"MASTER_PORT={given['MASTER_PORT']}: ports end at 65535; {remedy}")
     for name in ("RANK", "LOCAL_RANK"):
         if int(given[name]) >= int(given["WORLD_SIZE"]):
             raise BadInput(
                 f"{name}={given[name]}: with WORLD_SIZE={given['WORLD_SIZE']} ranks it must be "
                 f"less than that; {remedy}"
             )
+    try:  # torch would try to connect for half an hour, deaf to signals
+        socket.getaddrinfo(given["MASTER_ADDR"], None)
+    except (OSError, UnicodeError):
+        raise BadInput(f"MASTER_ADDR={given['MASTER_ADDR']}: no such host; {remedy}") from None
 
 
 def interrupt_on_signals() -> None:
