@@ -162,8 +162,9 @@ class _Search:
         return lambda layers, width: one + (layers - 1) * layer + layers * unit * (width - 1)
 
     def _layers(self) -> Sequence[int]:
-        most = self.source.num_layers
-        return self._only("num_layers") or _spread(range(ceil(SMALLEST_SHARE * most), most + 1))
+        most, step = self.source.num_layers, self.source.layer_period
+        least = step * ceil(SMALLEST_SHARE * most / step)
+        return self._only("num_layers") or _spread(range(least, most + 1, step))
 
     def _only(self, name: str) -> list[int]:
         return [self.fixed[name]] if name in self.fixed else []
