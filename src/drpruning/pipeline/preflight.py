@@ -33,6 +33,7 @@ from drpruning.models.inspect import (
 )
 from drpruning.models.memory import MemoryEstimate, estimate_memory
 from drpruning.pipeline.plan_warnings import (
+    client_warnings,
     floor_warning,
     length_warning,
     sparsity_warnings,
@@ -383,7 +384,7 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
             if target == source:
                 raise BadInput("model.target: is the source's own shape; nothing would be pruned")
             plan.target = target
-            plan.warnings += sparsity_warnings(source, target)
+            plan.warnings += sparsity_warnings(source, target) + client_warnings(source, target)
     memory = partial(
         estimate_memory, training=recipe.training, sequence_length=recipe.data.sequence_length
     )

@@ -89,8 +89,8 @@ class Attachment:
         self.embedding.factor = _times(hidden, stream)
         self.embedding.unit = unit
         self.final_input.factor = None if family.norms else scale
-        layer = each_layer(values["layer"], self.shape) if "layer" in values else None
-        rows = self._rows(hidden, layer, scale, stream)
+        layers = each_layer(values["layer"], self.shape) if "layer" in values else None
+        rows = self._rows(hidden, layers, scale, stream)
         columns: dict[Axis, Factors] = {}
         if "head" in values or "group" in values:
             groups, heads = heads_by_axis(self._with_ones(values))

@@ -4,9 +4,9 @@ Granularities and the shape of their masks: `layer` [layers], `hidden` [hidden s
 [layers, heads], `intermediate` [layers, intermediate size]. With grouped-query attention there is
 `group` [layers, key-value heads], and `head` is [layers, key-value heads, query heads of each]: a
 query head counts as kept where its group is. Every row (the last dimension) has one constraint. A
-granularity whose count in a row the target leaves alone has no mask and no multiplier. Where kinds of
-layers alternate, `layer` has one mask for each run of `ModelShape.layer_period` layers. Source: Deng
-et al. (arXiv 2411.14055), section 2.1.
+granularity whose count in a row the target leaves alone has no mask and no multiplier. Where kinds
+of layers alternate, `layer` has one mask for each run of `ModelShape.layer_period` layers. Source:
+Deng et al. (arXiv 2411.14055), section 2.1.
 """
 
 from collections.abc import Mapping
