@@ -34,7 +34,7 @@ REFUSED_BY_CLIENTS = 25.0
 """The cost of what other software cannot load or quantize although it could the source: more than
 any proportion costs, less than a miss of the budget beyond `TOLERANCE`."""
 NOT_QUANTIZED_BEST = 0.25
-"""The cost of a width that only larger quantized types take: that of missing the budget by 0.25%."""
+"""The cost of a width that only larger quantized types take: that of 0.25% of the budget."""
 DEPTHS_APART = 0.1
 """Proposals of one hidden size differ in depth by more than this share of the source's."""
 

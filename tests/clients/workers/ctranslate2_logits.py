@@ -1,6 +1,6 @@
 """What CTranslate2 makes of model folders: converted, then run.
 
-Usage: python ctranslate2_logits.py JOB.json, see `conftest.ask`.
+Usage: python ctranslate2_logits.py JOB.json, see `asking.ask`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What PEFT and lm-eval make of model folders.
 
-Usage: python harness_checks.py JOB.json, see `conftest.ask`. `job["tasks"]` is a folder with the
+Usage: python harness_checks.py JOB.json, see `asking.ask`. `job["tasks"]` is a folder with the
 task `local`. PEFT: an adapter is trained for two steps, merged, saved and loaded again.
 """
 

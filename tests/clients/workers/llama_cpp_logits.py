@@ -1,6 +1,6 @@
 """What llama.cpp makes of model folders: converted to GGUF, then run.
 
-Usage: python llama_cpp_logits.py JOB.json, see `conftest.ask`. `job["source"]` is a folder with
+Usage: python llama_cpp_logits.py JOB.json, see `asking.ask`. `job["source"]` is a folder with
 llama.cpp's own convert_hf_to_gguf.py.
 """
 

@@ -1,6 +1,6 @@
 """What this environment's Transformers makes of model folders.
 
-Usage: python transformers_logits.py JOB.json, see `conftest.ask`.
+Usage: python transformers_logits.py JOB.json, see `asking.ask`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What vLLM makes of model folders: log-probabilities of every token at every place.
 
-Usage: python vllm_logits.py JOB.json, see `conftest.ask`. One model per process: vLLM keeps what it
+Usage: python vllm_logits.py JOB.json, see `asking.ask`. One model per process: vLLM keeps what it
 has taken.
 """
 
