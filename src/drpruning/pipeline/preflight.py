@@ -21,6 +21,7 @@ from drpruning.data import (
     estimate_tokens,
     may_be_hub_name,
 )
+from drpruning.models.companions import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
@@ -258,6 +259,8 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         plan.config = known.config if known and same and known.config else source_config(recipe)
         plan.source = source_shape(recipe, plan.config)
         plan.warnings += length_warning(recipe, plan.config) + code_warnings(recipe, plan.config)
+        if plan.config is not recipe.model.shape:
+            plan.warnings += generation_warnings(str(recipe.model.source), SOURCE_FIELD)
     if plan.source is not None:
         _resolve_targets(plan, plan.source, saved)
         _plan_model(plan, plan.source)
