@@ -49,7 +49,8 @@ def phase_policy(
     if start is not None:
         _check_start(recipe, policy)
         try:
-            policy.continue_from(policy.state_dict() | start.model_dump(exclude_none=True))
+            initial = {key: policy.state_dict()[key] for key in ("version", "step", "ratio")}
+            policy.continue_from(initial | start.model_dump(exclude_none=True))
         except ValueError as error:
             raise BadInput(f"scheduling.start: {error}") from None
     return policy
