@@ -52,7 +52,7 @@ def client_warnings(source: ModelShape, target: ModelShape) -> list[str]:
 def floor_warning(recipe: Recipe) -> list[str]:
     """Whether the floor leaves the ratio no room: by default it is the smallest reference share."""
     scheduling = recipe.scheduling
-    if scheduling.floor is None or len(recipe.data.domains) == 1:
+    if scheduling.floor is None or len(recipe.initial_ratio) == 1:
         return []
     floors = scheduling.floors(recipe.initial_ratio).values()
     free = 1 - math.fsum(floors)

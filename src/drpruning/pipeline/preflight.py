@@ -147,7 +147,10 @@ class RunPlan:
 
 
 def domain_sources(recipe: Recipe) -> list[DomainSource]:
-    """The recipe's domains as the data package takes them, relative paths joined to data.root."""
+    """The recipe's domains as the data package takes them, relative paths joined to data.root.
+
+    Of a domain that is only evaluated, nothing but its validation text is read.
+    """
 
     def place(text: str) -> str:
         root = recipe.data.root
@@ -160,14 +163,20 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
         return text if on_the_hub else str(below.absolute())  # ROOT/NAME could be a name there
 
     def source(name: str, domain: Domain) -> DomainSource:
+        trained = domain.share > 0
+        alone = None if trained else domain.validation
         return DomainSource(
             name=name,
-            source=place(domain.source),
+            source=place(domain.source if alone is None else alone),
             text_field=domain.text_field,
             where=domain.where,
-            validation=None if domain.validation is None else place(domain.validation),
-            split=domain.split,
+            validation=None
+            if not trained or domain.validation is None
+            else place(domain.validation),
+            split=domain.split if alone is None else "validation",
             config=domain.config,
+            trained=trained,
+            source_field="source" if alone is None else "validation",
         )
 
     return [source(name, domain) for name, domain in recipe.data.domains.items()]
@@ -192,9 +201,11 @@ def plan_domains(
     total = sum(p.steps * p.global_batch * length for p in recipe.phases.values())
     plans = {}
     for source in sources:
-        share = recipe.initial_ratio[source.name]
-        if prepared is not None:
-            blocks: int | None = len(prepared.domains[source.name].train)
+        share = recipe.data.domains[source.name].share
+        if not source.trained:
+            blocks: int | None = 0
+        elif prepared is not None:
+            blocks = len(prepared.domains[source.name].train)
         else:
             tokens = estimate_tokens(source, recipe.model.tokenizer_source)
             blocks = None if tokens is None else max(1, tokens // length)
@@ -202,7 +213,7 @@ def plan_domains(
             share=share,
             planned=round(total * share),
             available=None if blocks is None else blocks * length,
-            exact=prepared is not None,
+            exact=prepared is not None or not source.trained,
             exhausted_at=None if blocks is None else first_exhausted(recipe.phases, share, blocks),
             on_exhausted=recipe.data.domains[source.name].on_exhausted,
         )
@@ -230,7 +241,7 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
         lines[MOST_WARNINGS:] = [f"data.domains: {more:,} more domains run out before the end"]
     known = [plan.available for plan in domains.values() if plan.available is not None]
     planned = sum(plan.planned for plan in domains.values())
-    rules = {plan.on_exhausted for plan in domains.values()}
+    rules = {plan.on_exhausted for plan in domains.values() if plan.share}
     if len(known) == len(domains) and "repeat" not in rules and sum(known) < planned:
         lines.append(
             f"data.domains: {sum(known):,} tokens in all, {planned:,} planned, and no domain "
@@ -347,7 +358,7 @@ def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]
     folder = Path(recipe.output)
     if not RunFolder(folder).reference_loss.is_file():
         return check_reference_models(models, recipe.model.tokenizer_source)
-    measured = ReferenceLosses.read(folder, models, recipe.data.domains)
+    measured = ReferenceLosses.read(folder, models, recipe.initial_ratio)
     measured.usable()
     return {model.path: model.parameters for model in measured.models}
 
@@ -400,6 +411,6 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
 
 def _check_policy(recipe: Recipe) -> None:
     """Refuse settings that the policy does not take; the phases differ in their steps alone."""
-    unknown = dict.fromkeys(recipe.data.domains, 1.0)  # reference losses are measured later
+    unknown = dict.fromkeys(recipe.initial_ratio, 1.0)  # reference losses are measured later
     phase = next(iter(recipe.phases.values()))
     phase_policy(recipe, phase, final_params=1.0, reference_loss=unknown)
