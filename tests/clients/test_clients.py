@@ -4,7 +4,6 @@ The figures are those of docs/clients.md.
 """
 
 import json
-import math
 import pydoc_data.topics
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def test_llama_cpp(sources, results, expected, converter, tmp_path):
         assert "logits" in found[name], (name, found[name])
         noise = difference(at_source[name]["logits"], np.load(sources[name] / "logits.npy"))
         assert noise < 0.02, name
-        assert difference(found[name]["logits"], expected[name]) < max(2 * noise, 1e-3), name
+        assert difference(found[name]["logits"], expected[name]) < noise, name
         assert found[name]["tokens"] == at_source[name]["tokens"], name
 
 
@@ -70,7 +69,7 @@ def test_vllm(name, results, expected, tmp_path):
 def test_adapters_and_the_evaluation_harness(results, tmp_path):
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    documents = [text[:300] for text in list(pydoc_data.topics.topics.values())[:4]]
+    documents = [text[:100] for text in list(pydoc_data.topics.topics.values())[:4]]
     lines = [json.dumps({"text": text}) + "\n" for text in documents]
     (tasks / "documents.jsonl").write_text("".join(lines))
     (tasks / "local.yaml").write_text(
@@ -89,9 +88,6 @@ metric_list: [{{metric: word_perplexity}}]
     for name, folder in models.items():
         sums = [loglikelihood(folder, text) for text in documents]
         assert found[name]["samples"] == pytest.approx(sums, rel=1e-5), name
-        words = sum(len(text.split()) for text in documents)
-        perplexity = math.exp(-sum(sums) / words)
-        assert found[name]["perplexity"] == pytest.approx(perplexity, rel=0.2), name
         adapter = found[name]["adapter"]
         assert adapter["untrained"] == 0, name
         assert adapter["changed"] > 0.01, name
@@ -99,20 +95,14 @@ metric_list: [{{metric: word_perplexity}}]
 
 
 def loglikelihood(folder: Path, text: str) -> float:
-    """The log-probability of a text after the token that begins documents, in nats."""
+    """The log-probability of a text, a BOS of its own included, after another BOS; in nats."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    start = tokenizer.bos_token_id
+    ids = tokenizer(text)["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    total = 0.0
-    length = model.config.max_position_embeddings
+    assert len(ids) < model.config.max_position_embeddings
     with torch.no_grad():
-        for begin in range(0, len(ids), length):
-            window = ids[begin : begin + length]
-            before = [start] if begin == 0 else [ids[begin - 1]]
-            logits = model(torch.tensor([before + window[:-1]])).logits[0]
-            total -= float(F.cross_entropy(logits, torch.tensor(window), reduction="sum"))
-    return total
+        logits = model(torch.tensor([[tokenizer.bos_token_id, *ids[:-1]]])).logits[0]
+    return -float(F.cross_entropy(logits, torch.tensor(ids), reduction="sum"))
 
 
 LIMITED = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3")
@@ -130,8 +120,9 @@ def narrow(sources, tmp_path_factory) -> dict[str, Path]:
 
 
 def refusing(folder: Path) -> str:
-    """What the package says of a model."""
-    return "; ".join(e for limit in client_limits(ModelShape.of(folder)) for e in limit.effects)
+    """What the package says of the clients that do not load a model, or compute it wrongly."""
+    limits = [limit for limit in client_limits(ModelShape.of(folder)) if limit.severe]
+    return "; ".join(effect for limit in limits for effect in limit.effects)
 
 
 def test_limits_of_llama_cpp_and_ctranslate2(narrow, converter, tmp_path):

@@ -61,7 +61,6 @@ def main() -> None:
         )
         samples = [sample["resps"][0][0] for sample in found["samples"]["local"]]
         answers[name] = {
-            "perplexity": found["results"]["local"]["word_perplexity,none"],
             "samples": np.ravel(samples).astype(float).tolist(),
             "adapter": adapter_checks(folder, ids, Path(job["out"], f"{name}-adapter")),
         }

