@@ -24,7 +24,7 @@ FAMILY = pytest.mark.parametrize(
 TARGET = {"num_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
 
 
-def made(family: str, folder: Path) -> Path:
+def made(family: str, folder: Path, **values: Any) -> Path:
     """A small random model of a family, as Transformers saves it."""
     import torch
     import transformers
@@ -38,7 +38,7 @@ def made(family: str, folder: Path) -> Path:
         del sizes["head_dim"], sizes["num_key_value_heads"]
     model = getattr(transformers, FAMILIES[family].architecture)
     torch.manual_seed(0)
-    config = model.config_class(**(sizes | MORE.get(family, {})))
+    config = model.config_class(**(sizes | MORE.get(family, {}) | values))
     model(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -59,7 +59,9 @@ def test_a_run_from_plan_to_a_model_in_plain_transformers(
     recipe = write(recipe_values, tmp_path / "recipe.yaml")
     shape = ModelShape.of(source).pruned_to(**TARGET)
     assert f"{shape.num_parameters():,}" in drprune("plan", recipe)
-    drprune("run", recipe)
+    said = drprune("run", recipe)
+    reads_another = "reads " + tokenizer + " as another tokenizer"
+    assert (reads_another in said) == (family == "qwen2"), said
     folder = Path(recipe_values["output"])
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
     assert type(loaded).__name__ == FAMILIES[family].architecture
@@ -75,15 +77,25 @@ def test_a_run_from_plan_to_a_model_in_plain_transformers(
 
 @FAMILY
 def test_a_result_is_a_source_a_start_of_nested_targets_and_a_reference_model(
-    family: str, model_folder: Path, recipe_values: dict[str, Any], tmp_path: Path
+    family: str, text_folder: Path, recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:
     import torch
     import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
-    source = made(family, tmp_path / family)
+    # Bytes and their pairs: all classes of tokenizers read these the same.
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["</s>"], show_progress=False
+    )
+    core.train_from_iterator(text_folder.joinpath("numbers.jsonl").read_text().split(), trainer)
+    source = made(family, tmp_path / family, vocab_size=300)
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(source)
     targets = {"large": {"num_layers": 2}, "small": {"num_layers": 1}}
-    tokenizer = str(model_folder)
-    recipe_values["model"] = {"source": str(source), "tokenizer": tokenizer, "targets": targets}
+    recipe_values["model"] = {"source": str(source), "targets": targets}
     recipe_values["prune"].update(steps=2)
     del recipe_values["pretrain"]
     recipe = write(recipe_values, tmp_path / "recipe.yaml")
@@ -93,7 +105,7 @@ def test_a_result_is_a_source_a_start_of_nested_targets_and_a_reference_model(
     dtypes = [transformers.AutoConfig.from_pretrained(f).dtype for f in (large, small)]
     assert dtypes == [torch.float32, torch.bfloat16], "the start of another target is not rounded"
 
-    recipe_values["model"] = {"source": str(large), "target": {"num_layers": 1}}
+    recipe_values["model"] = {"source": str(large), "target": targets["small"]}
     recipe_values["scheduling"] = {"reference_loss": {"from_model": str(small)}}
     recipe_values["output"] = str(tmp_path / "again")
     again = write(recipe_values, tmp_path / "again.yaml")
