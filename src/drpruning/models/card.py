@@ -20,7 +20,7 @@ def model_card(recipe: Recipe, shape: ModelShape, phase: Literal["prune", "pretr
         shape: Its shape.
         phase: The one that made it: `prune`, or `pretrain` for continued pretraining.
     """
-    source = recipe.model.source
+    source = recipe.model.reference
     origin = f"a smaller model cut out of {source}" if recipe.prune else str(source)
     summary = _SUMMARIES[phase].format(
         source=source, origin=origin, policy=recipe.scheduling.policy
@@ -39,7 +39,7 @@ Initial data ratio:
 | domain | share |
 |---|---|
 {shares}"""
-    return _card(str(source), summary, shape, details)
+    return _card(str(recipe.model.source), summary, shape, details)
 
 
 def cut_model_card(source: str, plan: PruningPlan) -> str:

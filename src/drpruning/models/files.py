@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, read_json_object, unreadable
+from drpruning.common.files import (
+    HUB_NAME,
+    read_json_object,
+    split_revision,
+    unreadable,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,7 +68,13 @@ def check_hub_name(name: str, field: str, lacking: str) -> None:
         BadInput: A file or folder has the name but is not what is needed, or no model on the Hub
             can have the name.
     """
-    if not HUB_NAME.fullmatch(name) or Path(name).exists():
+    hub_name, revision = split_revision(name)
+    if hub_name != name and Path(hub_name).exists():
+        raise BadInput(
+            f"{field}: {hub_name} is on this machine, where a model has no revisions; leave "
+            f"@{revision} out, or give the model's name on the Hub"
+        )
+    if not HUB_NAME.fullmatch(hub_name) or Path(hub_name).exists():
         raise BadInput(f"{field}: {name or 'the empty name'} is {lacking}, nor a name on the Hub")
 
 
@@ -156,8 +167,9 @@ def _optional_file(name: str, file: str, field: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    hub_name, revision = split_revision(name)
     try:
-        return Path(hf_hub_download(name, file))
+        return Path(hf_hub_download(hub_name, file, revision=revision))
     except EntryNotFoundError:
         return None
 
@@ -171,8 +183,9 @@ def _hub_config(name: str, field: str, remedy: str) -> Path:
             f"{field}: {name} is no folder on this machine, and looking it up on the Hub needs "
             "`pip install drpruning[train]`"
         ) from None
+    hub_name, revision = split_revision(name)
     try:
-        return Path(hf_hub_download(name, "config.json"))
+        return Path(hf_hub_download(hub_name, "config.json", revision=revision))
     except Exception as error:  # the Hub client has a dozen unrelated error types
         raise BadInput(
             f"{field}: {name} is no folder on this machine and not to be had from the Hub "

@@ -2,9 +2,8 @@
 
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import parse_json, read_json_object, unreadable
@@ -29,6 +28,8 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types of weights, and bytes per element."""
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
+CHUNK = 1 << 20
+"""Bytes of a tensor that are read at once."""
 LARGEST_TOKENIZER = 1_000_000_000
 """Bytes of a tokenizer.json, at most; those of 256,000 tokens have some 35 million."""
 
@@ -154,12 +155,18 @@ def source_config(recipe: Recipe) -> dict[str, Any]:
     """Read the source's config.json, or take `model.shape` where the model is not on this machine.
 
     Raises:
-        BadInput: There is neither, or the config.json cannot be read.
+        BadInput: There is neither, the config.json cannot be read, or a folder has a revision.
     """
-    name, shape = str(recipe.model.source), recipe.model.shape
-    if shape is not None and not is_file(Path(name) / "config.json", SOURCE_FIELD):
+    source, shape = str(recipe.model.source), recipe.model.shape
+    if (revision := recipe.model.revision) is not None and Path(source).exists():
+        raise BadInput(
+            f"model.revision: {revision}, but {source} is on this machine, where a model has no "
+            "revisions; leave it out, or give the model's name on the Hub"
+        )
+    if shape is not None and not is_file(Path(source) / "config.json", SOURCE_FIELD):
         return shape
-    return read_config(name, SOURCE_FIELD, "give a folder, or model.shape to plan without it")
+    remedy = "give a folder, or model.shape to plan without it"
+    return read_config(recipe.model.reference, SOURCE_FIELD, remedy)
 
 
 def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
@@ -251,31 +258,85 @@ def check_weights(
     if not folder.is_dir():
         return
     check_files(name, field, config)
-    files = weight_files(folder, field)
-    found = dict(pair for file in files for pair in _header(file, field))
-    tied = shape.tied_embeddings
-    table = shape.family.full_table(shape.num_layers, shape.switches, tied=tied)
-    sizes = shape.axis_sizes()
-    family = shape.family
+    found = {
+        tensor.name: tensor
+        for file in weight_files(folder, field)
+        for tensor in _header(file, field)
+    }
+    family, sizes = shape.family, shape.axis_sizes()
+    table = family.full_table(shape.num_layers, shape.switches, tied=shape.tied_embeddings)
+    names = {own_name: family.file_names.get(own_name, own_name) for own_name in table}
+    embedding, output = f"{family.embedding}.weight", f"{family.output}.weight"
+    names[output] = family.file_names.get(output, output)
+    if names[output] in found:
+        table[output] = family.global_parameters[output]
     for own_name, axes in table.items():
-        parameter = family.file_names.get(own_name, own_name)
-        expected = [sizes[axis] for axis in axes]
+        parameter, expected = names[own_name], [sizes[axis] for axis in axes]
         if parameter not in found:
             raise BadInput(f"{field}: {folder} has no weights for {parameter}")
-        if found[parameter] != expected:
+        if found[parameter].shape != expected:
             raise BadInput(
-                f"{field}: {parameter} has shape {found[parameter]} in {folder}, where its "
+                f"{field}: {parameter} has shape {found[parameter].shape} in {folder}, where its "
                 f"config.json says {expected}"
             )
-    head = f"{family.output}.weight"
-    allowed = {family.file_names.get(own_name, own_name) for own_name in (*table, head)}
-    odd = [n for n in found if n not in allowed and not n.endswith(family.ignored_weights)]
+    known = set(names.values())
+    odd = [n for n in found if n not in known and not n.endswith(family.ignored_weights)]
     if odd:
         raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
+    if shape.tied_embeddings and names[output] in found:
+        same = _same_bytes(found[names[output]], found[names[embedding]], field)
+        if not same:
+            raise untied_output(name, names[output], field)
 
 
-def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
-    """Name and shape of every tensor in a safetensors file that is as long as it says."""
+def untied_output(model: str, parameter: str, field: str) -> BadInput:
+    """The error for tied embeddings with an output matrix that is not the input matrix.
+
+    Args:
+        model: A folder, or a name on the Hub.
+        parameter: The output matrix.
+        field: The field of the recipe that names the model.
+    """
+    return BadInput(
+        f"{field}: {model} has {parameter}, which is not its input embedding, though its "
+        "config.json says tie_word_embeddings: true. Transformers 5 computes with that matrix, "
+        "Transformers 4 with the embedding: set tie_word_embeddings to false in config.json to "
+        f"keep the matrix, or take {parameter} out of the weights to use the embedding"
+    )
+
+
+class _Tensor(NamedTuple):
+    """A tensor in a safetensors file; it lies from byte `begin` up to `end`."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def _same_bytes(one: _Tensor, other: _Tensor, field: str) -> bool:
+    """Whether two tensors are stored as the same bytes; read up to the first that differs."""
+    left = one.end - one.begin
+    if one.dtype != other.dtype or left != other.end - other.begin:
+        return False
+    try:
+        with one.file.open("rb") as first, other.file.open("rb") as second:
+            first.seek(one.begin)
+            second.seek(other.begin)
+            while left > 0:
+                chunk = first.read(min(left, CHUNK))
+                if not chunk or chunk != second.read(len(chunk)):
+                    return False
+                left -= len(chunk)
+    except OSError as error:
+        raise unreadable(f"{field}: {one.file}", error) from None
+    return True
+
+
+def _header(file: Path, field: str) -> list[_Tensor]:
+    """Every tensor in a safetensors file that is as long as it says."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -285,7 +346,8 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
             header = parse_json(stream.read(length))
         header.pop("__metadata__", None)
         entries = [(n, e["dtype"], list(e["shape"]), *e["data_offsets"]) for n, e in header.items()]
-        complete = size == 8 + length + _end(entries)
+        data = 8 + length
+        complete = size == data + _end(entries)
     except OSError as error:
         raise unreadable(f"{field}: {file}", error) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
@@ -297,7 +359,7 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
             f"{field}: {odd[0]} in {file} is of type {odd[1]}; give the model with its plain "
             f"weights ({', '.join(_BYTES)})"
         )
-    yield from ((name, shape) for name, _, shape, *_ in entries)
+    return [_Tensor(n, file, d, shape, data + a, data + b) for n, d, shape, a, b in entries]
 
 
 def _end(entries: list[tuple[str, str, list[int], int, int]]) -> int:

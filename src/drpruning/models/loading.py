@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import atomic_folder
+from drpruning.common.files import atomic_folder, split_revision
 from drpruning.models.files import check_files, first_line
-from drpruning.models.inspect import shape_of
+from drpruning.models.inspect import shape_of, untied_output
 from drpruning.models.kernels import use_kernels
 from drpruning.recipe import Training
 
@@ -43,9 +43,11 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     shape_of(check_files(source, field), f"{field}: {source}")
+    name, revision = split_revision(source)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source,
+            name,
+            revision=revision,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
@@ -67,10 +69,26 @@ def load_model(
             f"{field}: the weights in {source} hold numbers that are not finite ({len(lost)} "
             f"tensors, the first: {lost[0]}); fetch it again, or take another model"
         )
+    _check_output_matrix(model, source, field)
     if training is not None:
         use_kernels(model, training)
+    # Transformers sets it from pad_token_id, and torch then gives the row of that token no
+    # gradient. Blocks have no padding, and the token is often EOS, which ends every document.
+    model.get_input_embeddings().padding_idx = None
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_output_matrix(model: "PreTrainedModel", source: str, field: str) -> None:
+    """Refuse a model that is tied by its config.json and has an output matrix of its own."""
+    # Transformers 5 ties the two only where their numbers are equal, 4 ties them always.
+    output = model.get_output_embeddings()
+    if (
+        model.config.tie_word_embeddings
+        and output.weight is not model.get_input_embeddings().weight
+    ):
+        name = next(name for name, module in model.named_modules() if module is output)
+        raise untied_output(source, f"{name}.weight", field)
 
 
 def check_loadable(source: str, field: str) -> None:
@@ -89,14 +107,15 @@ def check_loadable(source: str, field: str) -> None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    name, revision = split_revision(source)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             model.train()(input_ids=torch.zeros(1, 4, dtype=torch.long))
     except Exception as error:  # whatever a value in it leads to
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if isinstance(error, NotImplementedError) or "meta" in reason:
+        if isinstance(error, NotImplementedError) or "meta tensor" in reason:
             return  # something that the meta device cannot do (rotary scalings that read positions)
         raise BadInput(
             f"{field}: the config.json of {source} does not make a model: {reason}; correct it"
@@ -109,7 +128,8 @@ def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str)
 
     with atomic_folder(folder) as temporary, storage_errors():
         model.save_pretrained(temporary)  # type: ignore[operator]
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False)
+        name, revision = split_revision(tokenizer_source)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         tokenizer.save_pretrained(temporary)
         readme = temporary / "README.md"
         readme.write_text(card, encoding="utf-8")

@@ -253,7 +253,7 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     with plan.collected():
         saved = saved_recipe(Path(recipe.output))
     with plan.collected(SOURCE_FIELD):
-        same = known is not None and known.recipe.model.source == recipe.model.source
+        same = known is not None and known.recipe.model.reference == recipe.model.reference
         plan.config = known.config if known and same and known.config else source_config(recipe)
         plan.source = source_shape(recipe, plan.config)
         plan.warnings += length_warning(recipe, plan.config) + code_warnings(recipe, plan.config)
@@ -293,7 +293,7 @@ def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[],
         ("", lambda: _check_policy(recipe)),
     ]
     if shape is not None:
-        name, source = recipe.model.tokenizer_source, str(recipe.model.source)
+        name, source = recipe.model.tokenizer_source, recipe.model.reference
         # A shape in the recipe is no config.json: that may say more of what loading would follow.
         config = None if plan.config is recipe.model.shape else plan.config
         checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))

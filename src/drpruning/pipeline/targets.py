@@ -164,7 +164,8 @@ def _split(plan: RunPlan) -> dict[str, Recipe]:
         if larger is not None and recipe.model.nested:
             own["source"] = str(RunFolder(Path(recipe.output) / larger).pruned)
             own["shape"] = plan.config | shapes[larger].config_fields()
-            own["tokenizer"] = recipe.model.tokenizer or recipe.model.source
+            own["tokenizer"] = recipe.model.tokenizer_source
+            own["revision"] = None
             # The cut model has read the blocks in one order; it now reads them in another.
             seed = runs[larger].training.seed + 1
         runs[name] = recipe.model_copy(

@@ -112,8 +112,8 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
     folder = RunFolder(Path(recipe.output))
-    with reporter.status(f"loading {recipe.model.source}"):
-        model = load_model(str(recipe.model.source), training=recipe.training)
+    with reporter.status(f"loading {recipe.model.reference}"):
+        model = load_model(recipe.model.reference, training=recipe.training)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
@@ -151,7 +151,7 @@ def pretrain(
     """
     assert recipe.pretrain is not None  # noqa: S101
     folder = RunFolder(Path(recipe.output))
-    source = str(folder.pruned) if recipe.prune is not None else str(recipe.model.source)
+    source = str(folder.pruned) if recipe.prune is not None else recipe.model.reference
     with reporter.status(f"loading {source}"):
         model = load_model(source, training=recipe.training)
     count = sum(p.numel() for p in model.parameters())
