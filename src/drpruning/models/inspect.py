@@ -1,4 +1,4 @@
-"""What a model's files say of it: its shape, tokenizer and weights. Nothing is loaded."""
+"""What the files of a model say of it: its shape and its weights. Nothing is loaded."""
 
 import math
 import struct
@@ -10,7 +10,6 @@ from drpruning.common.files import parse_json, read_json_object, unreadable
 from drpruning.models.config_values import check_config_values
 from drpruning.models.files import (
     check_files,
-    check_hub_name,
     is_file,
     read_config,
     weight_files,
@@ -30,8 +29,6 @@ LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
 CHUNK = 1 << 20
 """Bytes of a tensor that are read at once."""
-LARGEST_TOKENIZER = 1_000_000_000
-"""Bytes of a tokenizer.json, at most; those of 256,000 tokens have some 35 million."""
 
 
 def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
@@ -187,55 +184,6 @@ def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
         for (place, file), content in named.items()
         if content.get("auto_map")
     ]
-
-
-def vocabulary(name: str, field: str) -> dict[str, int] | None:
-    """Token -> id of the tokenizer in a model folder; None where that cannot be read from JSON.
-
-    Raises:
-        BadInput: The name is neither a folder with a tokenizer nor a name on the Hub, or its
-            tokenizer.json cannot be read or is not one.
-    """
-    folder = Path(name)
-    file = folder / "tokenizer.json"
-    if not name or not folder.is_dir():
-        check_hub_name(name, field, "no folder with a tokenizer")
-        return None
-    if not is_file(file, field):
-        if any(folder.glob("*token*")) or any(folder.glob("*.model")):
-            return None
-        raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
-    content = read_json_object(file, field, LARGEST_TOKENIZER)
-    try:
-        entries = content["model"]["vocab"]
-        if isinstance(entries, list):
-            entries = {token: index for index, (token, _) in enumerate(entries)}
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        tokens = {**entries, **added}
-        if not tokens or not all(type(index) is int and index >= 0 for index in tokens.values()):
-            raise ValueError
-        return tokens
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadInput(f"{field}: {file} is not a tokenizer file; fetch it again") from None
-
-
-def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
-    """Refuse a local tokenizer that is missing, or has ids that the model lacks.
-
-    Args:
-        name: Of the model.
-        shape: Its shape.
-        field: The field of the recipe that names it.
-
-    Raises:
-        BadInput: There is no tokenizer, it cannot be read, or its ids exceed the vocabulary.
-    """
-    tokens = vocabulary(name, field)
-    if tokens is not None and (largest := max(tokens.values())) >= shape.vocab_size:
-        raise BadInput(
-            f"{field}: the tokenizer in {name} does not fit the model: its largest id is "
-            f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
-        )
 
 
 def check_weights(

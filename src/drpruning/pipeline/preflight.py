@@ -24,7 +24,6 @@ from drpruning.data import (
 from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
-    check_tokenizer,
     check_weights,
     code_warnings,
     resolve_target,
@@ -32,6 +31,7 @@ from drpruning.models.inspect import (
     source_shape,
 )
 from drpruning.models.memory import MemoryEstimate, estimate_memory
+from drpruning.models.tokenizer import check_tokenizer, tokenizer_warnings
 from drpruning.pipeline.plan_warnings import (
     floor_warning,
     length_warning,
@@ -296,7 +296,12 @@ def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[],
         name, source = recipe.model.tokenizer_source, recipe.model.reference
         # A shape in the recipe is no config.json: that may say more of what loading would follow.
         config = None if plan.config is recipe.model.shape else plan.config
+
+        def warn() -> None:
+            plan.warnings += tokenizer_warnings(name, source, shape, plan.config, tokenizer)
+
         checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
+        checks.append((tokenizer, warn))
         checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD, config)))
     return checks
 
