@@ -16,7 +16,7 @@ from drpruning.pruning.shapes import PRUNABLE, ModelShape
 from drpruning.pruning.surgery import build_model, check_model, slice_parameters
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 EXPORT_TOLERANCE = 1e-4
@@ -64,6 +64,11 @@ class MaskedModel(nn.Module):
     def target(self) -> ModelShape:
         """The shape of the model that export returns."""
         return self.masks.target
+
+    @property
+    def config(self) -> "PreTrainedConfig":
+        """The configuration of the model under the masks, at its own size."""
+        return self.model.config
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own forward pass under the masks of the current mode."""
