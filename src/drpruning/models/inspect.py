@@ -216,7 +216,8 @@ def check_weights(
     names = {own_name: family.file_names.get(own_name, own_name) for own_name in table}
     embedding, output = f"{family.embedding}.weight", f"{family.output}.weight"
     names[output] = family.file_names.get(output, output)
-    if names[output] in found:
+    head = found.get(names[output])
+    if head is not None:
         table[output] = family.global_parameters[output]
     for own_name, axes in table.items():
         parameter, expected = names[own_name], [sizes[axis] for axis in axes]
@@ -231,20 +232,21 @@ def check_weights(
     odd = [n for n in found if n not in known and not n.endswith(family.ignored_weights)]
     if odd:
         raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
-    if shape.tied_embeddings and names[output] in found:
-        same = _same_bytes(found[names[output]], found[names[embedding]], field)
-        if not same:
-            raise untied_output(name, names[output], field)
+    own_head = head if shape.tied_embeddings else None
+    if own_head is not None and not _same_bytes(own_head, found[names[embedding]], field):
+        raise untied_output(name, shape, field)
 
 
-def untied_output(model: str, parameter: str, field: str) -> BadInput:
+def untied_output(model: str, shape: ModelShape, field: str) -> BadInput:
     """The error for tied embeddings with an output matrix that is not the input matrix.
 
     Args:
         model: A folder, or a name on the Hub.
-        parameter: The output matrix.
+        shape: Its shape.
         field: The field of the recipe that names the model.
     """
+    output = f"{shape.family.output}.weight"
+    parameter = shape.family.file_names.get(output, output)
     return BadInput(
         f"{field}: {model} has {parameter}, which is not its input embedding, though its "
         "config.json says tie_word_embeddings: true. Transformers 5 computes with that matrix, "

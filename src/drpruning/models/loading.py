@@ -42,7 +42,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    shape_of(check_files(source, field), f"{field}: {source}")
+    shape = shape_of(check_files(source, field), f"{field}: {source}")
     name, revision = split_revision(source)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -69,26 +69,17 @@ def load_model(
             f"{field}: the weights in {source} hold numbers that are not finite ({len(lost)} "
             f"tensors, the first: {lost[0]}); fetch it again, or take another model"
         )
-    _check_output_matrix(model, source, field)
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    # Transformers 5 ties the two where their numbers are equal, 4 always.
+    if shape.tied_embeddings and output.weight is not embedding.weight:
+        raise untied_output(source, shape, field)
     if training is not None:
         use_kernels(model, training)
     # Transformers sets it from pad_token_id, and torch then gives the row of that token no
     # gradient. Blocks have no padding, and the token is often EOS, which ends every document.
-    model.get_input_embeddings().padding_idx = None
+    embedding.padding_idx = None
     loaded: PreTrainedModel = model
     return loaded
-
-
-def _check_output_matrix(model: "PreTrainedModel", source: str, field: str) -> None:
-    """Refuse a model that is tied by its config.json and has an output matrix of its own."""
-    # Transformers 5 ties the two only where their numbers are equal, 4 ties them always.
-    output = model.get_output_embeddings()
-    if (
-        model.config.tie_word_embeddings
-        and output.weight is not model.get_input_embeddings().weight
-    ):
-        name = next(name for name, module in model.named_modules() if module is output)
-        raise untied_output(source, f"{name}.weight", field)
 
 
 def check_loadable(source: str, field: str) -> None:
