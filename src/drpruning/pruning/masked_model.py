@@ -288,6 +288,10 @@ def attach_masks(
 ) -> MaskedModel:
     """Attach masks to a model, in place: its gated weights become parametrized.
 
+    A model whose configuration has a `pad_token_id` gets no gradient in that row of its embedding.
+    Where training reads the token (often it is EOS), set `padding_idx` of
+    `model.get_input_embeddings()` to None, as `drprune` does with the models that it loads.
+
     Args:
         model: a Transformers causal language model of a known family. If it is on the meta device,
             its masks are on the CPU and only a plan can be made.
