@@ -117,9 +117,9 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
     folder = RunFolder(Path(recipe.output))
-    with reporter.status(f"loading {recipe.model.source}"):
-        model = load_model(str(recipe.model.source), training=recipe.training)
-        origin = _origin(recipe, str(recipe.model.source), data, reporter)
+    with reporter.status(f"loading {recipe.model.reference}"):
+        model = load_model(recipe.model.reference, training=recipe.training)
+        origin = _origin(recipe, recipe.model.reference, data, reporter)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
@@ -157,7 +157,7 @@ def pretrain(
     """
     assert recipe.pretrain is not None  # noqa: S101
     folder = RunFolder(Path(recipe.output))
-    source = str(folder.pruned) if recipe.prune is not None else str(recipe.model.source)
+    source = str(folder.pruned) if recipe.prune is not None else recipe.model.reference
     with reporter.status(f"loading {source}"):
         model = load_model(source, training=recipe.training)
         origin = _origin(recipe, source, data, reporter)
