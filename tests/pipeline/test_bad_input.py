@@ -18,7 +18,11 @@ from typer.testing import CliRunner
 from drpruning.cli.commands import app
 from drpruning.data.readers import MEMORY_PER_BYTE, RowReader
 from helpers.damaged_places import Place, Row, both, complaint, config, field, file, nothing
-from helpers.invalid_inputs import DEEP, EARLY, lines, parquet, source
+from helpers.invalid_inputs import DEEP, lines, parquet, source
+from helpers.invalid_inputs import EARLY as COMMON
+from helpers.invalid_models import REFUSED_MODELS
+
+EARLY = [*COMMON, *REFUSED_MODELS]
 
 CHILD = """
 import json, os, signal, sys, traceback

@@ -10,7 +10,8 @@ import yaml
 
 from drpruning.common.errors import BadInput
 from drpruning.data.blocks import read_manifest
-from drpruning.models.inspect import check_tokenizer, check_weights, shape_of
+from drpruning.models.inspect import check_weights, shape_of
+from drpruning.models.tokenizer import check_tokenizer
 from drpruning.pipeline.preflight import plan_run
 from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from drpruning.common.files import split_revision
 from drpruning.data.columns import path_of, rows_of
 from drpruning.data.readers import lookup, uncompressed
 from drpruning.data.sources import EXTENSIONS, DomainSource, HubDataset, may_be_hub_name, resolve
@@ -106,7 +107,10 @@ def _tokenizer_file(name: str) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(name, "tokenizer.json") if may_be_hub_name(name) else None
+        hub_name, revision = split_revision(name)
+        if not may_be_hub_name(hub_name):
+            return None
+        cached = try_to_load_from_cache(hub_name, "tokenizer.json", revision=revision)
     except Exception:  # not installed, or no name of a repository
         return None
     return Path(cached) if isinstance(cached, str) else None

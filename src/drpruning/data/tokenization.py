@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput
+from drpruning.common.files import split_revision
 from drpruning.data.workers import worker_processes
 
 _PACKET_BYTES = 1 << 18
@@ -163,8 +164,9 @@ def _load(name: str) -> Any:
     """Load a tokenizer once per process; forked workers inherit the one of their parent."""
     from transformers import AutoTokenizer
 
+    place, revision = split_revision(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception on a broken file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(

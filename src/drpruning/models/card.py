@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drpruning import __version__
+from drpruning.common.files import split_revision
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Recipe
 from drpruning.recipe.yaml_io import dump_yaml
@@ -24,7 +25,7 @@ def model_card(
         phase: The one that made it: `prune`, or `pretrain` for continued pretraining.
         metadata: Fields for the front matter, see `drpruning.models.companions.card_metadata`.
     """
-    source = _label(str(recipe.model.source), metadata)
+    source = _label(recipe.model.reference, metadata)
     origin = f"a smaller model cut out of {source}" if recipe.prune else source
     if phase == "prune":
         title = f"Cut out of {source} with learned masks"
@@ -71,7 +72,10 @@ def _label(source: str, metadata: Mapping[str, Any]) -> str:
     The folders above it are nobody's business but the author's.
     """
     known = metadata.get("base_model")
-    name = known if isinstance(known, str) else Path(source).resolve().name
+    if split_revision(source)[0] != source:
+        name = source
+    else:
+        name = known if isinstance(known, str) else Path(source).resolve().name
     return "`" + " ".join(name.replace("`", "'").split()) + "`"
 
 

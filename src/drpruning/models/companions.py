@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, dumps, read_json_object
+from drpruning.common.files import HUB_NAME, dumps, read_json_object, split_revision
 from drpruning.models.files import first_line, is_file
 from drpruning.recipe.yaml_io import parse_yaml
 
@@ -61,8 +61,9 @@ def companion_folder(name: str, field: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["config.json", GENERATION, CARD, *TOKENIZER_FILES, *LICENCE_FILES]
+    hub_name, revision = split_revision(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(hub_name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client has a dozen unrelated error types
         raise BadInput(
             f"{field}: {name} is no folder on this machine and not to be had from the Hub "
@@ -125,8 +126,8 @@ def card_metadata(name: str, folder: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {
         key: card[key] for key in ("license", "license_name", "license_link") if key in card
     }
-    if not Path(name).is_dir() and HUB_NAME.fullmatch(name):
-        return {"base_model": name, **kept}
+    if not Path(name).is_dir() and HUB_NAME.fullmatch(hub_name := split_revision(name)[0]):
+        return {"base_model": hub_name, **kept}
     ancestor = card.get("base_model")
     made_here = isinstance(tags := card.get("tags"), list) and "drpruning" in tags
     return ({"base_model": ancestor} if made_here and ancestor else {}) | kept

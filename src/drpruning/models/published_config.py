@@ -54,7 +54,9 @@ def published_config(
 
 def _rotary_fields(original: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary settings of a model in Transformers 5's form and in the one before."""
-    family, parameters = current["model_type"], current["rope_parameters"]
+    family = current["model_type"]
+    # Read from `rope_scaling`, they can have their type twice, by its older name too.
+    parameters = {k: v for k, v in current["rope_parameters"].items() if k != "type"}
     base, part = _ROTARY_NAMES.get(family, ("rope_theta", "partial_rotary_factor"))
     fields = {"rope_parameters": parameters, base: parameters["rope_theta"]}
     if "partial_rotary_factor" in parameters:
@@ -71,7 +73,7 @@ def _rope_scaling(family: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_scaling` of Transformers 4, made from `rope_parameters`."""
     rest = dict(parameters)
     kind = rest.pop("rope_type")
-    for elsewhere in ("rope_theta", "partial_rotary_factor", "type"):
+    for elsewhere in ("rope_theta", "partial_rotary_factor"):
         rest.pop(elsewhere, None)
     if family == "phi3":  # both versions read this one beside `rope_scaling`
         rest.pop("original_max_position_embeddings", None)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -78,6 +78,17 @@ class Origin:
             original_dtype=original,
         )
 
+    def write_small_files(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+        """Write config.json, tokenizer, licence and generation settings of a result.
+
+        Args:
+            folder: Where to.
+            config: Content of config.json; absent: the source's.
+        """
+        text = dumps(self.config if config is None else config, indent=2)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        copy_companions(self.folder, self.tokenizer, folder)
+
     def result_dtype(self, choice: str) -> torch.dtype:
         """The type of a final result: a type by name, or for `auto` the original one."""
         found = self.original_dtype if choice == "auto" else getattr(torch, choice)
@@ -112,13 +123,12 @@ def save_model(
     with atomic_folder(folder) as temporary, storage_errors():
         _write_weights(model, temporary, dtype, max_shard_size, origin.original_dtype)
         config = published_config(origin.config, model, dtype_name(dtype))
-        own = temporary / "config.json"
-        own.write_text(dumps(config, indent=2) + "\n", encoding="utf-8")
-        copy_companions(origin.folder, origin.tokenizer, temporary)
+        origin.write_small_files(temporary, config)
         if card:
             (temporary / CARD).write_text(card, encoding="utf-8")
+        mode = (temporary / "config.json").stat().st_mode
         for file in temporary.glob("*.safetensors"):
-            file.chmod(own.stat().st_mode)  # safetensors lets the owner alone read its files
+            file.chmod(mode)  # safetensors lets the owner alone read its files
 
 
 def _write_weights(

@@ -7,7 +7,8 @@ from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import check_folder
 from drpruning.models.files import read_config
-from drpruning.models.inspect import check_tokenizer, check_weights, shape_of
+from drpruning.models.inspect import check_weights, shape_of
+from drpruning.models.tokenizer import check_tokenizer
 from drpruning.pruning import PruningPlan
 from drpruning.runs.folder import PLAN_FILE
 from drpruning.runs.plans import find_plan

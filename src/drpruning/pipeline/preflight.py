@@ -25,7 +25,6 @@ from drpruning.models.companions import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
-    check_tokenizer,
     check_weights,
     code_warnings,
     resolve_target,
@@ -33,6 +32,7 @@ from drpruning.models.inspect import (
     source_shape,
 )
 from drpruning.models.memory import MemoryEstimate, estimate_memory
+from drpruning.models.tokenizer import check_tokenizer, tokenizer_warnings
 from drpruning.pipeline.plan_warnings import (
     client_warnings,
     floor_warning,
@@ -266,12 +266,12 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     with plan.collected():
         saved = saved_recipe(Path(recipe.output))
     with plan.collected(SOURCE_FIELD):
-        same = known is not None and known.recipe.model.source == recipe.model.source
+        same = known is not None and known.recipe.model.reference == recipe.model.reference
         plan.config = known.config if known and same and known.config else source_config(recipe)
         plan.source = source_shape(recipe, plan.config)
         plan.warnings += length_warning(recipe, plan.config) + code_warnings(recipe, plan.config)
         if plan.config is not recipe.model.shape:
-            plan.warnings += generation_warnings(str(recipe.model.source), SOURCE_FIELD)
+            plan.warnings += generation_warnings(recipe.model.reference, SOURCE_FIELD)
     if plan.source is not None:
         _resolve_targets(plan, plan.source, saved)
         _plan_model(plan, plan.source)
@@ -308,10 +308,15 @@ def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[],
         ("", lambda: _check_policy(recipe)),
     ]
     if shape is not None:
-        name, source = recipe.model.tokenizer_source, str(recipe.model.source)
+        name, source = recipe.model.tokenizer_source, recipe.model.reference
         # A shape in the recipe is no config.json: that may say more of what loading would follow.
         config = None if plan.config is recipe.model.shape else plan.config
+
+        def warn() -> None:
+            plan.warnings += tokenizer_warnings(name, source, shape, plan.config, tokenizer)
+
         checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
+        checks.append((tokenizer, warn))
         checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD, config)))
     return checks
 

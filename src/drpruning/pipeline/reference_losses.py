@@ -11,13 +11,8 @@ from drpruning.common.console import Reporter, make_table
 from drpruning.common.errors import BadInput
 from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.models.files import read_config
-from drpruning.models.inspect import (
-    SOURCE_FIELD,
-    check_tokenizer,
-    check_weights,
-    shape_of,
-    vocabulary,
-)
+from drpruning.models.inspect import SOURCE_FIELD, check_weights, shape_of
+from drpruning.models.tokenizer import check_tokenizer, vocabulary
 from drpruning.recipe import Recipe, ReferenceModels
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 

@@ -159,7 +159,7 @@ class Run:
                 from drpruning.models.loading import check_loadable, quiet_libraries
 
                 quiet_libraries()
-                check_loadable(str(model.source), SOURCE_FIELD)
+                check_loadable(model.reference, SOURCE_FIELD)
 
     def _check_shared_filesystem(self) -> None:
         """A rank on another host must see what the first one has made."""
@@ -335,7 +335,7 @@ class Run:
         """
         check_results(self.files)
         made = [path for path in (self.files.pruned, self.files.model) if path.is_dir()]
-        return {SOURCE: str(self.recipe.model.source)} | {path.name: str(path) for path in made}
+        return {SOURCE: self.recipe.model.reference} | {path.name: str(path) for path in made}
 
     def evaluate(self, *, again: bool = False) -> None:
         """Measure the perplexity of source, pruned and recovered model on the validation blocks.

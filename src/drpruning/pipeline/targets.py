@@ -163,8 +163,11 @@ def _split(plan: RunPlan) -> dict[str, Recipe]:
         larger = _next_larger(name, before, shapes[name])
         if larger is not None and recipe.model.nested:
             own["source"] = str(RunFolder(Path(recipe.output) / larger).pruned)
-            own["shape"] = plan.config | shapes[larger].config_fields()
-            own["tokenizer"] = recipe.model.tokenizer or recipe.model.source
+            # Which layers will stay is not known yet, so neither are their types.
+            known = {key: value for key, value in plan.config.items() if key != "layer_types"}
+            own["shape"] = known | shapes[larger].config_fields()
+            own["tokenizer"] = recipe.model.tokenizer_source
+            own["revision"] = None
             # The cut model has read the blocks in one order; it now reads them in another.
             seed = runs[larger].training.seed + 1
             if recipe.pretrain is None:  # its cut model is a start too, which is not rounded

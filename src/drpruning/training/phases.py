@@ -1,19 +1,21 @@
 """The two phases, each from a model folder to a model folder."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
 from torch import nn
 
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput, TrainingError
 from drpruning.common.files import atomic_write, parse_json
-from drpruning.data import Mixture, PreparedData
+from drpruning.data import Mixture, PreparedData, tokenizer_digest
 from drpruning.models.card import model_card
 from drpruning.models.kernels import use_default_attention
 from drpruning.models.loading import load_model
@@ -116,9 +118,9 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
     folder = RunFolder(Path(recipe.output))
-    with reporter.status(f"loading {recipe.model.source}"):
-        model = load_model(str(recipe.model.source), training=recipe.training)
-        origin = Origin.of(str(recipe.model.source), recipe.model.tokenizer)
+    with reporter.status(f"loading {recipe.model.reference}"):
+        model = load_model(recipe.model.reference, training=recipe.training)
+        origin = _origin(recipe, recipe.model.reference, data, reporter)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
@@ -156,11 +158,10 @@ def pretrain(
     """
     assert recipe.pretrain is not None  # noqa: S101
     folder = RunFolder(Path(recipe.output))
-    source = str(folder.pruned) if recipe.prune is not None else str(recipe.model.source)
+    source = str(folder.pruned) if recipe.prune is not None else recipe.model.reference
     with reporter.status(f"loading {source}"):
         model = load_model(source, training=recipe.training)
-        tokenizer = recipe.model.tokenizer if recipe.prune is None else None  # pruned/ has its own
-        origin = Origin.of(source, tokenizer)
+        origin = _origin(recipe, source, data, reporter)
     if recipe.prune is not None and (rounded := origin.stored_dtype) != torch.float32:
         reporter.warn(
             f"{source}: its weights are rounded to {dtype_name(rounded)}, for the recipe had no "
@@ -182,6 +183,26 @@ def pretrain(
         remove_checkpoints(folder.checkpoints, "pretrain", recipe.training.checkpoint)
         reporter.line(f"trained model: {folder.model}")
     accelerator.wait_for_everyone()
+
+
+def _origin(recipe: Recipe, source: str, data: PreparedData, reporter: Reporter) -> Origin:
+    """What the model of a phase takes over from the one that it starts from."""
+    origin = Origin.of(source, recipe.model.tokenizer)
+    # Transformers 5 has its own tokenizer class for some families, whatever the files say. Where
+    # the tokenizer is not the source's, the two meet in the result for the first time.
+    if recipe.model.tokenizer is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            origin.write_small_files(Path(folder))
+            digest = ""
+            with suppress(BadInput):  # read as another tokenizer it may have no EOS
+                digest = tokenizer_digest(folder)
+            if digest != data.tokenizer_digest:
+                reporter.warn(
+                    f"model.tokenizer: beside the config.json of {source}, AutoTokenizer of "
+                    f"Transformers {transformers.__version__} reads {recipe.model.tokenizer} as "
+                    "another tokenizer; load that of the result with PreTrainedTokenizerFast"
+                )
+    return origin
 
 
 def _save(

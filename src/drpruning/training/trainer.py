@@ -87,9 +87,9 @@ class Trainer(PhaseHooks):
         self.checkpoints = CheckpointManager(
             self.folder.checkpoints, self.phase, self.training.checkpoint, self.accelerator
         )
-        self.step = 0
+        self.vocabulary_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        self.step = self.saved = 0
         self.evaluated = -1
-        self.saved = 0
         self.save_due = False
         self.ratio = dict(policy.ratio)
         self.segment: Segment | None = None
@@ -325,7 +325,8 @@ class Trainer(PhaseHooks):
         self.evaluated = self.step
         where = f"{self.phase} {self.step}/{self.settings.steps}"
         self.reporter.line(f"{where}  {messages.evaluation_text(losses, self.ratio)}")
-        for message in messages.evaluation_warnings(losses, self.ratio, used_up):
+        vocabulary = self.vocabulary_size if self.step == 0 else None
+        for message in messages.evaluation_warnings(losses, self.ratio, used_up, vocabulary):
             self.warn(message)
         self._begin_segment()
 
