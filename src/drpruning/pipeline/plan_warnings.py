@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from drpruning.pruning import ModelShape
+from drpruning.pruning.clients import heads_that_fill, new_limits
 from drpruning.recipe import Recipe
 from drpruning.scheduling import MIN_POINTS
 
@@ -30,6 +31,22 @@ def sparsity_warnings(source: ModelShape, target: ModelShape) -> list[str]:
         for name, (size, kept) in source.differences(target).items()
         if isinstance(size, int) and isinstance(kept, int) and 1 - kept / size > LARGEST_SPARSITY
     ]
+
+
+def client_warnings(source: ModelShape, target: ModelShape) -> list[str]:
+    """Find what other software that reads the source does not take of the target's shape."""
+    limits = new_limits(source, target)
+    lines = []
+    for effects in dict.fromkeys(limit.effects for limit in limits):
+        alike = [limit for limit in limits if limit.effects == effects]
+        problems = ", ".join(limit.problem for limit in alike)
+        remedy = ""
+        if alike[0].severe and (heads := heads_that_fill(source, target.hidden_size)):
+            remedy = f"; num_heads: {heads[0]} with num_kv_heads: {heads[1]} would fill it"
+        lines.append(
+            f"model.target: {problems}: {', '.join(effects)}{remedy} (see docs/clients.md)"
+        )
+    return lines
 
 
 def floor_warning(recipe: Recipe) -> list[str]:

@@ -21,6 +21,7 @@ from drpruning.data import (
     estimate_tokens,
     may_be_hub_name,
 )
+from drpruning.models.companions import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
@@ -33,6 +34,7 @@ from drpruning.models.inspect import (
 )
 from drpruning.models.memory import MemoryEstimate, estimate_memory
 from drpruning.pipeline.plan_warnings import (
+    client_warnings,
     floor_warning,
     length_warning,
     sparsity_warnings,
@@ -268,6 +270,8 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         plan.config = known.config if known and same and known.config else source_config(recipe)
         plan.source = source_shape(recipe, plan.config)
         plan.warnings += length_warning(recipe, plan.config) + code_warnings(recipe, plan.config)
+        if plan.config is not recipe.model.shape:
+            plan.warnings += generation_warnings(str(recipe.model.source), SOURCE_FIELD)
     if plan.source is not None:
         _resolve_targets(plan, plan.source, saved)
         _plan_model(plan, plan.source)
@@ -394,7 +398,7 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
             if target == source:
                 raise BadInput("model.target: is the source's own shape; nothing would be pruned")
             plan.target = target
-            plan.warnings += sparsity_warnings(source, target)
+            plan.warnings += sparsity_warnings(source, target) + client_warnings(source, target)
     memory = partial(
         estimate_memory, training=recipe.training, sequence_length=recipe.data.sequence_length
     )

@@ -167,6 +167,9 @@ def _split(plan: RunPlan) -> dict[str, Recipe]:
             own["tokenizer"] = recipe.model.tokenizer or recipe.model.source
             # The cut model has read the blocks in one order; it now reads them in another.
             seed = runs[larger].training.seed + 1
+            if recipe.pretrain is None:  # its cut model is a start too, which is not rounded
+                start = runs[larger].model.model_copy(update={"dtype": "float32"})
+                runs[larger] = runs[larger].model_copy(update={"model": start})
         runs[name] = recipe.model_copy(
             update={
                 "model": recipe.model.model_copy(update=own),
