@@ -32,7 +32,7 @@ class GroupDRO(PolicyBase):
     So after any number of updates the ratio is the softmax of the logarithm of the initial ratio
     plus `eta` times the sum of the losses so far.
 
-    Source: Sagawa et al. 2019 (arXiv 1911.08731), Algorithm 1; here one step an evaluation.
+    Source: Sagawa et al. 2019 (arXiv 1911.08731), Algorithm 1, with one step per evaluation.
 
     Args:
         initial_ratio: Share of each domain at the start.

@@ -71,6 +71,7 @@ def _check(
     new: Collection[str],
     reference_loss: Mapping[str, float],
 ) -> None:
+    """Refuse a change without kept domains, shares that are no ratio, losses of kept domains."""
     if not kept:
         raise BadInput(f"none of the domains {', '.join(before)} stays; make a new policy instead")
     shares = list(initial_ratio.values())

@@ -20,7 +20,7 @@ NO_REFERENCE = "it has no reference loss yet"
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Why a policy decided as it did; mappings go from domain name to what is said of it.
+    """Why a policy decided as it did; mappings go from domain name to its value.
 
     A policy says what it knows: where it says nothing, a mapping is `Unknown`, a number NaN and an
     answer None, and `common.unknown.record_fields` leaves the field out.
