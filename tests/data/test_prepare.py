@@ -453,7 +453,7 @@ def test_damaged_data_is_refused(tokenizer, tmp_path, damage):
     if damage == "manifest":
         manifest.write_text("{")
     elif damage == "version":
-        manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+        manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 2'))
     elif damage == "cut":
         blocks.write_bytes(blocks.read_bytes()[:-32])
     elif damage == "missing":

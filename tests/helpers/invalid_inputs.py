@@ -209,6 +209,8 @@ RECIPES = [
     Row("sequence-short", field("data.sequence_length", 4), ("data.sequence_length", "8")),
     Row("samples-do-not-divide", field("prune.mask_samples", 3),
         ("prune", "mask_samples (3)", "[1, 2, 4, 8]")),
+    Row("special-tokens-unknown", field("data.special_tokens", "keep"),
+        ("data.special_tokens", "'text' or 'parse'", "'keep'")),
     Row("stop-never", field("prune.stop", {"evaluations": 9}),
         ("prune", "stop.evaluations (9) could never be met")),
     Row("no-phase", both(field("prune", ...), field("pretrain", ...)), ("at least one phase",)),
@@ -390,6 +392,11 @@ MODELS = [
     Row("tokenizer-too-large", config(vocab_size=20), ("model.source", "does not fit", "26", "20")),
     Row("tokenizer-elsewhere", field("model.tokenizer", "nowhere/else/here"),
         ("model.tokenizer", "nowhere/else/here")),
+    Row("bos-missing", field("data.bos", "always"),
+        ("data.bos: the tokenizer model has no BOS token", "bos_token", "`bos: never`")),
+    Row("eos-missing", replaced("model/tokenizer_config.json", b'"eos_token": "</s>"',
+        b'"eos_token": null'), ("data.eos: the tokenizer model has no end-of-sequence token",
+        "eos_token", "`eos: never`")),
     Row("shape-of-another", field("model.shape", {"model_type": "llama"}), ("model.shape",)),
 ]  # fmt: skip
 
@@ -455,10 +462,12 @@ OUTPUTS = [
     Row("prepared-as-a-result", field("data.prepared", "out/pruned"),
         ("data.prepared: out/pruned lies among the files of the run",)),
     Row("prepared-other-types", file("out/data/manifest.json", json.dumps({
-        "version": 2, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
+        "version": 3, "fingerprint": "a", "dtype": "O", "sequence_length": 16, "domains": {},
         "tokenized": {}, "places": {"../a": {"source": "a", "validation": None}},
         "identity": {"tokenizer": "a", "settings": {}, "domains": {"../a": {}}},
     })), ("out/data/manifest.json is damaged",)),
+    Row("prepared-by-an-earlier-version", file("out/data/manifest.json", '{"version": 2}'),
+        ("out/data/manifest.json has version 2", "reads 3", "prepare again")),
     Row("output-is-the-model", field("output", "model"), ("output", "holds no run")),
     Row("output-of-another-recipe", both(
         begun,

@@ -169,6 +169,8 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
         console.print(MEMORY_NOTE.format(PARALLELISM_NOTES[parallelism]), soft_wrap=True)
     if plan.domains:
         console.print(_domains(plan))
+    if plan.documents:
+        console.print(plan.documents, markup=False, soft_wrap=True)
     for line in _schedule_lines(recipe, plan):
         console.print(line, markup=False, soft_wrap=True)
     for warning in plan.warnings:

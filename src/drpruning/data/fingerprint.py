@@ -18,7 +18,7 @@ Identity = dict[str, Any]
 
 
 def identify(
-    domains: Sequence[DomainSource], *, tokenizer_digest: str, settings: dict[str, int]
+    domains: Sequence[DomainSource], *, tokenizer_digest: str, settings: dict[str, Any]
 ) -> Identity:
     """Collect everything that decides the prepared blocks, as plain JSON values.
 

@@ -83,7 +83,7 @@ def _tokens(text: str, count: Counter) -> float:
 
 def _counter(tokenizer: str | Path | None) -> Counter:
     """A function that counts the tokens of a text, or guesses their number by its script."""
-    file = None if tokenizer is None else _tokenizer_file(str(tokenizer))
+    file = None if tokenizer is None else local_tokenizer_file(str(tokenizer))
     if file is not None:
         try:
             loaded = _load(file, file.stat().st_mtime_ns)
@@ -99,7 +99,8 @@ def _by_script(text: str) -> float:
     return dense + (len(text) - dense - ascii_) / 2 + ascii_ / 4
 
 
-def _tokenizer_file(name: str) -> Path | None:
+def local_tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json of a folder or of a name in the local Hub cache, None without one."""
     file = Path(name).expanduser() / "tokenizer.json"
     if file.is_file():
         return file

@@ -18,7 +18,9 @@ from drpruning.data import (
     PreparedData,
     check_prepared_folder,
     check_sources,
+    describe_documents,
     estimate_tokens,
+    local_tokenizer_file,
     may_be_hub_name,
 )
 from drpruning.models.files import INDEX, WEIGHTS
@@ -38,7 +40,7 @@ from drpruning.pipeline.plan_warnings import (
     sparsity_warnings,
     update_warnings,
 )
-from drpruning.pipeline.prepared import complete_data, missing_text
+from drpruning.pipeline.prepared import complete_data, document_format, missing_text
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, Target
@@ -98,6 +100,8 @@ class RunPlan:
     missing_text: list[str] = field(default_factory=list)
     """Domains of which only the prepared data are there."""
     domains: dict[str, DomainPlan] = field(default_factory=dict)
+    documents: str = ""
+    """What is done with each document beside splitting it into tokens, in one line."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
     """Phase -> estimated bytes per GPU."""
     evaluations: dict[str, int] = field(default_factory=dict)
@@ -262,6 +266,10 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         _plan_model(plan, plan.source)
     recipe = plan.recipe
     _find_text(plan, known)
+    with plan.collected():
+        name = recipe.model.tokenizer_source
+        file = local_tokenizer_file(name)
+        plan.documents = describe_documents(file, document_format(recipe), name)
     for label, check in _checks(plan, saved):
         with plan.collected(label):
             check()

@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.data import DomainSource, PreparedData, tokenizer_digest
+from drpruning.data import DocumentFormat, DomainSource, PreparedData
 from drpruning.data.fingerprint import identify
 from drpruning.data.sources import LocalFiles, resolve
+from drpruning.data.tokenization import DocumentTokenizer
 from drpruning.recipe import Recipe
+
+
+def document_format(recipe: Recipe) -> DocumentFormat:
+    """What a recipe says of the documents' markers and of special tokens in them."""
+    data = recipe.data
+    return DocumentFormat(special_tokens=data.special_tokens, bos=data.bos, eos=data.eos)
 
 
 def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedData | None:
@@ -18,7 +25,7 @@ def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedDa
     Text and tokenizer are not looked at, but for the names of files and folders.
 
     Args:
-        recipe: Gives the folder, block length and number of validation blocks.
+        recipe: Gives the folder and the settings of the data.
         sources: The domains.
     """
     try:
@@ -31,6 +38,7 @@ def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedDa
     }
     same = (
         settings.items() <= prepared.identity["settings"].items()
+        and prepared.document_format == document_format(recipe)
         and prepared.domains.keys() == {source.name for source in sources}
         and all(_can_be_of(source, prepared) for source in sources)
     )
@@ -99,7 +107,12 @@ def check_made_from(
     saved = prepared.identity["domains"]
     current = identify(sources, tokenizer_digest="", settings={})["domains"]
     changed = [f"the text of {name}" for name in current if current[name] != saved.get(name)]
-    if tokenizer_digest(tokenizer) != prepared.tokenizer_digest:
+    loaded = DocumentTokenizer.load(tokenizer, None, prepared.document_format)
+    settings = prepared.identity["settings"]
+    if (
+        loaded.digest != prepared.tokenizer_digest
+        or not loaded.settings.items() <= settings.items()
+    ):
         changed.insert(0, "the tokenizer")
     if changed:
         raise BadInput(
