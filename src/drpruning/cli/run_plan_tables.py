@@ -93,9 +93,17 @@ def _memory(plan: RunPlan, parallelism: str) -> Table:
 
 
 def _available(domain: DomainPlan) -> str:
+    if not domain.share:
+        return "only evaluated"
     if domain.available is None:
         return "not known yet"
     return f"{domain.available:,}" if domain.exact else f"about {domain.available:,}"
+
+
+def _epochs(domain: DomainPlan) -> str:
+    if not domain.share:
+        return ""
+    return "?" if domain.epochs is None else f"{domain.epochs:.2f}"
 
 
 def _domains(plan: RunPlan) -> Table:
@@ -109,7 +117,7 @@ def _domains(plan: RunPlan) -> Table:
             f"{100 * domain.share:.2f}%",
             f"{domain.planned:,}",
             _available(domain),
-            "?" if domain.epochs is None else f"{domain.epochs:.2f}",
+            _epochs(domain),
             f"{exhausted[0]} step {exhausted[1]:,}" if exhausted else "",
         )
     return table

@@ -1,7 +1,7 @@
 """Tokenized data on disk: blocks of equal length, memory-mapped, and the manifest over them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,15 +136,19 @@ class PreparedData:
     document_format: DocumentFormat = field(default_factory=DocumentFormat)
 
     def train_blocks(
-        self, domains: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]
+        self,
+        names: Sequence[str],
+        domains: NDArray[np.integer[Any]],
+        ids: NDArray[np.integer[Any]],
     ) -> NDArray[np.int64]:
         """Token ids int64 [k, sequence_length] of train blocks given by domain [k] and id [k].
 
         Args:
-            domains: positions of the blocks' domains in `domains`.
+            names: of the domains that are trained on.
+            domains: positions of the blocks' domains in `names`.
             ids: ids of the blocks within their domains.
         """
-        rows = [domain.train.rows for domain in self.domains.values()]
+        rows = [self.domains[name].train.rows for name in names]
         blocks = np.empty((len(ids), self.sequence_length), dtype=np.int64)
         # Block by block is faster than domain by domain: each is converted as it is copied.
         for block, domain, index in zip(blocks, domains.tolist(), ids.tolist(), strict=True):

@@ -13,6 +13,7 @@ from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, resolve
 _END_BYTES = 1 << 16
 _MIDDLE_BYTES = 1 << 14
 _MIDDLE_PIECES = 8
+_TRAINED = "trained"
 
 Identity = dict[str, Any]
 
@@ -65,7 +66,9 @@ def identity_differences(
             found.append(f"domain {name} (new)")
         else:
             keys = [key for key in new[name] if old[name].get(key) != new[name][key]]
-            found += [f"the {part.format(key)} of domain {name}" for key in keys]
+            found += [f"the {part.format(key)} of domain {name}" for key in keys if key != _TRAINED]
+            if old[name].get(_TRAINED, True) != new[name].get(_TRAINED, True):
+                found.append(f"whether domain {name} is trained on (share above 0)")
     return found
 
 
@@ -93,10 +96,14 @@ def _domain_identity(domain: DomainSource) -> Identity:
     validation = None
     if domain.validation is not None:
         validation = _source_identity(resolve(domain, validation=True), f"{label}.validation")
-    return {
+    # Named only where it is false, so that data prepared before it was known stay what they are.
+    use: Identity = {} if domain.trained else {_TRAINED: False}
+    if domain.in_order:
+        use["order"] = "as given"
+    return use | {
         "text_field": domain.text_field,
         "where": dict(domain.where),
-        "source": _source_identity(resolve(domain), f"{label}.source"),
+        "source": _source_identity(resolve(domain), f"{label}.{domain.source_field}"),
         "validation": validation,
     }
 

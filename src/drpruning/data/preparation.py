@@ -201,7 +201,7 @@ class _Preparation:
             for domain in group:
                 check_unchanged(domain, manifest["identity"]["domains"][domain.name])
                 name = domain.name  # too little text is refused now, not after the last domain
-                self._split([DomainDocuments(name, train[name], validation.get(name))])
+                self._split([_documents(domain, train[name], validation.get(name))])
             for name, documents in train.items():
                 tokenized[name] = {"source": documents.counts()}
             for name, documents in validation.items():
@@ -211,7 +211,7 @@ class _Preparation:
     def pack(self, domains: Sequence[DomainSource], manifest: dict[str, Any]) -> None:
         """Write the blocks of the domains that are tokenized and not finished."""
         try:
-            splits = self._split([self._tokenized(domain.name, manifest) for domain in domains])
+            splits = self._split([self._tokenized(domain, manifest) for domain in domains])
         except TooLittleText as error:
             del manifest["tokenized"][error.domain]
             write_manifest(self.folder, manifest)
@@ -249,7 +249,12 @@ class _Preparation:
         done = found["tokenized"] if found else {}
         if found and found["identity"]["settings"] != identity["settings"]:
             # The settings say where to stop reading a validation source, and nothing of the rest.
-            done = {name: parts for name, parts in done.items() if "validation" not in parts}
+            known = identity["domains"]
+            done = {
+                name: parts
+                for name, parts in done.items()
+                if "validation" not in parts and "order" not in known[name]
+            }
         manifest = {
             "version": MANIFEST_VERSION,
             "fingerprint": fingerprint,
@@ -272,8 +277,9 @@ class _Preparation:
             domains, sequence_length=self.sequence_length, validation_blocks=self.validation_blocks
         )
 
-    def _tokenized(self, name: str, manifest: dict[str, Any]) -> DomainDocuments:
+    def _tokenized(self, domain: DomainSource, manifest: dict[str, Any]) -> DomainDocuments:
         """Open the documents of a domain in the cache."""
+        name = domain.name
         parts = {}
         for part, counts in manifest["tokenized"][name].items():
             file = self._file(name, part)
@@ -286,7 +292,7 @@ class _Preparation:
                     f"the unfinished data in {self.folder} is damaged ({error}); delete "
                     f"{self.folder} and prepare again"
                 ) from error
-        return DomainDocuments(name, parts["source"], parts.get("validation"))
+        return _documents(domain, parts["source"], parts.get("validation"))
 
     def _file(self, name: str, part: str) -> Path:
         return self.cache / name / part
@@ -306,9 +312,14 @@ class _Preparation:
         validation: bool,
     ) -> dict[str, Documents]:
         part = "validation" if validation else "source"
-        limit = self.validation_blocks * self.sequence_length if validation else None
+        limit = self.validation_blocks * self.sequence_length
         collectors = [
-            DomainWriter(domain, self._file(domain.name, part), limit) for domain in domains
+            DomainWriter(
+                domain,
+                self._file(domain.name, part),
+                limit if validation or domain.in_order else None,
+            )
+            for domain in domains
         ]
         for collector in collectors:
             collector.file.parent.mkdir(parents=True, exist_ok=True)
@@ -334,6 +345,12 @@ class _Preparation:
             )
             for collector in collectors
         }
+
+
+def _documents(
+    domain: DomainSource, source: Documents, validation: Documents | None
+) -> DomainDocuments:
+    return DomainDocuments(domain.name, source, validation, domain.trained, domain.in_order)
 
 
 def _grouped(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import FOLDER_NAME, HUB_NAME
@@ -38,6 +39,9 @@ class DomainSource:
         split: of a Hugging Face dataset.
         validation_split: of a Hugging Face dataset named in `validation`.
         config: configuration ("subset") of a Hugging Face dataset.
+        trained: whether there are to be train blocks; if not, all of `source` is for validation.
+        source_field: the recipe's field that `source` is from: `validation` where nothing is to be
+            trained on and there is one; its text is then taken in its order, as it else is.
     """
 
     name: str
@@ -48,6 +52,13 @@ class DomainSource:
     split: str = "train"
     validation_split: str = "validation"
     config: str | None = None
+    trained: bool = True
+    source_field: Literal["source", "validation"] = "source"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether `source` is taken in its order, as far as there are blocks to fill."""
+        return self.source_field == "validation"
 
     # Looked for once per object: `dataclasses.replace` gives one that looks again.
 
@@ -94,7 +105,7 @@ def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | H
 
 
 def _resolve(domain: DomainSource, *, validation: bool) -> LocalFiles | HubDataset:
-    label = f"data.domains.{domain.name}.{'validation' if validation else 'source'}"
+    label = f"data.domains.{domain.name}.{'validation' if validation else domain.source_field}"
     source = domain.validation if validation else domain.source
     split = domain.validation_split if validation else domain.split
     if not source:
@@ -231,10 +242,11 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
             other = users.setdefault((part, _frozen(domain.where)), domain.name)
             if other != domain.name:
                 raise BadInput(
-                    f"{label}.source: {_shown(part)} is used by data.domains.{other} too, and "
-                    "`where` does not tell them apart"
+                    f"{label}.{domain.source_field}: {_shown(part)} is used by "
+                    f"data.domains.{other} too, and `where` does not tell them apart"
                 )
-    for part, where in users.keys() & validators.keys():
+    trained_on = {domain.name for domain in domains if domain.trained}
+    for part, where in (key for key in validators if users.get(key) in trained_on):
         trained, validated = users[part, where], validators[part, where]
         raise BadInput(
             f"data.domains.{validated}.validation: {_shown(part)} is the training text of "

@@ -50,6 +50,8 @@ def _can_be_of(source: DomainSource, prepared: PreparedData) -> bool:
     saved, places = prepared.identity["domains"][source.name], prepared.places[source.name]
     return (
         saved.get("text_field") == source.text_field
+        and saved.get("trained", True) == source.trained
+        and ("order" in saved) == source.in_order
         and saved.get("where") == json.loads(json.dumps(dict(source.where), default=str))
         and _is_same_name(source.source, places["source"])
         and _is_same_name(source.validation, places["validation"])

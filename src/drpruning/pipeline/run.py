@@ -314,7 +314,7 @@ class Run:
         if models is None:
             return
         if self.files.reference_loss.is_file():
-            ReferenceLosses.read(self.folder, models, self.recipe.data.domains).usable()
+            ReferenceLosses.read(self.folder, models, self.recipe.initial_ratio).usable()
             return
         found = measure_reference_losses(
             models,

@@ -47,12 +47,21 @@ def evaluation_text(losses: Mapping[str, float], ratio: Mapping[str, float]) -> 
     )
 
 
-def nonfinite_loss_text(losses: Mapping[str, float]) -> list[str]:
-    """The warning about validation losses that are not finite: no line or one."""
-    lost = [f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-    if not lost:
-        return []
-    return [f"the validation loss of {', of '.join(lost)}; the ratio stays as it was"]
+def evaluation_warnings(
+    losses: Mapping[str, float], ratio: Mapping[str, float], exhausted: Mapping[str, str]
+) -> list[str]:
+    """Warnings after an evaluation: validation losses that are not finite, exhausted domains.
+
+    Args:
+        losses: Of all domains.
+        ratio: Of those that are trained on; it stays where the loss of one is not finite.
+        exhausted: See `exhausted_text`.
+    """
+    lost = {name: loss for name, loss in losses.items() if not math.isfinite(loss)}
+    text = ", of ".join(f"{name} is {loss}" for name, loss in lost.items())
+    stays = "; the ratio stays as it was" if any(name in ratio for name in lost) else ""
+    nonfinite = [f"the validation loss of {text}{stays}"] if lost else []
+    return nonfinite + exhausted_text(exhausted)
 
 
 def no_finite_loss_text(phase: str, step: int, losses: Mapping[str, float], saved: int) -> str:
