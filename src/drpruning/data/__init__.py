@@ -10,7 +10,13 @@ from drpruning.data.document_format import DocumentFormat, describe_documents
 from drpruning.data.mixture import Mixture, OnExhausted, Segment
 from drpruning.data.permutation import keyed_permutation
 from drpruning.data.preparation import check_prepared_folder, prepare
-from drpruning.data.sources import DomainSource, check_sources, may_be_hub_name
+from drpruning.data.remote import is_address
+from drpruning.data.sources import (
+    DomainSource,
+    check_sources,
+    may_be_hub_name,
+    skipped_lines,
+)
 from drpruning.data.token_estimate import estimate_tokens, local_tokenizer_file
 from drpruning.data.tokenization import tokenizer_digest
 
@@ -32,9 +38,11 @@ __all__ = [
     "check_sources",
     "describe_documents",
     "estimate_tokens",
+    "is_address",
     "keyed_permutation",
     "local_tokenizer_file",
     "may_be_hub_name",
     "prepare",
+    "skipped_lines",
     "tokenizer_digest",
 ]

@@ -1,5 +1,6 @@
 """Text -> tokenized blocks on disk: each source is read once; an interruption costs one domain."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -34,8 +35,17 @@ from drpruning.data.fingerprint import (
 )
 from drpruning.data.packing import DomainDocuments, DomainSplit, TooLittleText, split_domains
 from drpruning.data.readers import RowReader
-from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, check_sources, resolve
+from drpruning.data.remote import without_secrets
+from drpruning.data.sources import (
+    DomainSource,
+    Source,
+    check_sources,
+    locate,
+    skipped_lines,
+)
 from drpruning.data.tokenization import DocumentTokenizer
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 CACHE_FOLDER = ".cache"
@@ -80,7 +90,7 @@ def prepare(
     Raises:
         BadInput: an argument or a source cannot work, or another process prepares in the folder.
     """
-    check_sources(domains)
+    check_sources(domains, remote=True)
     check_prepared_folder(Path(folder))
     wanted = document_format or DocumentFormat()
     job = _Preparation(
@@ -192,6 +202,8 @@ class _Preparation:
     def tokenize(self, domains: Sequence[DomainSource], manifest: dict[str, Any]) -> None:
         """Tokenize into the cache the domains that are not in the manifest yet."""
         tokenized = manifest["tokenized"]
+        for line in skipped_lines(domains, remote=True):
+            logger.warning("%s", line)
         for source, group in _grouped([d for d in domains if d.name not in tokenized]):
             train = self._collect(source, group, validation=False)
             validation: dict[str, Documents] = {}
@@ -265,7 +277,7 @@ class _Preparation:
             "sequence_length": self.sequence_length,
             "dtype": self.tokenizer.dtype.name,
             "identity": identity,
-            "places": {d.name: {"source": d.source, "validation": d.validation} for d in domains},
+            "places": {domain.name: _places(domain) for domain in domains},
             "tokenized": done,
             "domains": {},
         }
@@ -306,7 +318,7 @@ class _Preparation:
 
     def _collect(
         self,
-        source: LocalFiles | HubDataset,
+        source: Source,
         domains: Sequence[DomainSource],
         *,
         validation: bool,
@@ -347,6 +359,12 @@ class _Preparation:
         }
 
 
+def _places(domain: DomainSource) -> dict[str, str | None]:
+    """The source and validation of a domain as they were named, but for passwords."""
+    named = {"source": domain.source, "validation": domain.validation}
+    return {part: None if name is None else without_secrets(name) for part, name in named.items()}
+
+
 def _documents(
     domain: DomainSource, source: Documents, validation: Documents | None
 ) -> DomainDocuments:
@@ -355,11 +373,11 @@ def _documents(
 
 def _grouped(
     domains: Sequence[DomainSource], *, validation: bool = False
-) -> list[tuple[LocalFiles | HubDataset, list[DomainSource]]]:
+) -> list[tuple[Source, list[DomainSource]]]:
     """Domains by source and text field, so that each source is read once."""
-    groups: dict[tuple[LocalFiles | HubDataset, str], list[DomainSource]] = {}
+    groups: dict[tuple[Source, str], list[DomainSource]] = {}
     for domain in domains:
-        key = (resolve(domain, validation=validation), domain.text_field)
+        key = (locate(domain, validation=validation), domain.text_field)
         groups.setdefault(key, []).append(domain)
     return [(source, group) for (source, _), group in groups.items()]
 

@@ -20,8 +20,10 @@ from drpruning.data import (
     check_sources,
     describe_documents,
     estimate_tokens,
+    is_address,
     local_tokenizer_file,
     may_be_hub_name,
+    skipped_lines,
 )
 from drpruning.models.companions import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
@@ -158,7 +160,7 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
 
     def place(text: str) -> str:
         root = recipe.data.root
-        if root is None or text.startswith("~"):
+        if root is None or text.startswith("~") or "://" in text:
             return text
         below = Path(root, text)
         if below.exists():
@@ -335,10 +337,15 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
         plan.prepared = complete_data(plan.recipe, plan.sources)
         if plan.prepared is not None:
             plan.missing_text = missing_text(plan.prepared, plan.sources)
+    places = {source.name: source.source for source in plan.sources}
     plan.warnings += [
-        f"data.domains.{name}: its text is missing; the data prepared from it are used"
+        f"data.domains.{name}: its text is "
+        f"{'at an address and is not looked at again' if is_address(places[name]) else 'missing'}; "
+        "the data prepared from it are used"
         for name in plan.missing_text
     ]
+    with plan.collected():
+        plan.warnings += skipped_lines([s for s in plan.sources if s.name not in plan.missing_text])
 
 
 def check_results(files: RunFolder) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 from drpruning.common.errors import BadInput
 from drpruning.data import DocumentFormat, DomainSource, PreparedData
 from drpruning.data.fingerprint import identify
-from drpruning.data.sources import LocalFiles, resolve
+from drpruning.data.remote import RemoteText, is_address, without_secrets
+from drpruning.data.sources import resolve
+from drpruning.data.text_files import TextFiles
 from drpruning.data.tokenization import DocumentTokenizer
 from drpruning.recipe import Recipe
 
@@ -62,11 +64,13 @@ def _is_same_name(place: str | None, saved: str | None) -> bool:
     """Whether a source is the saved one, which may have moved to another folder."""
     if place is None or saved is None:
         return place is saved
+    if is_address(place) or is_address(saved):
+        return without_secrets(place) == saved
     return Path(place).name == Path(saved).name
 
 
 def missing_text(prepared: PreparedData, sources: Sequence[DomainSource]) -> list[str]:
-    """The domains whose text is not where the recipe says.
+    """The domains whose text is not where the recipe says, or at an address, where none looks.
 
     Args:
         prepared: What `complete_data` found.
@@ -86,8 +90,10 @@ def _is_there(source: DomainSource, saved: Mapping[str, Any]) -> bool:
             found["validation"] = resolve(source, validation=True)
     except (BadInput, OSError):
         return False
+    if any(isinstance(part, RemoteText) for part in found.values()):
+        return False
     # A name such as texts/web is looked for on the Hub once there is no folder of that name.
-    return all(isinstance(found[part], LocalFiles) or not isinstance(saved[part], list)
+    return all(isinstance(found[part], TextFiles) or not isinstance(saved[part], list)
                for part in found)  # fmt: skip
 
 
