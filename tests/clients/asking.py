@@ -23,7 +23,8 @@ CLIENTS = Path(os.environ.get("CLIENTS", HERE.parents[1] / ".clients"))
 IDS = torch.randint(3, 500, (48,), generator=torch.Generator().manual_seed(1)).tolist()
 TEXTS = ["The value of an expression is", "  def f(x):\n\treturn x", "Größe 漢字 🙂 <s> a"]
 NAMES = (
-    "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "phi3", "phi3-longrope", "gpt_neox",
+    "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "phi3", "phi3-longrope",
+    "gpt_neox",
 )  # fmt: skip
 TARGET = {"num_layers": 2, "hidden_size": 256, "intermediate_size": 256, "num_heads": 4}
 

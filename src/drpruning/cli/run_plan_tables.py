@@ -179,6 +179,8 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
         console.print(_domains(plan))
     if recipe.model.revision is not None:
         console.print(f"source: {recipe.model.reference}", markup=False, soft_wrap=True)
+    if plan.documents:
+        console.print(plan.documents, markup=False, soft_wrap=True)
     for line in _schedule_lines(recipe, plan):
         console.print(line, markup=False, soft_wrap=True)
     for warning in plan.warnings:

@@ -1,5 +1,6 @@
 """Which documents are for validation and which for training, and both as blocks on disk."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,9 @@ def _counts(
             "more text or lower data.sequence_length",
         )
     blocks = min(int(validation.lengths[chosen].sum()) // length, validation_blocks)
+    special = Counter(source.special)
+    if domain.validation is not None:
+        special.update(domain.validation.special)
     return DomainCounts(
         documents=len(source.lengths),
         tokens=total,
@@ -197,6 +201,7 @@ def _counts(
         train_blocks=train_blocks,
         validation_blocks=blocks,
         dropped_tokens=total - (train_blocks + blocks) * length,
+        special_tokens=dict(special.most_common()),
     )
 
 

@@ -18,8 +18,12 @@ from drpruning.data import (
     PreparedData,
     check_prepared_folder,
     check_sources,
+    describe_documents,
     estimate_tokens,
+    is_address,
+    local_tokenizer_file,
     may_be_hub_name,
+    skipped_lines,
 )
 from drpruning.models.companions import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
@@ -40,7 +44,7 @@ from drpruning.pipeline.plan_warnings import (
     sparsity_warnings,
     update_warnings,
 )
-from drpruning.pipeline.prepared import complete_data, missing_text
+from drpruning.pipeline.prepared import complete_data, document_format, missing_text
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, Target
@@ -100,6 +104,8 @@ class RunPlan:
     missing_text: list[str] = field(default_factory=list)
     """Domains of which only the prepared data are there."""
     domains: dict[str, DomainPlan] = field(default_factory=dict)
+    documents: str = ""
+    """What is done with each document beside splitting it into tokens, in one line."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
     """Phase -> estimated bytes per GPU."""
     evaluations: dict[str, int] = field(default_factory=dict)
@@ -154,7 +160,7 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
 
     def place(text: str) -> str:
         root = recipe.data.root
-        if root is None or text.startswith("~"):
+        if root is None or text.startswith("~") or "://" in text:
             return text
         below = Path(root, text)
         if below.exists():
@@ -277,6 +283,10 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         _plan_model(plan, plan.source)
     recipe = plan.recipe
     _find_text(plan, known)
+    with plan.collected():
+        name = recipe.model.tokenizer_source
+        file = local_tokenizer_file(name)
+        plan.documents = describe_documents(file, document_format(recipe), name)
     for label, check in _checks(plan, saved):
         with plan.collected(label):
             check()
@@ -332,10 +342,15 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
         plan.prepared = complete_data(plan.recipe, plan.sources)
         if plan.prepared is not None:
             plan.missing_text = missing_text(plan.prepared, plan.sources)
+    places = {source.name: source.source for source in plan.sources}
     plan.warnings += [
-        f"data.domains.{name}: its text is missing; the data prepared from it are used"
+        f"data.domains.{name}: its text is "
+        f"{'at an address and is not looked at again' if is_address(places[name]) else 'missing'}; "
+        "the data prepared from it are used"
         for name in plan.missing_text
     ]
+    with plan.collected():
+        plan.warnings += skipped_lines([s for s in plan.sources if s.name not in plan.missing_text])
 
 
 def check_results(files: RunFolder) -> None:

@@ -90,6 +90,12 @@ class Data(Section):
     """Tokens per block."""
     validation_blocks: Count = 500
     """Validation blocks per domain, at most."""
+    special_tokens: Literal["text", "parse"] = "text"
+    """What a special token that is written in a document is: text, or the token that it names."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Whether documents begin with the BOS token; `auto`: where the tokenizer puts it first."""
+    eos: Literal["auto", "always", "never"] = "auto"
+    """Whether documents end with the EOS token; `auto`: yes (see below)."""
     workers: Count | None = None
     """Processes that tokenize; absent: one per core."""
 
