@@ -297,11 +297,11 @@ def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[],
         # A shape in the recipe is no config.json: that may say more of what loading would follow.
         config = None if plan.config is recipe.model.shape else plan.config
 
-        def warn() -> None:
+        def look_at_tokenizer() -> None:
+            check_tokenizer(name, shape, tokenizer)
             plan.warnings += tokenizer_warnings(name, source, shape, plan.config, tokenizer)
 
-        checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
-        checks.append((tokenizer, warn))
+        checks.append((tokenizer, look_at_tokenizer))
         checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD, config)))
     return checks
 
