@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import split_revision
 from drpruning.models.files import read_config
+from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import Recipe, parse_recipe
 from drpruning.recipe.changes import differences, fixed_settings
 
@@ -82,6 +84,38 @@ def test_a_run_does_not_change_its_revision() -> None:
     now, saved = fixed_settings(recipe(revision="v1.0")), fixed_settings(recipe())
     assert differences(now, saved) == ["model.revision (saved None, now 'v1.0')"]
     assert parse_recipe(yaml.safe_load(recipe(revision="v1.0").to_yaml())).model.revision == "v1.0"
+
+
+def test_a_nested_target_starts_from_a_folder_with_the_tokenizer_of_the_revision(
+    recipe_values: dict[str, Any], model_folder: Path
+) -> None:
+    recipe_values["model"] = {
+        "source": "org/tiny",
+        "revision": "v1.0",
+        "shape": json.loads((model_folder / "config.json").read_text()),
+        "targets": {"large": {"num_layers": 2}, "small": {"num_layers": 1}},
+    }
+    large, small = plan_recipe(parse_recipe(recipe_values)).plans.values()
+    assert large.recipe.model.reference == "org/tiny@v1.0"
+    assert small.recipe.model.revision is None
+    assert small.recipe.model.reference == str(Path(recipe_values["output"]) / "large/pruned")
+    assert small.recipe.model.tokenizer_source == "org/tiny@v1.0"
+
+
+def test_a_repository_without_config_is_named_for_what_it_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download(name: str, _file: str, *, revision: str) -> str:
+        asked.append((name, revision))
+        error = RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
+        raise error  # its constructor wants a response of the HTTP library of the day
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(BadInput, match=r"^MODEL: org/tiny-GGUF@v2 on the Hub has no config\.json"):
+        read_config("org/tiny-GGUF@v2", "MODEL")
+    assert asked == [("org/tiny-GGUF", "v2")]
 
 
 @pytest.fixture
