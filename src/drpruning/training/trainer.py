@@ -302,9 +302,8 @@ class Trainer(PhaseHooks):
         task.show_activity("")
         steered = {name: losses[name] for name in self.policy.domains}  # not those of share 0
         if not any(map(math.isfinite, steered.values())):
-            raise TrainingError(
-                messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
-            )
+            reason = messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
+            raise TrainingError(reason)
         evaluated = time.monotonic()
         count = self.parameter_count()
         decision = self.policy.update(step=self.step, losses=steered, params=count)
