@@ -1,18 +1,13 @@
-"""Loading and saving of Transformers models, from and to safetensors only."""
+"""Loading of Transformers models, from safetensors only."""
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import atomic_folder, split_revision
+from drpruning.common.files import split_revision
 from drpruning.models.files import check_files, first_line
 from drpruning.models.inspect import shape_of, untied_output
 from drpruning.models.kernels import use_kernels
@@ -111,34 +106,6 @@ def check_loadable(source: str, field: str) -> None:
         raise BadInput(
             f"{field}: the config.json of {source} does not make a model: {reason}; correct it"
         ) from None
-
-
-def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
-    """Write a Hugging Face folder (weights, tokenizer, model card), complete or not at all."""
-    from transformers import AutoTokenizer
-
-    with atomic_folder(folder) as temporary, storage_errors():
-        model.save_pretrained(temporary)  # type: ignore[operator]
-        name, revision = split_revision(tokenizer_source)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        tokenizer.save_pretrained(temporary)
-        readme = temporary / "README.md"
-        readme.write_text(card, encoding="utf-8")
-        for file in filter(Path.is_file, temporary.iterdir()):
-            file.chmod(readme.stat().st_mode)  # safetensors lets the owner alone read its files
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Raise `OSError` for a full or failing disk also where safetensors found it."""
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if not found:
-            raise
-        number = int(found[1])
-        raise OSError(number, os.strerror(number)) from error
 
 
 def quiet_libraries() -> None:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, PositiveInt, field_validator, model_validator
 
 from drpruning.common.files import FOLDER_NAME, HUB_REVISION
 from drpruning.recipe.section import Section, first_twin
@@ -13,6 +13,7 @@ DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "nu
 """The dimensions that a target can name."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _TAKEN = {"data", "recipe.yaml", "report.html"}
+_SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?) ?[KMGT]B", re.IGNORECASE | re.ASCII)
 _COUNT = re.compile(r"(\d[\d_,]*(?:\.\d+)?) ?([KMBT]?)", re.IGNORECASE)
 
 
@@ -26,6 +27,14 @@ def _parameter_count(value: Any) -> Any:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("write a number of parameters such as 1.3B, 370M or 1_300_000_000")
     return value
+
+
+def _file_size(text: str) -> str:
+    """Check a size of files as the Hub's tools take it."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found or not float(found[1]):
+        raise ValueError("write a size such as 5GB or 500MB (KB, MB, GB or TB)")
+    return text.strip()
 
 
 class Target(Section):
@@ -91,6 +100,10 @@ class ModelSection(Section):
     """Name -> shape, in place of `target`: several models from one source, each in OUTPUT/NAME."""
     nested: bool = True
     """Whether one of `targets` that is contained in a larger one is pruned on from that one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights of the run's last model; auto: that of the source's files."""
+    max_shard_size: Annotated[str, AfterValidator(_file_size)] = "5GB"
+    """Size of a file of weights in a result, at most, such as 5GB or 500MB."""
 
     @field_validator("revision")
     @classmethod
