@@ -26,14 +26,15 @@ def load_model(
     """Load a causal language model, from safetensors only, without remote code.
 
     Args:
-        source: A folder, or a name on the Hub.
+        source: A folder, or a name on the Hub, with or without a revision (`NAME@REVISION`).
         field: What named it, for the message.
         training: Names its kernels; absent: Transformers' own choice.
         dtype: Of the weights; `auto`: that of the model's files.
 
     Raises:
-        BadInput: It cannot be loaded, its weights are not all there or not all finite, or it does
-            not take the kernels.
+        BadInput: It cannot be loaded, its weights are not all there or not all finite, its output
+            matrix differs from the embedding that it should be tied to, or it does not take the
+            kernels.
     """
     from transformers import AutoModelForCausalLM
 
