@@ -64,7 +64,7 @@ def measure_reference_losses(
     parameters: int,
     known: Sequence[MeasuredModel] = (),
 ) -> ReferenceLosses:
-    """Evaluate the models on a run's validation blocks, one after the other.
+    """Evaluate the models on the validation blocks of a run's trained domains, one by one.
 
     Args:
         models: What to measure.
@@ -100,10 +100,11 @@ def measure_reference_losses(
             recipe.training,
             field=FIELD,
         )
-        for domain, loss in found.loss.items():
+        losses = {domain: found.loss[domain] for domain in recipe.initial_ratio}
+        for domain, loss in losses.items():
             if not 0 < loss < math.inf:
                 raise BadInput(f"{FIELD}: the loss of {model} on {domain} is {loss}; name another")
-        measured.append(MeasuredModel(model, found.parameters.total, dict(found.loss)))
+        measured.append(MeasuredModel(model, found.parameters.total, losses))
     return ReferenceLosses.of(measured, parameters)
 
 

@@ -26,7 +26,7 @@ from drpruning.pipeline.preflight import (
     plan_run,
     repetition_warnings,
 )
-from drpruning.pipeline.prepared import check_made_from
+from drpruning.pipeline.prepared import check_made_from, document_format
 from drpruning.pipeline.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.recipe import Prune, Recipe
 from drpruning.report import render_table_text, results_table, write_report
@@ -239,6 +239,7 @@ class Run:
                 sequence_length=recipe.data.sequence_length,
                 validation_blocks=recipe.data.validation_blocks,
                 folder=folder,
+                document_format=document_format(recipe),
                 workers=recipe.data.workers,
                 on_progress=on_progress,
             )
@@ -250,6 +251,8 @@ class Run:
                 f"in {len(domain.train):,} training blocks, {len(domain.validation):,} validation "
                 "blocks"
             )
+        for line in self.data.special_token_lines():
+            self.reporter.line(line)
         for warning in self.data.overlap_warnings():
             self.reporter.warn(warning)
         for warning in repetition_warnings(plan_domains(self.recipe, self.plan.sources, self.data)):
@@ -311,7 +314,7 @@ class Run:
         if models is None:
             return
         if self.files.reference_loss.is_file():
-            ReferenceLosses.read(self.folder, models, self.recipe.data.domains).usable()
+            ReferenceLosses.read(self.folder, models, self.recipe.initial_ratio).usable()
             return
         found = measure_reference_losses(
             models,

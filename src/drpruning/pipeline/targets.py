@@ -214,7 +214,7 @@ def _begin(recipe: Recipe, command: str, ranks: int) -> None:
 
 def _take_reference_losses(run: Run, first: Path) -> None:
     """Take the losses of reference models from the first run, which has measured them."""
-    models, domains = run.recipe.scheduling.reference_models, run.recipe.data.domains
+    models, domains = run.recipe.scheduling.reference_models, run.recipe.initial_ratio
     known = RunFolder(first).reference_loss.is_file()
     if models is not None and known and not run.files.reference_loss.is_file():
         measured = ReferenceLosses.read(first, models, domains).models

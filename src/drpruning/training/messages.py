@@ -53,26 +53,26 @@ def evaluation_text(losses: Mapping[str, float], ratio: Mapping[str, float]) -> 
     )
 
 
-def warning_texts(
-    losses: Mapping[str, float], exhausted: Mapping[str, str], vocabulary_size: int | None
+def evaluation_warnings(
+    losses: Mapping[str, float],
+    ratio: Mapping[str, float],
+    exhausted: Mapping[str, str],
+    vocabulary_size: int | None,
 ) -> list[str]:
     """The warnings that an evaluation gives rise to.
 
     Args:
-        losses: Domain -> validation loss.
+        losses: Domain -> validation loss, of all domains.
+        ratio: Of those that are trained on; it stays where the loss of one is not finite.
         exhausted: Domain -> its rule `on_exhausted`, of those whose data have been read completely.
         vocabulary_size: Entries of the model's vocabulary before any training, None later.
     """
     untrained = [] if vocabulary_size is None else untrained_text(losses, vocabulary_size)
-    return untrained + nonfinite_loss_text(losses) + exhausted_text(exhausted)
-
-
-def nonfinite_loss_text(losses: Mapping[str, float]) -> list[str]:
-    """The warning about validation losses that are not finite: no line or one."""
-    lost = [f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-    if not lost:
-        return []
-    return [f"the validation loss of {', of '.join(lost)}; the ratio stays as it was"]
+    lost = {name: loss for name, loss in losses.items() if not math.isfinite(loss)}
+    text = ", of ".join(f"{name} is {loss}" for name, loss in lost.items())
+    stays = "; the ratio stays as it was" if any(name in ratio for name in lost) else ""
+    nonfinite = [f"the validation loss of {text}{stays}"] if lost else []
+    return untrained + nonfinite + exhausted_text(exhausted)
 
 
 def untrained_text(losses: Mapping[str, float], vocabulary_size: int) -> list[str]:

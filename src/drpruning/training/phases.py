@@ -23,7 +23,7 @@ from drpruning.models.result import Origin, dtype_name, save_model
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.policy import phase_policy
+from drpruning.runs.policy import phase_policy, untrained_reference_loss
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
 from drpruning.training.context import TrainerContext
@@ -37,8 +37,8 @@ SCHEDULE_VERSION = 1
 
 
 def _mixture(data: PreparedData, recipe: Recipe, phase: Phase) -> Mixture:
-    sizes = {name: len(domain.train) for name, domain in data.domains.items()}
-    rules = {name: domain.on_exhausted for name, domain in recipe.data.domains.items()}
+    sizes = {name: len(data.domains[name].train) for name in recipe.initial_ratio}
+    rules = {name: recipe.data.domains[name].on_exhausted for name in sizes}
     return Mixture(sizes, phase.global_batch, recipe.training.seed, rules)
 
 
@@ -53,6 +53,7 @@ def _context(
         accelerator=accelerator,
         reporter=reporter,
         identity=run_identity(recipe, data, phase),
+        untrained_reference_loss=untrained_reference_loss(recipe),
     )
 
 

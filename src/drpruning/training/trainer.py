@@ -70,7 +70,7 @@ class Trainer(PhaseHooks):
         self.settings, self.training = context.settings, context.training
         self.data, self.folder = context.data, context.folder
         self.accelerator, self.reporter = context.accelerator, context.reporter
-        self.identity = context.identity
+        self.identity, self.untrained = context.identity, context.untrained_reference_loss
         self.policy, self.mixture = policy, mixture
         self.device = self.accelerator.device
         self.micro_batches = micro_batches(
@@ -194,7 +194,7 @@ class Trainer(PhaseHooks):
         """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
         rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
         domains, ids = (column[rows] for column in segment.batch(index))
-        blocks_BT = torch.from_numpy(self.data.train_blocks(domains, ids))
+        blocks_BT = torch.from_numpy(self.data.train_blocks(segment.domains, domains, ids))
         return blocks_BT.to(self.device, non_blocking=True)
 
     def _train_step(self) -> None:
@@ -300,20 +300,20 @@ class Trainer(PhaseHooks):
             ),
         )
         task.show_activity("")
-        if not any(map(math.isfinite, losses.values())):
-            raise TrainingError(
-                messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
-            )
+        steered = {name: losses[name] for name in self.policy.domains}  # not those of share 0
+        if not any(map(math.isfinite, steered.values())):
+            reason = messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
+            raise TrainingError(reason)
         evaluated = time.monotonic()
         count = self.parameter_count()
-        decision = self.policy.update(step=self.step, losses=losses, params=count)
+        decision = self.policy.update(step=self.step, losses=steered, params=count)
         self.ratio = broadcast_ratio(decision.ratio)
         decided = time.monotonic()
         if self.accelerator.is_main_process:
             self._record(
                 EvalPoint,
                 loss=losses,
-                **EvalPoint.decided(decision),
+                **EvalPoint.decided(decision, self.untrained),
                 realised_share=Unknown() if ended is None else ended.realised_share,
                 epochs=self.mixture.epochs,
                 used_up=used_up,
@@ -325,7 +325,7 @@ class Trainer(PhaseHooks):
         where = f"{self.phase} {self.step}/{self.settings.steps}"
         self.reporter.line(f"{where}  {messages.evaluation_text(losses, self.ratio)}")
         vocabulary = self.vocabulary_size if self.step == 0 else None
-        for message in messages.warning_texts(losses, used_up, vocabulary):
+        for message in messages.evaluation_warnings(losses, self.ratio, used_up, vocabulary):
             self.warn(message)
         self._begin_segment()
 
