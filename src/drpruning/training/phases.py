@@ -187,10 +187,11 @@ def pretrain(
 
 def _origin(recipe: Recipe, source: str, data: PreparedData, reporter: Reporter) -> Origin:
     """What the model of a phase takes over from the one that it starts from."""
-    origin = Origin.of(source, recipe.model.tokenizer)
-    # Transformers 5 has its own tokenizer class for some families, whatever the files say. Where
-    # the tokenizer is not the source's, the two meet in the result for the first time.
-    if recipe.model.tokenizer is not None:
+    own = recipe.model.tokenizer if source == recipe.model.reference else None  # pruned/ has it
+    origin = Origin.of(source, own)
+    # For some families Transformers 5 has one tokenizer class, whatever the files say. Where the
+    # tokenizer is not the source's, files and config.json meet in the result for the first time.
+    if own is not None:
         with tempfile.TemporaryDirectory() as folder:
             origin.write_small_files(Path(folder))
             digest = ""
@@ -199,7 +200,7 @@ def _origin(recipe: Recipe, source: str, data: PreparedData, reporter: Reporter)
             if digest != data.tokenizer_digest:
                 reporter.warn(
                     f"model.tokenizer: beside the config.json of {source}, AutoTokenizer of "
-                    f"Transformers {transformers.__version__} reads {recipe.model.tokenizer} as "
+                    f"Transformers {transformers.__version__} reads {own} as "
                     "another tokenizer; load that of the result with PreTrainedTokenizerFast"
                 )
     return origin
