@@ -69,8 +69,7 @@ def load_model(
     # Transformers 5 ties the two where their numbers are equal, 4 always.
     if shape.tied_embeddings and output.weight is not embedding.weight:
         raise untied_output(source, shape, field)
-    if training is not None:
-        use_kernels(model, training)
+    use_kernels(model, training)
     # Transformers sets it from pad_token_id, and torch then gives the row of that token no
     # gradient. Blocks have no padding, and the token is often EOS, which ends every document.
     embedding.padding_idx = None
