@@ -59,7 +59,7 @@ def _use_attention(model: "PreTrainedModel", name: str) -> None:
     family = model.config.model_type
     if family in EAGER_BY_DEFAULT and name == "sdpa":
         raise BadInput(
-            f"training.attention: sdpa does not work for {family}, leave it out: it has no soft caps"
+            f"training.attention: sdpa does not work for {family}, leave it out: it lacks soft caps"
         )
     try:
         model.set_attn_implementation(name)
