@@ -282,9 +282,16 @@ def test_targets_run_share_their_data_and_go_on(
     moved = tmp_path / "moved"
     whole.rename(moved)
     before = contents(moved)
+    recipes = {path: path.read_bytes() for path in moved.rglob("recipe.yaml")}
     times = {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")}
-    output = drprune("run", write({**values, "output": str(moved)}, tmp_path / "moved.yaml"))
+    file = write({**values, "output": str(moved)}, tmp_path / "moved.yaml")
+    output = drprune("run", file, "--set", "training.micro_batch=2")
     assert output.count("done already") == 4
+    assert {path: path.read_bytes() for path in moved.rglob("recipe.yaml")} == recipes
+    accept = ("--set", "training.checkpoint.accept_changes=true")
+    refusal = drprune("run", file, "--set", "pretrain.steps=9", *accept, status=2)
+    for name in ("large", "small"):
+        assert f"{moved / name} holds a finished run with other settings" in refusal
     assert contents(moved) == before
     assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")} == times
 

@@ -1,5 +1,6 @@
 """The model card, README.md, that is written with a model."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from drpruning import __version__
@@ -12,13 +13,19 @@ _SUMMARIES = {
 }
 
 
-def model_card(recipe: Recipe, shape: ModelShape, phase: Literal["prune", "pretrain"]) -> str:
+def model_card(
+    recipe: Recipe,
+    shape: ModelShape,
+    phase: Literal["prune", "pretrain"],
+    steps: Mapping[str, int],
+) -> str:
     """Write the card of a run's model: Markdown with the front matter that the Hub reads.
 
     Args:
         recipe: How the model was made.
         shape: Its shape.
         phase: The one that made it: `prune`, or `pretrain` for continued pretraining.
+        steps: Phase -> optimizer steps done; fewer than the recipe's where a phase has ended early.
     """
     source = recipe.model.source
     origin = f"a smaller model cut out of {source}" if recipe.prune else str(source)
@@ -27,7 +34,7 @@ def model_card(recipe: Recipe, shape: ModelShape, phase: Literal["prune", "pretr
     )
     shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
     phases = "\n".join(
-        f"- {name}: {p.steps} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
+        f"- {name}: {steps[name]} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
         for name, p in recipe.phases.items()
         if phase == "pretrain" or name == "prune"
     )

@@ -34,6 +34,7 @@ from drpruning.runs.folder import (
     MODEL,
     SOURCE,
     RunFolder,
+    finished_phases,
     relocated,
     rollback_on_error,
     saved_recipe,
@@ -147,7 +148,8 @@ class Run:
                 if command is not None:
                     # In this order: without a session the recipe would not be the run's own.
                     note_session(self.files, command, self.accelerator.num_processes)
-                    atomic_write(self.files.recipe, self.recipe.to_yaml())
+                    if not self.plan.is_finished:
+                        atomic_write(self.files.recipe, self.recipe.to_yaml())
                 self.accelerator.wait_for_everyone()
                 yield self
 
@@ -182,8 +184,9 @@ class Run:
         Raises:
             BadInput: The ranks cannot share the batch of a phase that is still to be done.
         """
+        finished = finished_phases(self.recipe, self.folder)
         for phase in stages:
-            if phase in self.recipe.phases and self._result(phase) is None:
+            if phase in self.recipe.phases and phase not in finished:
                 self._check_batch_split(phase)
         actions: dict[str, Callable[[], None]] = {
             "prepare": self._report_data,
@@ -255,22 +258,15 @@ class Run:
         for warning in repetition_warnings(plan_domains(self.recipe, self.plan.sources, self.data)):
             self.reporter.warn(warning)
 
-    def _result(self, phase: str) -> Path | None:
-        """The model that shows a phase to be done; once recovered, the one as cut may be gone."""
-        results = [self.files.result(phase)]
-        if phase == "prune" and self.recipe.pretrain is not None:
-            results.append(self.files.model)
-        return next((result for result in results if result.is_dir()), None)
-
     def _done(self, phase: str) -> bool:
         from drpruning.training.checkpoint import remove_checkpoints
 
-        result = self._result(phase)
+        result = finished_phases(self.recipe, self.folder).get(phase)
         if result is None:
             return False
         self.reporter.line(f"{phase}: done already ({result})")
         if self.accelerator.is_main_process:
-            settings = self.recipe.training.checkpoint
+            settings = (self.plan.saved or self.recipe).training.checkpoint
             remove_checkpoints(self.files.checkpoints, phase, settings)
         return True
 

@@ -19,6 +19,7 @@ from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.policy import phase_policy
+from drpruning.runs.records import load_phases
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
 from drpruning.training.context import TrainerContext
@@ -49,6 +50,15 @@ def _context(
         reporter=reporter,
         identity=run_identity(recipe, data, phase),
     )
+
+
+def _steps_done(recipe: Recipe, trainer: Trainer) -> dict[str, int]:
+    """Steps of each phase as logged; the recipe's where an earlier phase's log cannot be read."""
+    done = {name: phase.steps for name, phase in recipe.phases.items()}
+    with suppress(BadInput, OSError):  # a damaged log must not cost a trained model
+        logged = load_phases(trainer.folder.path).phases
+        done |= {name: phase.last_step for name, phase in logged.items() if phase.end is not None}
+    return done | {trainer.phase: trainer.step}
 
 
 def _write_schedule(path: Path, trainer: Trainer) -> None:
@@ -132,7 +142,9 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
                 full.to(accelerator.device)
             exported = full.export()
             _write_schedule(folder.schedule, trainer)
-            card = model_card(recipe, ModelShape.of(exported), phase="prune")
+            card = model_card(
+                recipe, ModelShape.of(exported), "prune", _steps_done(recipe, trainer)
+            )
             save_model(exported, recipe.model.tokenizer_source, folder.pruned, card)
         remove_checkpoints(folder.checkpoints, "prune", recipe.training.checkpoint)
         reporter.line(str(plan))
@@ -164,7 +176,7 @@ def pretrain(
     trainer.run()
     trained = trainer.distributed.gather()
     if accelerator.is_main_process:
-        card = model_card(recipe, ModelShape.of(trained), phase="pretrain")
+        card = model_card(recipe, ModelShape.of(trained), "pretrain", _steps_done(recipe, trainer))
         tokenizer = source if recipe.prune is not None else recipe.model.tokenizer_source
         with _written(trainer, folder.model), reporter.status("writing the model"):
             save_model(trained, tokenizer, folder.model, card)
