@@ -95,13 +95,19 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
     "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
 )
 def evaluate(
-    targets: Annotated[list[Path], typer.Argument(metavar="RUN_OR_MODEL...")],
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_OR_MODEL...",
+            help="Run folders; with --data also model folders and names on the Hub.",
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
     ] = None,
 ) -> None:
     """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
-    from drpruning.pipeline.run import evaluate_targets
+    from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
 
     evaluate_targets(run_folders(targets), data)

@@ -130,7 +130,10 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
     """
     found = []
     for folder in folders:
-        recipe = saved_recipe(folder)
+        is_model = (
+            folder / "config.json"
+        ).is_file()  # a recipe.yaml beside it is another program's
+        recipe = None if is_model else saved_recipe(folder)
         if recipe is None or recipe.model.targets is None:
             found.append(folder)
             continue

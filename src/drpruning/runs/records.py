@@ -8,6 +8,7 @@ from typing import Any
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import parse_json
+from drpruning.common.unknown import Unknown
 from drpruning.data.blocks import MANIFEST_FILE
 from drpruning.pruning import PruningPlan
 from drpruning.recipe.yaml_io import parse_yaml
@@ -22,7 +23,7 @@ from drpruning.runs.lines import (
     Warned,
     read_lines,
 )
-from drpruning.runs.typed_json import Number, Numbers, Step, file_bytes, read_file
+from drpruning.runs.typed_json import Number, Numbers, Step, Texts, file_bytes, read_file
 
 
 @dataclass
@@ -100,6 +101,7 @@ class Evaluation:
         worst_domain: Where the loss is largest; None where one is not finite.
         blocks: Domain -> validation blocks.
         sequence_length: Tokens of a block.
+        validation: Domain -> digest of its validation blocks; empty where not known.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Evaluation:
     worst_domain: str | None
     blocks: Numbers
     sequence_length: int
+    validation: Texts = field(default_factory=Unknown)
 
 
 @dataclass(frozen=True, kw_only=True)
