@@ -1,5 +1,6 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -366,4 +367,4 @@ def apply_plan(
     """
     from drpruning.pipeline.apply_plan import cut_model
 
-    cut_model(plan, model, output)
+    cut_model(plan, os.path.expanduser(model), output)  # noqa: PTH111 - may be a Hub name

@@ -99,10 +99,7 @@ def _resolve(domain: DomainSource, *, validation: bool) -> LocalFiles | HubDatas
     split = domain.validation_split if validation else domain.split
     if not source:
         raise BadInput(f"{label} is empty: name a file, a folder or a Hugging Face dataset")
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError:
-        raise BadInput(f"{label}: {source}: there is no such home folder") from None
+    path = Path(source)
     try:
         if path.is_dir() and any((path / marker).is_file() for marker in _SAVED_DATASET):
             return HubDataset(path.name, domain.config, split, folder=path)

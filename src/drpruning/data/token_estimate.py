@@ -100,7 +100,7 @@ def _by_script(text: str) -> float:
 
 
 def _tokenizer_file(name: str) -> Path | None:
-    file = Path(name).expanduser() / "tokenizer.json"
+    file = Path(name) / "tokenizer.json"
     if file.is_file():
         return file
     try:

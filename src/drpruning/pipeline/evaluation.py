@@ -45,8 +45,12 @@ def evaluate_targets(targets: Sequence[Path], data: Path | None) -> None:
     for model in (_model(target) for target in targets if not _is_run(target)):
         models.setdefault(model.path, model)
     if models and data is None:
-        label = next(iter(models.values())).label
-        raise BadInput(f"{label}: name the run whose data it is measured on with --data RUN")
+        model = next(iter(models.values()))
+        no_folder = "neither a run folder nor a model folder; if it is a model on the Hub, "
+        raise BadInput(
+            f"{model.label}: {'' if Path(model.path).is_absolute() else no_folder}name the run "
+            "whose data it is measured on with --data RUN"
+        )
     runs = [open_prepared(folder) for folder in folders]
     home = None if data is None else open_prepared(data)
     if home is not None:

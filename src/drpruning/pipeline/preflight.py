@@ -163,7 +163,7 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
 
     def place(text: str) -> str:
         root = recipe.data.root
-        if root is None or text.startswith("~"):
+        if root is None or "://" in text:
             return text
         below = Path(root, text)
         if below.exists():

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, shown
 from drpruning.recipe.scheduling import DEFAULTS, Scheduling, Start
 from drpruning.recipe.schema import Recipe
+from drpruning.recipe.section import expand_path
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import parse_yaml, read_yaml
 
@@ -77,6 +78,10 @@ def _put_start_in_place(values: dict[str, Any]) -> str | None:
         return None
     if not file.strip():
         raise BadInput("scheduling.start: is empty; write the name of a file, or its content")
+    try:
+        file = expand_path(file)
+    except ValueError as error:
+        raise BadInput(f"scheduling.start: {error}, not {shown(file)}") from None
     expected = f"scheduling.start is a mapping with {', '.join(Start.model_fields)}"
     scheduling["start"] = _read_mapping(file, "scheduling.start:", expected)
     return file

@@ -11,6 +11,7 @@ from drpruning.common.files import LOCK_FILE, check_folder, missing_folders, rem
 from drpruning.data import DomainSource
 from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
 from drpruning.recipe.changes import differences, fixed_settings
+from drpruning.recipe.section import escape_path
 
 PLAN_FILE = "plan.json"
 SOURCE, PRUNED, MODEL = "source", "pruned", "model"
@@ -233,6 +234,9 @@ def check_output(recipe: Recipe, saved: Recipe | None) -> None:
 def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
     """The message for a folder that holds the run of other settings, with what can be done."""
     files = RunFolder(Path(recipe.output))
+    prepared, model, start = (
+        escape_path(str(path)) for path in (recipe.prepared_folder, files.model, files.start)
+    )
     done = finished_phases(saved, files.path)
     if done.keys() >= saved.phases.keys():
         state, action = "holds a finished run with other settings", "show"
@@ -243,12 +247,12 @@ def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
     text = (
         f"output: {files.path} {state} ({'; '.join(changes[:5])}); {action} that one with "
         f"`drprune run {files.recipe}`, or write another output (with data.prepared: "
-        f"{recipe.prepared_folder} nothing is prepared again)"
+        f"{prepared} nothing is prepared again)"
     )
     if "pretrain" in done and any(change.startswith("pretrain.") for change in changes):
         text += (
-            f"; to train its model further, write there model.source: {files.model}, no "
-            f"model.target and no prune, and scheduling.start: {files.start}, which `drprune "
+            f"; to train its model further, write there model.source: {model}, no "
+            f"model.target and no prune, and scheduling.start: {start}, which `drprune "
             f"export-schedule {files.path}` makes"
         )
     return text
