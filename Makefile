@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: setup demo test test-all lint clean
+CLIENTS := older lowest harness vllm llama.cpp
+
+.PHONY: setup demo test test-all clients lint clean
 
 setup: $(VENV)/.ready
 
@@ -27,8 +29,27 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-all: lint
+# Other people's software, each in an environment of its own; llama.cpp is compiled (minutes).
+clients: $(CLIENTS:%=.clients/%/.ready)
+
+.clients/%/.ready: tests/clients/environments/%.txt
+	$(PYTHON) -m venv .clients/$*
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF .clients/$*/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r $<
+	# They may be built for a GPU, which torch for CPUs does not load; no text model needs them.
+	.clients/$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# The converter is only in the package's source.
+.clients/llama.cpp/.ready: .clients/older/.ready
+	.clients/older/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --no-binary :all: --dest .clients/llama.cpp \
+	  "$$(grep ^llama-cpp-python tests/clients/environments/older.txt)"
+	tar -xzf .clients/llama.cpp/llama_cpp_python-*.tar.gz -C .clients/llama.cpp
+	@touch $@
+
+test-all: lint clients
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients .mypy_cache .pytest_cache .ruff_cache .hypothesis

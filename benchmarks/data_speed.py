@@ -75,7 +75,7 @@ def ours(args: argparse.Namespace, data: PreparedData) -> Iterator[np.ndarray]:
     while True:
         segment = mixture.plan_segment(SHARES, args.evaluate_every)
         for index in range(segment.steps):
-            yield data.train_blocks(*segment.batch(index))
+            yield data.train_blocks(segment.domains, *segment.batch(index))
         mixture.advance(segment)
 
 

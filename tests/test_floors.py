@@ -31,6 +31,7 @@ WITHOUT_TORCH = {
     "scheduling",
     "data",
     "runs",
+    "pruning.clients",
     "pruning.families",
     "pruning.plan",
     "pruning.shape_search",

@@ -47,6 +47,7 @@ def test_recipes_are_checked_and_planned_without_the_extras(
     done = without_extras(f"from drpruning.cli.commands import app\napp(['plan', {str(path)!r}])")
     assert done.returncode == 0, done.stderr
     assert "numbers" in done.stdout
+    assert "documents: </s> last; special tokens written in the text are text" in done.stdout
     path.write_text(yaml.safe_dump({**recipe_values, "prun": {}}))
     done = without_extras(f"from drpruning.cli.commands import app\napp(['plan', {str(path)!r}])")
     assert done.returncode == 2

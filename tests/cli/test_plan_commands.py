@@ -375,7 +375,9 @@ def test_a_model_is_cut_and_written_whole(
     tokens = AutoTokenizer.from_pretrained(output)("one red cat", return_tensors="pt")
     assert tokens["input_ids"].tolist() == [tokenizer("one red cat")["input_ids"]]
     assert cut.generate(**tokens, max_new_tokens=3, do_sample=False).shape[1] > 3
-    assert f"base_model: {source}" in (output / "README.md").read_text()
+    card = (output / "README.md").read_text()
+    assert "# Cut out of `source` by a pruning plan" in card
+    assert str(tmp_path) not in card
     assert find_plan(output) == plan
     assert [path.name for path in output.parent.iterdir()] == ["cut"]
 
@@ -397,15 +399,15 @@ def test_output_that_is_taken_is_refused_and_kept(
 def test_a_failure_while_writing_leaves_nothing(
     model_folder: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from drpruning.models import loading
+    from drpruning.models import result
 
-    save_model, output = loading.save_model, tmp_path / "out" / "cut"
+    save_model, output = result.save_model, tmp_path / "out" / "cut"
 
     def full(*arguments: object) -> None:
         save_model(*arguments)  # type: ignore[arg-type]
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loading, "save_model", full)
+    monkeypatch.setattr(result, "save_model", full)
     message = refused("apply-plan", plan_file, model_folder, output)
     assert "No space left" in message
     assert str(output) in message

@@ -1,4 +1,6 @@
+import csv
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -175,6 +177,17 @@ def test_long_documents_are_tokenized_in_parts(tokenizer, tmp_path, monkeypatch)
     assert stream_of(in_parts.train).tolist() == stream_of(whole.train).tolist()
 
 
+COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def separated(rows, delimiter):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["id", "text"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def test_every_kind_of_source_gives_the_same_blocks(tokenizer, tmp_path, monkeypatch):
     documents = texts(150)
     rows = [{"text": text, "id": i} for i, text in enumerate(documents)]
@@ -190,6 +203,20 @@ def test_every_kind_of_source_gives_the_same_blocks(tokenizer, tmp_path, monkeyp
     pq.write_table(pa.Table.from_pylist(rows), kinds / "a.parquet", row_group_size=40)
     for i, text in enumerate(documents):
         (kinds / f"text/{i:03}.txt").write_text(text)
+    for ending, compress in COMPRESSIONS.items():
+        (kinds / f"lines.json{ending}").write_bytes(compress(lines))
+        (kinds / f"array.json{ending}").write_bytes(compress(json.dumps(rows).encode()))
+        (kinds / f"indented.JSON{ending}").write_bytes(
+            compress(b"\xef\xbb\xbf \n" + json.dumps(rows, indent=2).encode())
+        )
+        (kinds / f"a.csv{ending}").write_bytes(compress(separated(rows, ",").encode()))
+        (kinds / f"a.TSV{ending}").write_bytes(
+            compress(b"\xef\xbb\xbf" + separated(rows, "\t").encode())
+        )
+    (kinds / "packed").mkdir()
+    for i, text in enumerate(documents):
+        ending = ("", ".gz", ".zst")[i % 3]
+        (kinds / f"packed/{i:03}.txt{ending}").write_bytes(COMPRESSIONS[ending](text.encode()))
     (kinds / "folder/1.jsonl").write_bytes(lines[:half])
     (kinds / "folder/sub/2.jsonl.gz").write_bytes(gzip.compress(lines[half:]))
     dataset = datasets.Dataset.from_list(rows)
@@ -203,7 +230,9 @@ def test_every_kind_of_source_gives_the_same_blocks(tokenizer, tmp_path, monkeyp
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     sources = [
         "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "text", "text/*.txt", "folder",
-        "folder/**/*.jsonl*", "saved", "saved-splits",
+        "folder/**/*.jsonl*", "saved", "saved-splits", "packed",
+        *(f"{name}{ending}" for ending in COMPRESSIONS for name in (
+            "lines.json", "array.json", "indented.JSON", "a.csv", "a.TSV")),
     ]  # fmt: skip
     domains = [source(kinds / name) for name in sources]
     domains.append(source("some-org/some-set", config="en"))
@@ -453,7 +482,7 @@ def test_damaged_data_is_refused(tokenizer, tmp_path, damage):
     if damage == "manifest":
         manifest.write_text("{")
     elif damage == "version":
-        manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+        manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 2'))
     elif damage == "cut":
         blocks.write_bytes(blocks.read_bytes()[:-32])
     elif damage == "missing":
@@ -497,6 +526,30 @@ GOOD = b'{"text": "w1"}\n' * 300
         ("a.jsonl.zst", GOOD, r"a\.jsonl\.zst cannot be read"),
         ("a.parquet", GOOD, r"a\.parquet is not a parquet file"),
         ("a.txt", b"w1 \xff", r"a\.txt: not valid UTF-8 at byte 3"),
+        ("a.txt.gz", gzip.compress(b"w1 w2")[:-3], r"a\.txt\.gz cannot be read"),
+        ("a.json", b'[{"text": "w1"}, {"text": "w2"}', r"a\.json:2: .*the array ends early"),
+        ("a.json", b'[{"text": "w1"}, {"text": "w', r"a\.json:2: not valid JSON: Unterminated"),
+        ("a.json", b'[{"text": "w1"},', r"a\.json:1: .*the array ends early"),
+        ("a.json", b'[{"text": "w1"},]', r"a\.json:2: .*an object is expected"),
+        ("a.json", b'[{"text": "w1"} {"text": "w2"}]', r"a\.json:1: .*without a comma"),
+        ("a.json", b'[{"text": "w1"}] {"text": "w2"}', r"a\.json:1: .*more after the end"),
+        ("a.json", b'[{"text": "w1"}, 3]', r"a\.json:2: .*object is expected; write an array"),
+        ("a.json", b'"text"', r"a\.json:1: .*object is expected; write an array of objects"),
+        ("a.json", b'[{"text": "w1" "id": 3}]', r"a\.json:1: not valid JSON: Expecting ','"),
+        ("a.json", b"[" + GOOD.replace(b"\n", b",") + b'{"text": "\xff"}]', r"not valid UTF-8"),
+        ("a.json", b'[{"text": ' + b"[" * 200_000, r"a\.json:1: .*nested too deeply"),
+        ("a.json", b'[{"body": "w1"}]', r"a\.json:1 has no field 'text'; its fields are body"),
+        ("a.json", b" []", "there is no document"),
+        ("a.csv", b'id,text\n1,"w1\n2,w2\n', r"a\.csv:3: not valid CSV: unexpected end of data"),
+        ("a.csv", b'id,text\n1,"w1"w2\n', r"a\.csv:2: not valid CSV: .*expected after"),
+        ("a.csv", b"id,text\n1,w1\n2,w2,w3\n", r"a\.csv:3: 3 fields, where the header has 2"),
+        ("a.csv", b"id,text\n1,w1\n2\n", r"a\.csv:3: 1 fields, where the header has 2; put"),
+        ("a.csv", b"text,text\n1,w1\n", r"a\.csv: several columns have one name"),
+        ("a.csv", b"id,body\n1,w1\n", r"a\.csv:2 has no field 'text'; its fields are id, body"),
+        ("a.csv", b"id,text\n1,w1\n2,\xff\n", r"a\.csv:\d: .*not valid UTF-8"),
+        ("a.csv", b"id,text\n", "there is no document"),
+        ("a.tsv", b"id\ttext\n1\tw1\tw2\n", r"a\.tsv:2: 3 fields, where the header has 2"),
+        ("a.csv.zst", zstandard.compress(b"id,text\n1,w1\n")[:-3], r"csv\.zst cannot be read"),
     ],
 )
 def test_broken_text_is_named(tokenizer, tmp_path, name, content, message):

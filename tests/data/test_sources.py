@@ -42,7 +42,7 @@ def test_good_sources_pass(files):
     [
         ("missing.jsonl", r"data\.domains\.cc\.source: .*missing\.jsonl does not exist"),
         ("missing/*.jsonl", "no file matches"),
-        ("bare", "the folder .* has no .jsonl, .* or .txt file"),
+        ("bare", "the folder .* has no .jsonl, .* or .parquet file"),
         ("empty.jsonl", "is empty"),
         ("sub/notes.md", "notes.md is not a .jsonl"),
         ("sub/*", "notes.md is not a .jsonl"),

@@ -152,6 +152,24 @@ def test_evaluations_at_other_times_do_not_count(tmp_path: Path) -> None:
     assert callback.mixture.step == 12
 
 
+def test_a_domain_that_is_only_evaluated_steers_nothing(tmp_path: Path) -> None:
+    """What share 0 is in a recipe: in the evaluation sets, not in the policy."""
+    plain, _ = prepared(tmp_path, policy=Scripted())
+    plain.train()
+    evaluation = {"held": VALIDATION["web"], **VALIDATION}
+    more, _ = prepared(tmp_path, policy=Scripted(), evaluation=evaluation)
+    more.train()
+    assert more.rows == plain.rows
+    assert [d["ratio"] for d in decisions(more)] == [d["ratio"] for d in decisions(plain)]
+    assert all(set(d["loss"]) == set(SHARES) for d in decisions(more))
+    held = [
+        entry["eval_held_loss"] for entry in more.state.log_history if "eval_held_loss" in entry
+    ]
+    web = [entry["eval_web_loss"] for entry in more.state.log_history if "eval_web_loss" in entry]
+    assert held == web
+    assert len(held) == 5
+
+
 def test_loss_that_is_not_a_number_leaves_the_ratio_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,13 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from drpruning.common.errors import BadInput
 from drpruning.models.files import check_files, read_config
 from drpruning.models.inspect import (
-    check_tokenizer,
     check_weights,
     shape_of,
     source_config,
     source_shape,
-    vocabulary,
 )
+from drpruning.models.tokenizer import check_tokenizer, vocabulary
 from drpruning.pruning import ModelShape, PruningPlan, propose_shapes
 from drpruning.pruning.shape_search import HEAD_CHOICES, MOST_TRIED, _Search
 from drpruning.pruning.shapes import LARGEST

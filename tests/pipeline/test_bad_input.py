@@ -16,9 +16,14 @@ import zstandard
 from typer.testing import CliRunner
 
 from drpruning.cli.commands import app
-from drpruning.data.readers import MEMORY_PER_BYTE, RowReader
+from drpruning.data.formats import MEMORY_PER_BYTE
+from drpruning.data.readers import RowReader
 from helpers.damaged_places import Place, Row, both, complaint, config, field, file, nothing
-from helpers.invalid_inputs import DEEP, EARLY, lines, parquet, source
+from helpers.invalid_inputs import DEEP, lines, parquet, source
+from helpers.invalid_inputs import EARLY as COMMON
+from helpers.invalid_models import REFUSED_MODELS
+
+EARLY = [*COMMON, *REFUSED_MODELS]
 
 CHILD = """
 import json, os, signal, sys, traceback
@@ -184,10 +189,10 @@ def test_a_document_that_memory_does_not_allow(
     }
     source(name, kinds[name])(place)
     monkeypatch.setattr("drpruning.data.documents._LONG", 1000)
-    monkeypatch.setattr("drpruning.data.readers.free_memory", lambda: 2 * len(text))
+    monkeypatch.setattr("drpruning.data.formats.free_memory", lambda: 2 * len(text))
     line_number = ":2" if name == "n.jsonl" else ""
     refused(place, f"{name}{line_number}", "too long for the memory", "split it")
-    monkeypatch.setattr("drpruning.data.readers.free_memory", lambda: 20 * len(text))
+    monkeypatch.setattr("drpruning.data.formats.free_memory", lambda: 20 * len(text))
     field("data.domains.numbers.validation", "v.jsonl")(place)
     place.write("v.jsonl", GOOD)
     assert CliRunner().invoke(app, ["prepare", "recipe.yaml"]).exit_code == 0

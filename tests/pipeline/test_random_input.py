@@ -11,7 +11,8 @@ import yaml
 
 from drpruning.common.errors import BadInput
 from drpruning.data.blocks import read_manifest
-from drpruning.models.inspect import check_tokenizer, check_weights, shape_of
+from drpruning.models.inspect import check_weights, shape_of
+from drpruning.models.tokenizer import check_tokenizer
 from drpruning.pipeline.preflight import plan_run
 from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
@@ -132,12 +133,16 @@ def test_manifests_of_other_values(place: Place) -> None:
         ("documents", "tokens", "empty_documents", "duplicates", "in_other_validation",
          "validation_documents", "train_blocks", "validation_blocks", "dropped_tokens"), 1,
     )  # fmt: skip
+    counts = {**counts, "special_tokens": {"</s>": 1}}
     identity = {"tokenizer": "a", "settings": {"seed": 0}, "domains": {"web": {"source": []}}}
     good = {
-        "version": 2, "fingerprint": "a", "tokenizer": "model", "eos_id": 0, "sequence_length": 16,
+        "version": 3, "fingerprint": "a", "tokenizer": "model", "eos_id": 0, "sequence_length": 16,
+        "document_format": {"special_tokens": "text", "bos": "auto", "eos": "auto"}, "bos_id": None,
         "dtype": "uint16", "identity": identity, "domains": {"web": counts},
         "places": {"web": {"source": "a", "validation": None}},
-        "tokenized": {"web": {"source": {"documents": 1, "tokens": 1, "empty": 0}}},
+        "tokenized": {"web": {"source": {
+            "documents": 1, "tokens": 1, "empty": 0, "special_tokens": {"</s>": 1},
+        }}},
     }  # fmt: skip
     place.write("manifest.json", json.dumps(good))
     assert read_manifest(place.folder) == good

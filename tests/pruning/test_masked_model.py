@@ -241,6 +241,21 @@ def test_layers_compile_without_a_break_and_compute_the_same(variant):
         assert torch.allclose(grad, found[name], atol=1e-4), name
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_layers_of_alternating_kinds_stay_in_pairs(seed):
+    model = tiny("gemma2", num_hidden_layers=8)
+    wrapped = masked(model, seed=seed, num_layers=4, hidden_size=24)
+    assert wrapped.masks.log_alpha["layer"].shape == (4,)
+    layers = wrapped.plan().layers
+    assert [layer % 2 for layer in layers] == [0, 1] * 2
+    assert all(second == first + 1 for first, second in zip(layers[::2], layers[1::2], strict=True))
+    small = wrapped.export()  # compares the logits of the masked and of the exported model
+    assert small.config.layer_types == ["sliding_attention", "full_attention"] * 2
+    assert int(wrapped.masks.parameter_count(wrapped.masks.kept("target"))) == sum(
+        parameter.numel() for parameter in small.parameters()
+    )
+
+
 def test_no_step_after_the_first_ones_compiles_again():
     torch.compiler.reset()
     wrapped = masked(tiny("gemma2", kv_heads=2), **targets_of(VARIANTS["gemma2-grouped"])["all"])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from drpruning.common.errors import BadInput
 from drpruning.pruning import ModelShape, propose_shapes
+from drpruning.pruning.clients import heads_that_fill, new_limits
 
 PRUNABLE = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 
@@ -115,7 +116,7 @@ def test_the_papers_shapes_of_llama_come_first(params: int, paper: tuple[int, ..
 def test_the_round_budgets_of_the_paper_give_close_kin() -> None:
     assert sizes(propose_shapes(LLAMA2_7B, 1_300_000_000)[0].shape)[:2] == (24, 2048)
     for proposal in propose_shapes(QWEN2_7B, 1_800_000_000):
-        assert 20 <= proposal.shape.num_layers <= 28
+        assert 18 <= proposal.shape.num_layers <= 28
         assert 1536 <= proposal.shape.hidden_size <= 1920
         assert proposal.shape.num_kv_heads == 2
 
@@ -173,3 +174,21 @@ def test_search_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["5", "False"]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.6])
+def test_what_other_software_does_not_take_is_not_proposed(name: str, share: float) -> None:
+    source = SOURCES[name]
+    best = propose_shapes(source, int(share * source.num_parameters()))[0].shape
+    assert [limit for limit in new_limits(source, best) if limit.severe] == []
+    assert [limit for limit in new_limits(source, best) if "of 32" in limit.rule] == []
+
+
+def test_what_other_software_does_not_take_is_proposed_on_demand() -> None:
+    fixed = {"hidden_size": 1536, "num_heads": 14, "num_kv_heads": 2}
+    shape = propose_shapes(QWEN2_7B, 1_800_000_000, **fixed)[0].shape
+    (limit,) = (limit for limit in new_limits(QWEN2_7B, shape) if limit.severe)
+    assert limit.problem == "heads x head size (14 x 128) is not the hidden size (1,536)"
+    assert heads_that_fill(QWEN2_7B, 1536) == (12, 2)
+    assert heads_that_fill(QWEN2_7B, 1500) is None

@@ -250,6 +250,17 @@ def test_bad_shape_dictionaries_are_refused(change, told):
         ModelShape.from_dict(ModelShape.of(LLAMA_7B).to_dict() | change)
 
 
+def test_layers_of_alternating_kinds_are_counted_in_pairs():
+    gemma = ModelShape.of(tiny("gemma2", num_hidden_layers=6))
+    with pytest.raises(BadInput, match=r"num_layers 3 is no multiple of 2: .* work: 2 or 4$"):
+        gemma.pruned_to(num_layers=3)
+    with pytest.raises(BadInput, match=r"num_layers 1 is no multiple of 2: .* work: 2$"):
+        gemma.pruned_to(num_layers=1)
+    assert gemma.pruned_to(num_layers=4).num_layers == 4
+    odd = ModelShape.of(tiny("gemma2", num_hidden_layers=5))  # its kinds do not come in pairs
+    assert odd.pruned_to(num_layers=4).num_layers == 4
+
+
 def test_missing_fields_of_a_shape_are_named():
     with pytest.raises(BadInput, match="lacks vocab_size"):
         ModelShape.from_dict(

@@ -123,6 +123,11 @@ def targets_of(variant: dict[str, object]) -> dict[str, dict[str, int]]:
         targets["all"] = {**targets["all"], "num_kv_heads": 1}
         targets |= GROUPED_TARGETS
         del targets["heads"]
+    if variant["family"] == "gemma2":  # its layers go in pairs
+        targets = {
+            name: {**target, "num_layers": 2} if "num_layers" in target else target
+            for name, target in targets.items()
+        }
     return targets
 
 

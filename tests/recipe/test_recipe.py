@@ -65,7 +65,7 @@ def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ("pretrain.steps", "ten", ["pretrain.steps", "integer", "'ten'"]),
         ("data.domains.a.shar", 1, ["data.domains.a.shar", "did you mean 'share'"]),
         ("data.domains.a.share", 0.9, ["data.domains", "sum to 0.9"]),
-        ("data.domains.a.share", -1.0, ["data.domains.a.share", "greater than 0"]),
+        ("data.domains.a.share", -1.0, ["data.domains.a.share", "greater than or equal to 0"]),
         ("data.domains.a.source", 3, ["data.domains.a.source", "write text", "3"]),
         ("model.target", {"num_layers": 2}, ["prune", "missing"]),
         ("model", {}, ["model", "source"]),

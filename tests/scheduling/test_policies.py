@@ -336,6 +336,7 @@ def test_order_of_the_domains_is_irrelevant(name):
         ({}, {}, "empty"),
         ({"a": 0.5, "b": 0.6}, {}, "sum to 1"),
         ({"a": 1.5, "b": -0.5}, {}, "positive"),
+        ({"a": 1.0, "b": 0.0}, {}, "b must be positive; leave out a domain that is only evaluated"),
         ({"a": math.nan, "b": 1.0}, {}, "finite"),
         ({"a": 0.5, "b": 0.5}, {"reference_loss": {"a": 1.0}}, "lacks the domains b"),
         ({"a": 0.5, "b": 0.5}, {"reference_loss": {"a": 1, "b": 1, "c": 1}}, "unknown domains c"),

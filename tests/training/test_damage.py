@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from drpruning.cli.app import FAILED
 from drpruning.common.errors import BadInput
+from drpruning.models import result
 from drpruning.training.trainer import Trainer
 from helpers.file_faults import content, cut, flip
 from helpers.small_runs import drprune, logged, run, write
@@ -159,7 +159,7 @@ def test_full_disk_while_the_model_is_written(
         raise SafetensorError("Error while serializing: I/O error: No space (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PreTrainedModel, "save_pretrained", full)
+        patch.setattr(result, "save_file", full)
         said = drprune("run", recipe, status=FAILED)
     assert f"prune 4: the model cannot be written to {folder / 'pruned'} (No space left" in said
     assert "the latest checkpoint is of step 4: make room on the disk" in said

@@ -25,7 +25,7 @@ from drpruning.recipe import Pretrain
 from drpruning.runs.lines import Warned
 from drpruning.runs.log import MetricsLog
 from drpruning.training.distributed import check_device
-from drpruning.training.messages import evaluation_text, exhausted_text
+from drpruning.training.messages import evaluation_text, exhausted_text, untrained_text
 from drpruning.training.optimizer import learning_rate_factor, micro_batches
 from drpruning.training.signals import SIGNALS, InterruptGuard
 from helpers.small_runs import drprune
@@ -271,6 +271,27 @@ def test_evaluations_read_as_sentences() -> None:
     first, second = exhausted_text({"a": "stop", "b": "repeat", "c": "repeat"})
     assert first == "the data of a are exhausted: the phase ends (on_exhausted: stop)"
     assert second.startswith("the data of b, c are exhausted: they are read again in another order")
+
+
+@pytest.mark.parametrize(
+    ("losses", "warned_of"),
+    [
+        ({"a": 2.0, "b": 9.3}, False),
+        ({"a": 8.32, "b": 8.35}, False),  # never trained, ln(4096) = 8.32
+        ({"a": 9.2}, False),  # never trained, hidden size 4,096
+        ({"a": 9.4}, True),
+        ({"a": 11.2, "b": 11.4}, True),
+        ({"a": 20.0, "b": math.nan}, True),
+        ({"a": 2.0, "b": math.inf}, False),
+        ({"a": math.nan}, False),
+    ],
+)
+def test_a_first_loss_far_above_that_of_an_untrained_model(
+    losses: dict[str, float], *, warned_of: bool
+) -> None:
+    lines = untrained_text(losses, 4096)
+    assert len(lines) == warned_of
+    assert all("about ln(vocabulary) = 8.32: the tokenizer is probably" in line for line in lines)
 
 
 def test_without_a_terminal_progress_is_plain_lines() -> None:

@@ -88,7 +88,7 @@ def _reference_losses(
     measured: list[MeasuredModel] = []
     own = run.recipe.scheduling.reference_models
     if own is not None and run.files.reference_loss.is_file():
-        found = ReferenceLosses.read(run.folder, own, run.recipe.data.domains)
+        found = ReferenceLosses.read(run.folder, own, run.recipe.initial_ratio)
         if wanted is None and parameters is None:
             return found
         measured = found.models

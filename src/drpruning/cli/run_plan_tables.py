@@ -93,9 +93,17 @@ def _memory(plan: RunPlan, parallelism: str) -> Table:
 
 
 def _available(domain: DomainPlan) -> str:
+    if not domain.share:
+        return "only evaluated"
     if domain.available is None:
         return "not known yet"
     return f"{domain.available:,}" if domain.exact else f"about {domain.available:,}"
+
+
+def _epochs(domain: DomainPlan) -> str:
+    if not domain.share:
+        return ""
+    return "?" if domain.epochs is None else f"{domain.epochs:.2f}"
 
 
 def _domains(plan: RunPlan) -> Table:
@@ -109,7 +117,7 @@ def _domains(plan: RunPlan) -> Table:
             f"{100 * domain.share:.2f}%",
             f"{domain.planned:,}",
             _available(domain),
-            "?" if domain.epochs is None else f"{domain.epochs:.2f}",
+            _epochs(domain),
             f"{exhausted[0]} step {exhausted[1]:,}" if exhausted else "",
         )
     return table
@@ -169,6 +177,10 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
         console.print(MEMORY_NOTE.format(PARALLELISM_NOTES[parallelism]), soft_wrap=True)
     if plan.domains:
         console.print(_domains(plan))
+    if recipe.model.revision is not None:
+        console.print(f"source: {recipe.model.reference}", markup=False, soft_wrap=True)
+    if plan.documents:
+        console.print(plan.documents, markup=False, soft_wrap=True)
     for line in _schedule_lines(recipe, plan):
         console.print(line, markup=False, soft_wrap=True)
     for warning in plan.warnings:

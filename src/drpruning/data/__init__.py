@@ -6,11 +6,18 @@ training between two evaluations) at a time. Nothing here imports torch.
 """
 
 from drpruning.data.blocks import DomainBlocks, DomainCounts, PreparedData, TokenBlocks
+from drpruning.data.document_format import DocumentFormat, describe_documents
 from drpruning.data.mixture import Mixture, OnExhausted, Segment
 from drpruning.data.permutation import keyed_permutation
 from drpruning.data.preparation import check_prepared_folder, prepare
-from drpruning.data.sources import DomainSource, check_sources, may_be_hub_name
-from drpruning.data.token_estimate import estimate_tokens
+from drpruning.data.remote import is_address
+from drpruning.data.sources import (
+    DomainSource,
+    check_sources,
+    may_be_hub_name,
+    skipped_lines,
+)
+from drpruning.data.token_estimate import estimate_tokens, local_tokenizer_file
 from drpruning.data.tokenization import tokenizer_digest
 
 Blocks = TokenBlocks
@@ -18,6 +25,7 @@ Blocks = TokenBlocks
 
 __all__ = [
     "Blocks",
+    "DocumentFormat",
     "DomainBlocks",
     "DomainCounts",
     "DomainSource",
@@ -28,9 +36,13 @@ __all__ = [
     "TokenBlocks",
     "check_prepared_folder",
     "check_sources",
+    "describe_documents",
     "estimate_tokens",
+    "is_address",
     "keyed_permutation",
+    "local_tokenizer_file",
     "may_be_hub_name",
     "prepare",
+    "skipped_lines",
     "tokenizer_digest",
 ]

@@ -1,7 +1,7 @@
 """Tokenized data on disk: blocks of equal length, memory-mapped, and the manifest over them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, parse_json
+from drpruning.data.document_format import DocumentFormat
 
 MANIFEST_FILE = "manifest.json"
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 _DTYPES = {"uint16", "uint32"}
+_TOKENS_SHOWN = 5
 
 
 class TokenBlocks:
@@ -60,7 +62,7 @@ class TokenBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainCounts:
-    """What the preparation of one domain has counted; tokens include the EOS of each document.
+    """What the preparation of one domain has counted; tokens include those that mark documents.
 
     Attributes:
         documents: with text, that `where` lets through.
@@ -73,6 +75,8 @@ class DomainCounts:
         validation_blocks: for evaluation.
         dropped_tokens: in no block: documents left out, ends that fill no block, and validation
             text beyond its limit.
+        special_tokens: special token of the tokenizer -> how often it is written in the text of
+            these documents and of the validation source's, most frequent first.
     """
 
     documents: int
@@ -84,6 +88,7 @@ class DomainCounts:
     train_blocks: int
     validation_blocks: int
     dropped_tokens: int
+    special_tokens: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,7 @@ class PreparedData:
         domains: by name, in the order in which they were prepared.
         identity: what the blocks were made from, see `drpruning.data.fingerprint.identify`.
         places: domain -> its `source` and `validation`, as they were named.
+        document_format: how documents were marked, and what special tokens in them were.
     """
 
     folder: Path
@@ -127,17 +133,22 @@ class PreparedData:
     domains: dict[str, DomainBlocks]
     identity: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    document_format: DocumentFormat = field(default_factory=DocumentFormat)
 
     def train_blocks(
-        self, domains: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]
+        self,
+        names: Sequence[str],
+        domains: NDArray[np.integer[Any]],
+        ids: NDArray[np.integer[Any]],
     ) -> NDArray[np.int64]:
         """Token ids int64 [k, sequence_length] of train blocks given by domain [k] and id [k].
 
         Args:
-            domains: positions of the blocks' domains in `domains`.
+            names: of the domains that are trained on.
+            domains: positions of the blocks' domains in `names`.
             ids: ids of the blocks within their domains.
         """
-        rows = [domain.train.rows for domain in self.domains.values()]
+        rows = [self.domains[name].train.rows for name in names]
         blocks = np.empty((len(ids), self.sequence_length), dtype=np.int64)
         # Block by block is faster than domain by domain: each is converted as it is copied.
         for block, domain, index in zip(blocks, domains.tolist(), ids.tolist(), strict=True):
@@ -187,6 +198,7 @@ class PreparedData:
             domains=domains,
             identity=manifest["identity"],
             places=manifest["places"],
+            document_format=DocumentFormat(**manifest["document_format"]),
         )
 
     def overlap_warnings(self) -> list[str]:
@@ -199,12 +211,30 @@ class PreparedData:
             if domain.counts.in_other_validation
         ]
 
+    def special_token_lines(self) -> list[str]:
+        """One line for each domain in whose text special tokens are written."""
+        became = {"text": "encoded as text", "parse": "which became these tokens"}
+        return [
+            f"special tokens written in the text of {name}: {_most_frequent(found)}, "
+            f"{became[self.document_format.special_tokens]} (data.special_tokens)"
+            for name, domain in self.domains.items()
+            if (found := domain.counts.special_tokens)
+        ]
+
     def summary(self) -> list[dict[str, Any]]:
         """One row per domain, for a table: name, tokens per epoch and every count."""
         return [
             {"domain": name, "train_tokens": domain.train_tokens, **vars(domain.counts)}
             for name, domain in self.domains.items()
         ]
+
+
+def _most_frequent(found: Mapping[str, int]) -> str:
+    """The special tokens of a domain with their numbers, only the first where there are many."""
+    shown = [f"{token} {count:,}" for token, count in list(found.items())[:_TOKENS_SHOWN]]
+    if (rest := sum(found.values()) - sum(list(found.values())[:_TOKENS_SHOWN])) > 0:
+        shown.append(f"others {rest:,}")
+    return ", ".join(shown)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -234,9 +264,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def _is_complete(manifest: dict[str, Any]) -> bool:
     """Whether a manifest has all that is read from it; what is not even looked up raises."""
     identity, length = manifest["identity"], manifest["sequence_length"]
-    counts = [count for domain in manifest["domains"].values() for count in domain.values()]
+    counts: list[Any] = []
+    for domain in manifest["domains"].values():
+        counts += [value for key, value in domain.items() if key != "special_tokens"]
+        counts += domain["special_tokens"].values()
     for parts in manifest["tokenized"].values():
-        counts += [part[key] for part in parts.values() for key in ("documents", "tokens", "empty")]
+        for part in parts.values():
+            counts += [part[key] for key in ("documents", "tokens", "empty")]
+            counts += part["special_tokens"].values()
+    DocumentFormat(**manifest["document_format"])
     return (
         isinstance(manifest["fingerprint"], str)
         and manifest["dtype"] in _DTYPES

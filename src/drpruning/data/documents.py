@@ -1,6 +1,7 @@
 """Documents of several domains, tokenized into temporary files in one pass over their source."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput, shown
 from drpruning.common.files import fsync_path
+from drpruning.data.formats import Row, longest_document, too_long
 from drpruning.data.permutation import Indices
-from drpruning.data.readers import Row, RowReader, field_names, longest_document, lookup, too_long
+from drpruning.data.readers import RowReader, field_names, lookup
 from drpruning.data.sources import DomainSource
-from drpruning.data.tokenization import DocumentTokenizer, piece_bytes
+from drpruning.data.tokenization import DocumentTokenizer, EncodedDocuments, piece_bytes
 
 _BYTES_PER_TOKEN = 4
 _VALUES_SHOWN = 5
@@ -32,6 +34,7 @@ class Documents:
         lengths: tokens of each document, int64 [documents].
         hashes: keyed hash of the text of each, uint64 [documents]; equal texts, equal hashes.
         empty: number of documents without text, which are not among these.
+        special: special token -> how often it is written in their text.
     """
 
     file: Path
@@ -39,9 +42,10 @@ class Documents:
     lengths: Indices
     hashes: NDArray[np.uint64]
     empty: int
+    special: Mapping[str, int]
 
     @classmethod
-    def open(cls, file: Path, dtype: np.dtype[Any], counts: Mapping[str, int]) -> "Documents":
+    def open(cls, file: Path, dtype: np.dtype[Any], counts: Mapping[str, Any]) -> "Documents":
         """Open what a `DomainWriter` has written.
 
         Args:
@@ -56,15 +60,25 @@ class Documents:
         lengths = np.memmap(_beside(file, "lengths"), dtype=np.int64, mode="r")
         hashes = np.memmap(_beside(file, "hashes"), dtype=np.uint64, mode="r")
         documents = cls(
-            file=file, dtype=dtype, lengths=lengths, hashes=hashes, empty=counts["empty"]
+            file=file,
+            dtype=dtype,
+            lengths=lengths,
+            hashes=hashes,
+            empty=counts["empty"],
+            special=counts["special_tokens"],
         )
         if documents.counts() != dict(counts) or len(hashes) != len(lengths):
             raise ValueError(f"{file} does not have the documents that it should have")
         return documents
 
-    def counts(self) -> dict[str, int]:
-        """Number of documents, of their tokens, and of documents without text."""
-        return {"documents": len(self.lengths), "tokens": self.total, "empty": self.empty}
+    def counts(self) -> dict[str, Any]:
+        """Numbers of documents, of their tokens, of documents without text, of special tokens."""
+        return {
+            "documents": len(self.lengths),
+            "tokens": self.total,
+            "empty": self.empty,
+            "special_tokens": dict(self.special),
+        }
 
     def check_tokens(self) -> None:
         """Compare the size of the file of ids with the lengths.
@@ -111,6 +125,7 @@ class DomainWriter:
     limit: int | None = None
     tokens: int = 0
     empty: int = 0
+    special: Counter[str] = field(default_factory=Counter)
     _lengths: list[Indices] = field(default_factory=list)
     _hashes: list[NDArray[np.uint64]] = field(default_factory=list)
     _rejected: set[str] = field(default_factory=set)
@@ -131,8 +146,9 @@ class DomainWriter:
                 return False
         return True
 
-    def add(self, tokens: NDArray[Any], lengths: Indices, hashes: NDArray[np.uint64]) -> None:
+    def add(self, documents: EncodedDocuments, hashes: NDArray[np.uint64]) -> None:
         """Append documents up to the one that reaches the limit."""
+        tokens, lengths = documents.tokens, documents.lengths
         if self.limit is not None:
             count = int(np.searchsorted(np.cumsum(lengths), self.limit - self.tokens)) + 1
             lengths, hashes = lengths[:count], hashes[:count]
@@ -142,6 +158,9 @@ class DomainWriter:
         self.tokens += len(tokens)
         self._lengths.append(lengths)
         self._hashes.append(hashes)
+        for place, found in documents.special.items():
+            if place < len(lengths):
+                self.special.update(found)
 
     def finish(self, dtype: np.dtype[Any], label: str) -> Documents:
         """Write lengths and hashes beside the ids; all three files are on the disk then.
@@ -158,7 +177,12 @@ class DomainWriter:
             fsync_path(file)
         fsync_path(self.file)
         return Documents(
-            file=self.file, dtype=dtype, lengths=lengths, hashes=hashes, empty=self.empty
+            file=self.file,
+            dtype=dtype,
+            lengths=lengths,
+            hashes=hashes,
+            empty=self.empty,
+            special=dict(self.special.most_common()),
         )
 
     def _why_nothing(self) -> str:
@@ -246,15 +270,25 @@ class _TokenizationBatch:
     ) -> None:
         if not self.texts:
             return
-        tokens, lengths = tokenizer.encode(self.texts, workers)
+        encoded = tokenizer.encode(self.texts, workers)
         hashes = np.array(self.hashes, dtype=np.uint64)
         owners = np.array(self.owners)
         for index, collector in enumerate(collectors):
             mine = owners == index
             if mine.all():
-                collector.add(tokens, lengths, hashes)
+                collector.add(encoded, hashes)
             elif mine.any():
-                collector.add(tokens[np.repeat(mine, lengths)], lengths[mine], hashes[mine])
+                collector.add(_some(encoded, mine), hashes[mine])
+
+
+def _some(documents: EncodedDocuments, chosen: NDArray[np.bool_]) -> EncodedDocuments:
+    """The chosen documents, bool [documents], in their order."""
+    places = np.cumsum(chosen) - 1
+    return EncodedDocuments(
+        documents.tokens[np.repeat(chosen, documents.lengths)],
+        documents.lengths[chosen],
+        {int(places[i]): found for i, found in documents.special.items() if chosen[i]},
+    )
 
 
 def _text_of(row: Row, domain: DomainSource, place: str, number: int) -> str:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, resolve, unreadable
+from drpruning.data.remote import RemoteFile
+from drpruning.data.sources import DomainSource, Source, locate, unreadable
+from drpruning.data.text_files import TextFile, TextFiles
 
 _END_BYTES = 1 << 16
 _MIDDLE_BYTES = 1 << 14
 _MIDDLE_PIECES = 8
+_TRAINED = "trained"
 
 Identity = dict[str, Any]
 
 
 def identify(
-    domains: Sequence[DomainSource], *, tokenizer_digest: str, settings: dict[str, int]
+    domains: Sequence[DomainSource], *, tokenizer_digest: str, settings: dict[str, Any]
 ) -> Identity:
     """Collect everything that decides the prepared blocks, as plain JSON values.
 
@@ -65,7 +68,9 @@ def identity_differences(
             found.append(f"domain {name} (new)")
         else:
             keys = [key for key in new[name] if old[name].get(key) != new[name][key]]
-            found += [f"the {part.format(key)} of domain {name}" for key in keys]
+            found += [f"the {part.format(key)} of domain {name}" for key in keys if key != _TRAINED]
+            if old[name].get(_TRAINED, True) != new[name].get(_TRAINED, True):
+                found.append(f"whether domain {name} is trained on (share above 0)")
     return found
 
 
@@ -92,17 +97,21 @@ def _domain_identity(domain: DomainSource) -> Identity:
     label = f"data.domains.{domain.name}"
     validation = None
     if domain.validation is not None:
-        validation = _source_identity(resolve(domain, validation=True), f"{label}.validation")
-    return {
+        validation = _source_identity(locate(domain, validation=True), f"{label}.validation")
+    # Named only where it is false, so that data prepared before it was known stay what they are.
+    use: Identity = {} if domain.trained else {_TRAINED: False}
+    if domain.in_order:
+        use["order"] = "as given"
+    return use | {
         "text_field": domain.text_field,
         "where": dict(domain.where),
-        "source": _source_identity(resolve(domain), f"{label}.source"),
+        "source": _source_identity(locate(domain), f"{label}.{domain.source_field}"),
         "validation": validation,
     }
 
 
-def _source_identity(source: LocalFiles | HubDataset, label: str) -> Any:
-    if isinstance(source, LocalFiles):
+def _source_identity(source: Source, label: str) -> Any:
+    if isinstance(source, TextFiles):
         return [_file_identity(file, label) for file in source.files]
     identity: dict[str, Any] = {
         "dataset": source.name,
@@ -115,12 +124,15 @@ def _source_identity(source: LocalFiles | HubDataset, label: str) -> Any:
     return identity
 
 
-def _file_identity(file: Path, label: str) -> dict[str, Any]:
-    """Name, size and a digest of samples.
+def _file_identity(file: TextFile, label: str) -> dict[str, Any]:
+    """Name, size and a digest of samples, or of what a server says of the file's version.
 
     Raises:
         BadInput: the file cannot be read.
     """
+    if isinstance(file, RemoteFile):
+        version = hashlib.blake2b(str(file.version).encode(), digest_size=16).hexdigest()
+        return {"file": file.name, "bytes": file.size, "version": version}
     try:
         return _sampled(file)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Which documents are for validation and which for training, and both as blocks on disk."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,15 @@ class DomainDocuments:
         name: of the domain.
         source: the documents of its source.
         validation: those of its validation source; None holds documents of `source` out.
+        trained: whether the rest of `source` is for training; otherwise it is left out.
+        in_order: whether all of `source` is for validation, in its order.
     """
 
     name: str
     source: Documents
     validation: Documents | None
+    trained: bool = True
+    in_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def split_domains(
     validation_texts = np.unique(np.concatenate(hashes))
     splits = []
     for domain, places, own_texts in zip(domains, chosen, hashes, strict=True):
-        kept = ~np.isin(domain.source.hashes, validation_texts)
+        kept = ~np.isin(domain.source.hashes, validation_texts) & domain.trained
         counts = _counts(domain, places, kept, own_texts, validation_blocks, sequence_length)
         splits.append(DomainSplit(domain, places, kept, counts, sequence_length))
     return splits
@@ -112,16 +117,23 @@ class TooLittleText(BadInput):
 def _validation(domain: DomainDocuments, blocks: int, length: int) -> Indices:
     """The documents for validation, by their place among the validation documents."""
     label = f"data.domains.{domain.name}"
-    if domain.validation is not None:
-        if domain.validation.total < length:
+    if (given := domain.source if domain.in_order else domain.validation) is not None:
+        if given.total < length:
             raise TooLittleText(
                 domain.name,
                 f"{label}.validation: its text does not fill one block of {length} tokens; give "
                 "it more text or lower data.sequence_length",
             )
-        return np.arange(len(domain.validation.lengths))
-    chosen = _hold_out(domain.source, blocks * length)
+        return np.arange(len(given.lengths))
+    at_most = _HELD_OUT_AT_MOST if domain.trained else 1.0
+    chosen = _hold_out(domain.source, blocks * length, at_most)
     if int(domain.source.lengths[chosen].sum()) < length:
+        if not domain.trained:
+            raise TooLittleText(
+                domain.name,
+                f"{label}: its text does not fill one validation block of {length} tokens; give it "
+                "more text or lower data.sequence_length",
+            )
         raise TooLittleText(
             domain.name,
             f"{label}: no complete documents within a tenth of its {domain.source.total} tokens "
@@ -132,12 +144,12 @@ def _validation(domain: DomainDocuments, blocks: int, length: int) -> Indices:
     return chosen
 
 
-def _hold_out(documents: Documents, wanted: int) -> Indices:
+def _hold_out(documents: Documents, wanted: int, at_most: float) -> Indices:
     """Complete documents for validation, in the order of their hashes; of equal texts the first.
 
     The choice depends on texts and seed, not on how the documents are spread over files.
     """
-    budget = int(_HELD_OUT_AT_MOST * documents.total)
+    budget = int(at_most * documents.total)
     shortest = int(documents.lengths.min())
     order = np.argsort(documents.hashes, kind="stable")
     repeated = np.zeros(len(order), dtype=bool)
@@ -165,9 +177,9 @@ def _counts(
     total = source.total + (0 if domain.validation is None else domain.validation.total)
     left = int(source.lengths[kept].sum())
     in_own = int(np.isin(source.hashes, own_texts).sum())
-    in_others = len(kept) - int(kept.sum()) - in_own
+    in_others = len(kept) - int(kept.sum()) - in_own if domain.trained else 0
     train_blocks = left // length
-    if not train_blocks:
+    if domain.trained and not train_blocks:
         where = "any domain's" if in_others else "its"
         raise TooLittleText(
             domain.name,
@@ -176,6 +188,9 @@ def _counts(
             "more text or lower data.sequence_length",
         )
     blocks = min(int(validation.lengths[chosen].sum()) // length, validation_blocks)
+    special = Counter(source.special)
+    if domain.validation is not None:
+        special.update(domain.validation.special)
     return DomainCounts(
         documents=len(source.lengths),
         tokens=total,
@@ -186,6 +201,7 @@ def _counts(
         train_blocks=train_blocks,
         validation_blocks=blocks,
         dropped_tokens=total - (train_blocks + blocks) * length,
+        special_tokens=dict(special.most_common()),
     )
 
 

@@ -1,5 +1,6 @@
 """Text -> tokenized blocks on disk: each source is read once; an interruption costs one domain."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -23,6 +24,7 @@ from drpruning.data.blocks import (
     read_manifest,
     write_manifest,
 )
+from drpruning.data.document_format import DocumentFormat
 from drpruning.data.documents import Documents, DomainWriter, collect
 from drpruning.data.fingerprint import (
     Identity,
@@ -33,8 +35,17 @@ from drpruning.data.fingerprint import (
 )
 from drpruning.data.packing import DomainDocuments, DomainSplit, TooLittleText, split_domains
 from drpruning.data.readers import RowReader
-from drpruning.data.sources import DomainSource, HubDataset, LocalFiles, check_sources, resolve
+from drpruning.data.remote import without_secrets
+from drpruning.data.sources import (
+    DomainSource,
+    Source,
+    check_sources,
+    locate,
+    skipped_lines,
+)
 from drpruning.data.tokenization import DocumentTokenizer
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 CACHE_FOLDER = ".cache"
@@ -49,51 +60,50 @@ def prepare(
     sequence_length: int,
     validation_blocks: int,
     folder: Path | str,
+    document_format: DocumentFormat | None = None,
     seed: int = 0,
     workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> PreparedData:
     """Tokenize every domain and pack it into blocks of `sequence_length` tokens.
 
-    Documents end with the tokenizer's EOS token and follow one another without padding; only what
-    fills no block at the end is dropped. Documents without text are left out. Text that is in the
-    validation set of any domain is in the train blocks of none.
+    Documents begin and end with the tokenizer's markers, as `document_format` says, and follow one
+    another without padding; only what fills no block at the end is dropped. Documents without text
+    are left out. Text that is in the validation set of any domain is in the train blocks of none.
 
-    Existing data with the same fingerprint is not prepared again. What was interrupted or refused
-    resumes with the domains that were not tokenized; what was refused before the first leaves
-    nothing behind. A source shared by several domains is read once.
+    Data with the same fingerprint are not prepared again. What was interrupted or refused resumes
+    with the domains that were not tokenized. A source shared by several domains is read once.
 
     Args:
         domains: what to read.
         tokenizer: folder or Hub name.
         vocab_size: rows of the model's embedding, None where no model is at hand.
         sequence_length: tokens per block, at least 2.
-        validation_blocks: per domain, at least 1. Without a validation source whole documents are
-            held out, in an order given by `seed` and their text, up to a tenth of the tokens.
+        validation_blocks: per domain, at least 1. Without a validation source documents are held
+            out, in an order given by `seed` and their text, up to a tenth of the tokens.
         folder: for the result; made where it does not exist.
+        document_format: what documents begin and end with, and what special tokens in them are.
         seed: of the choice of held-out documents.
         workers: processes for tokenization; default: one per processor.
         on_progress: called with the domain, the bytes (or rows of a dataset) done, and their total.
 
-    Returns:
-        The prepared data.
-
     Raises:
         BadInput: an argument or a source cannot work, or another process prepares in the folder.
     """
-    check_sources(domains)
+    check_sources(domains, remote=True)
     check_prepared_folder(Path(folder))
-    _check_least("data.sequence_length", sequence_length, 2)
-    _check_least("data.validation_blocks", validation_blocks, 1)
+    wanted = document_format or DocumentFormat()
     job = _Preparation(
         folder=Path(folder),
-        tokenizer=DocumentTokenizer.load(tokenizer, vocab_size),
+        tokenizer=DocumentTokenizer.load(tokenizer, vocab_size, wanted),
+        document_format=wanted,
         sequence_length=sequence_length,
         validation_blocks=validation_blocks,
         seed=seed,
         workers=workers or _processors(),
         on_progress=on_progress or (lambda _name, _done, _total: None),
     )
+    job.check_sizes()
     missing = missing_folders(job.folder)
     try:
         with job.alone():
@@ -101,11 +111,6 @@ def prepare(
     finally:
         remove_empty(missing)
     return PreparedData.open(job.folder)
-
-
-def _check_least(field: str, value: int, least: int) -> None:
-    if value < least:
-        raise BadInput(f"{field} must be at least {least}, got {value}")
 
 
 def check_prepared_folder(folder: Path) -> None:
@@ -143,11 +148,18 @@ class _Preparation:
 
     folder: Path
     tokenizer: DocumentTokenizer
+    document_format: DocumentFormat
     sequence_length: int
     validation_blocks: int
     seed: int
     workers: int
     on_progress: Progress
+
+    def check_sizes(self) -> None:
+        """Refuse blocks that are too short to train on, or no validation blocks."""
+        for field, least in (("sequence_length", 2), ("validation_blocks", 1)):
+            if (value := getattr(self, field)) < least:
+                raise BadInput(f"data.{field} must be at least {least}, got {value}")
 
     @property
     def cache(self) -> Path:
@@ -190,6 +202,8 @@ class _Preparation:
     def tokenize(self, domains: Sequence[DomainSource], manifest: dict[str, Any]) -> None:
         """Tokenize into the cache the domains that are not in the manifest yet."""
         tokenized = manifest["tokenized"]
+        for line in skipped_lines(domains, remote=True):
+            logger.warning("%s", line)
         for source, group in _grouped([d for d in domains if d.name not in tokenized]):
             train = self._collect(source, group, validation=False)
             validation: dict[str, Documents] = {}
@@ -199,7 +213,7 @@ class _Preparation:
             for domain in group:
                 check_unchanged(domain, manifest["identity"]["domains"][domain.name])
                 name = domain.name  # too little text is refused now, not after the last domain
-                self._split([DomainDocuments(name, train[name], validation.get(name))])
+                self._split([_documents(domain, train[name], validation.get(name))])
             for name, documents in train.items():
                 tokenized[name] = {"source": documents.counts()}
             for name, documents in validation.items():
@@ -209,7 +223,7 @@ class _Preparation:
     def pack(self, domains: Sequence[DomainSource], manifest: dict[str, Any]) -> None:
         """Write the blocks of the domains that are tokenized and not finished."""
         try:
-            splits = self._split([self._tokenized(domain.name, manifest) for domain in domains])
+            splits = self._split([self._tokenized(domain, manifest) for domain in domains])
         except TooLittleText as error:
             del manifest["tokenized"][error.domain]
             write_manifest(self.folder, manifest)
@@ -235,6 +249,7 @@ class _Preparation:
                 "sequence_length": self.sequence_length,
                 "validation_blocks": self.validation_blocks,
                 "seed": self.seed,
+                **self.tokenizer.settings,
             },
         )
         fingerprint = fingerprint_of(identity)
@@ -246,16 +261,23 @@ class _Preparation:
         done = found["tokenized"] if found else {}
         if found and found["identity"]["settings"] != identity["settings"]:
             # The settings say where to stop reading a validation source, and nothing of the rest.
-            done = {name: parts for name, parts in done.items() if "validation" not in parts}
+            known = identity["domains"]
+            done = {
+                name: parts
+                for name, parts in done.items()
+                if "validation" not in parts and "order" not in known[name]
+            }
         manifest = {
             "version": MANIFEST_VERSION,
             "fingerprint": fingerprint,
             "tokenizer": self.tokenizer.name,
-            "eos_id": self.tokenizer.eos_id,
+            "document_format": asdict(self.document_format),
+            "bos_id": self.tokenizer.settings["bos_id"],
+            "eos_id": self.tokenizer.settings["eos_id"],
             "sequence_length": self.sequence_length,
             "dtype": self.tokenizer.dtype.name,
             "identity": identity,
-            "places": {d.name: {"source": d.source, "validation": d.validation} for d in domains},
+            "places": {domain.name: _places(domain) for domain in domains},
             "tokenized": done,
             "domains": {},
         }
@@ -267,8 +289,9 @@ class _Preparation:
             domains, sequence_length=self.sequence_length, validation_blocks=self.validation_blocks
         )
 
-    def _tokenized(self, name: str, manifest: dict[str, Any]) -> DomainDocuments:
+    def _tokenized(self, domain: DomainSource, manifest: dict[str, Any]) -> DomainDocuments:
         """Open the documents of a domain in the cache."""
+        name = domain.name
         parts = {}
         for part, counts in manifest["tokenized"][name].items():
             file = self._file(name, part)
@@ -281,7 +304,7 @@ class _Preparation:
                     f"the unfinished data in {self.folder} is damaged ({error}); delete "
                     f"{self.folder} and prepare again"
                 ) from error
-        return DomainDocuments(name, parts["source"], parts.get("validation"))
+        return _documents(domain, parts["source"], parts.get("validation"))
 
     def _file(self, name: str, part: str) -> Path:
         return self.cache / name / part
@@ -295,15 +318,20 @@ class _Preparation:
 
     def _collect(
         self,
-        source: LocalFiles | HubDataset,
+        source: Source,
         domains: Sequence[DomainSource],
         *,
         validation: bool,
     ) -> dict[str, Documents]:
         part = "validation" if validation else "source"
-        limit = self.validation_blocks * self.sequence_length if validation else None
+        limit = self.validation_blocks * self.sequence_length
         collectors = [
-            DomainWriter(domain, self._file(domain.name, part), limit) for domain in domains
+            DomainWriter(
+                domain,
+                self._file(domain.name, part),
+                limit if validation or domain.in_order else None,
+            )
+            for domain in domains
         ]
         for collector in collectors:
             collector.file.parent.mkdir(parents=True, exist_ok=True)
@@ -331,13 +359,25 @@ class _Preparation:
         }
 
 
+def _places(domain: DomainSource) -> dict[str, str | None]:
+    """The source and validation of a domain as they were named, but for passwords."""
+    named = {"source": domain.source, "validation": domain.validation}
+    return {part: None if name is None else without_secrets(name) for part, name in named.items()}
+
+
+def _documents(
+    domain: DomainSource, source: Documents, validation: Documents | None
+) -> DomainDocuments:
+    return DomainDocuments(domain.name, source, validation, domain.trained, domain.in_order)
+
+
 def _grouped(
     domains: Sequence[DomainSource], *, validation: bool = False
-) -> list[tuple[LocalFiles | HubDataset, list[DomainSource]]]:
+) -> list[tuple[Source, list[DomainSource]]]:
     """Domains by source and text field, so that each source is read once."""
-    groups: dict[tuple[LocalFiles | HubDataset, str], list[DomainSource]] = {}
+    groups: dict[tuple[Source, str], list[DomainSource]] = {}
     for domain in domains:
-        key = (resolve(domain, validation=validation), domain.text_field)
+        key = (locate(domain, validation=validation), domain.text_field)
         groups.setdefault(key, []).append(domain)
     return [(source, group) for (source, _), group in groups.items()]
 
@@ -347,13 +387,17 @@ def _processors() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+_OF_DOCUMENTS = ("seed", "special_tokens", "bos_id", "eos_id")
+"""Settings that the tokenized documents depend on; the others only decide how they are packed."""
+
+
 def _can_resume(manifest: dict[str, Any], current: Identity) -> bool:
     """Whether nothing that is done differs from what is asked for, and more can be added to it."""
     saved, tokenized = manifest["identity"], manifest["tokenized"]
     return not tokenized or (
         not manifest["domains"]
         and saved["tokenizer"] == current["tokenizer"]
-        and saved["settings"].get("seed") == current["settings"]["seed"]
+        and all(saved["settings"].get(key) == current["settings"][key] for key in _OF_DOCUMENTS)
         and all(saved["domains"][name] == current["domains"].get(name) for name in tokenized)
     )
 

@@ -1,56 +1,20 @@
-"""The rows of a source, read one after the other, and how long a document may be."""
+"""The rows of a source, read one after the other."""
 
-import gzip
-import io
-import itertools
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from drpruning.common.errors import LONGEST_SHOWN, BadInput
-from drpruning.common.files import parse_json
 from drpruning.data.columns import ColumnError, path_of, rows_of
 from drpruning.data.columns import Path as ColumnPath
-from drpruning.data.sources import HubDataset, LocalFiles, unreadable
+from drpruning.data.formats import Located, Row, WindowTooLarge, rows_in
+from drpruning.data.remote import RemoteFile
+from drpruning.data.sources import HubDataset, Source, unreadable
+from drpruning.data.text_files import PARQUET, FileKind, TextFile, TextFiles, kind_of
 
 _ROWS_AT_ONCE = 1000
 _NAMES_SHOWN = 20
-MEMORY_PER_BYTE = 12  # 6 to 9 were measured: as read, decoded, encoded, in Arrow, as ids
-_BOM = b"\xef\xbb\xbf"
-_LARGEST_WINDOW = 1 << 31  # the most that zstd itself has (`--long=31`); only what is used is taken
-_MEMORY = Path("/proc/meminfo")
-_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that are free on this machine, at most what a container may use.
-
-    Returns:
-        None where the system does not say.
-    """
-    found = [int(text) for file in _LIMITS if (text := _read(file).strip()).isdecimal()]
-    for line in _read(_MEMORY).splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    return min(found, default=None)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="ascii")
-    except OSError:
-        return ""
-
-
-Row = Mapping[str, Any]
-Located = tuple[str, int, Row]
-"""What a row came from, its number there (counted from 1) and the row."""
 
 
 class RowReader:
@@ -60,13 +24,11 @@ class RowReader:
         total: bytes of the files, or rows of the dataset.
     """
 
-    def __init__(
-        self, source: LocalFiles | HubDataset, text_field: str, others: Iterable[str], label: str
-    ) -> None:
+    def __init__(self, source: Source, text_field: str, others: Iterable[str], label: str) -> None:
         """Open a source.
 
         Args:
-            source: from `sources.resolve`.
+            source: from `sources.locate`.
             text_field: dotted name of the field with the text; a .txt file is a row of it alone.
             others: further fields that will be looked up; of columnar files no others are read.
             label: the recipe field to name in errors.
@@ -78,8 +40,8 @@ class RowReader:
         self._read_before = 0
         self._raw: IO[bytes] | None = None
         self._dataset: Any = None
-        if isinstance(source, LocalFiles):
-            self.total = sum(_size(file, label) for file in source.files)
+        if isinstance(source, TextFiles):
+            self.total = sum(size_of(file, label) or 0 for file in source.files)
         else:
             self._dataset = load_dataset(source, label)
             self.total = len(self._dataset)
@@ -96,23 +58,18 @@ class RowReader:
             for file in self._source.files:
                 yield from self._file_rows(file)
 
-    def _file_rows(self, file: Path) -> Iterator[Located]:
-        size = 0
+    def _file_rows(self, file: TextFile) -> Iterator[Located]:
+        size = size_of(file, self._label)
+        if size == 0:
+            return
+        kind = kind_of(file.name) or FileKind(".jsonl")
         try:
-            with file.open("rb") as raw:
-                size = os.fstat(raw.fileno()).st_size
+            with open_file(file) as raw:
                 self._raw = raw
-                if not size:
-                    return
-                if file.name.endswith(".parquet"):
+                if kind.format == PARQUET:
                     yield from self._parquet_rows(file, raw)
-                elif file.name.endswith(".txt"):
-                    limit = longest_document()
-                    if limit is not None and size > limit:
-                        raise too_long(str(file), limit)
-                    yield str(file), 1, {self._text_field: _decoded(raw.read(), str(file))}
                 else:
-                    yield from _json_rows(file, raw)
+                    yield from rows_in(kind, raw, str(file), self._text_field)
         except WindowTooLarge as error:
             raise BadInput(
                 f"{self._label}: {file} cannot be decompressed here: {error}; compress it again "
@@ -124,11 +81,15 @@ class RowReader:
             raise BadInput(
                 f"{self._label}: {file} cannot be read: {error}; put a complete file in its place"
             ) from error
+        except Exception as error:
+            if isinstance(error, BadInput) or not isinstance(file, RemoteFile):
+                raise
+            raise unreadable(self._label, file, error) from None  # each has errors of its own
         finally:
             self._raw = None
-            self._read_before += size
+            self._read_before += size or 0
 
-    def _parquet_rows(self, file: Path, raw: IO[bytes]) -> Iterator[Located]:
+    def _parquet_rows(self, file: TextFile, raw: IO[bytes]) -> Iterator[Located]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -191,7 +152,19 @@ class RowReader:
         return {field: path for field, path in found.items() if path is not None}
 
 
-def _size(file: Path, label: str) -> int:
+def open_file(file: TextFile) -> IO[bytes]:
+    """Open a file, wherever it is, to read its bytes."""
+    return file.open() if isinstance(file, RemoteFile) else file.open("rb")
+
+
+def size_of(file: TextFile, label: str) -> int | None:
+    """Bytes of a file, None where a server does not say.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    if isinstance(file, RemoteFile):
+        return file.size
     try:
         return file.stat().st_size
     except OSError as error:
@@ -248,108 +221,4 @@ def load_dataset(source: HubDataset, label: str) -> Any:
         raise BadInput(
             f"{label}: {source.folder or source.name} {where} a Hugging Face dataset (config "
             f"{source.config}, split {source.split}): {reason}"
-        ) from error
-
-
-def _json_rows(file: Path, raw: IO[bytes]) -> Iterator[Located]:
-    name = str(file)
-    stream, limit = uncompressed(file, raw), longest_document()
-    for number in itertools.count(1):
-        line = stream.readline(-1 if limit is None else limit + 1)
-        if not line:
-            return
-        if limit is not None and len(line) > limit:
-            raise too_long(f"{file}:{number}", limit)
-        text = _decoded(line, f"{file}:{number}")
-        del line  # a document may be long
-        if text.isspace():
-            continue
-        try:
-            row = parse_json(text)
-        except ValueError as error:
-            reason = getattr(error, "msg", error)
-            raise BadInput(
-                f"{file}:{number}: not valid JSON: {reason}; write one object a line"
-            ) from error
-        if not isinstance(row, dict):
-            raise BadInput(f"{file}:{number}: each line must be a JSON object, this one is not")
-        del text
-        yield name, number, row
-
-
-def longest_document() -> int | None:
-    """Bytes of a document that can be tokenized in the memory that is free; None: not known."""
-    free = free_memory()
-    return None if free is None else free // MEMORY_PER_BYTE
-
-
-def too_long(place: str, limit: int) -> BadInput:
-    """The error for a document that is longer than the memory allows."""
-    return BadInput(
-        f"{place}: a document of more than {limit:,} bytes is too long for the memory that is "
-        "free here; split it into several"
-    )
-
-
-def uncompressed(file: Path, raw: IO[bytes]) -> IO[bytes]:
-    """Decompress a file according to the ending of its name."""
-    if file.name.endswith(".gz"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
-    if file.name.endswith(".zst"):
-        return io.BufferedReader(_ZstdStream(raw), 1 << 20)
-    return raw
-
-
-_TOO_MUCH = ("too much memory", "not enough memory")
-
-
-class WindowTooLarge(Exception):  # noqa: N818 - says what is wrong with the file
-    """A zstandard file refers further back than memory or the library allows."""
-
-
-class _ZstdStream(io.RawIOBase):
-    """Reads any number of zstandard frames, and notices when the last one is cut off."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self._frame: Any = None
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            compressed = (self._frame and self._frame.unused_data) or self._raw.read(1 << 18)
-            if not compressed:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("the compressed file ends in the middle of a frame")
-                return 0
-            self._ready = memoryview(self._decompress(compressed))
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _decompress(self, compressed: bytes) -> bytes:
-        import zstandard
-
-        if self._frame is None or self._frame.eof:
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
-            self._frame = decompressor.decompressobj()
-        try:
-            data: bytes = self._frame.decompress(compressed)
-        except zstandard.ZstdError as error:
-            if any(words in str(error) for words in _TOO_MUCH):
-                raise WindowTooLarge(str(error)) from error
-            raise EOFError(f"not valid zstandard data ({error})") from error
-        return data
-
-
-def _decoded(data: bytes, place: str) -> str:
-    try:
-        return data.removeprefix(_BOM).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{place}: not valid UTF-8 at byte {error.start}; convert the file to UTF-8"
         ) from error

@@ -4,15 +4,34 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import FOLDER_NAME, HUB_NAME
+from drpruning.data.remote import (
+    RemoteFile,
+    RemoteText,
+    check_address,
+    is_address,
+    list_files,
+    unreachable,
+    without_secrets,
+)
+from drpruning.data.text_files import (
+    READABLE,
+    TextFile,
+    TextFiles,
+    describe_skipped,
+    kind_of,
+    reason_to_skip,
+    search_folder,
+    search_pattern,
+)
 
-EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 _SAVED_DATASET = ("dataset_dict.json", "state.json")  # what datasets' save_to_disk leaves
 _SPECIAL: dict[str, Callable[[int], bool]] = {
     "pipe": stat.S_ISFIFO,
@@ -27,9 +46,10 @@ class DomainSource:
 
     Attributes:
         name: of the domain; also of its folder, so letters, digits, `_`, `-` and `.` only.
-        source: path or glob of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, a folder of
-            these (with its subfolders), a folder written by `Dataset.save_to_disk`, or the name of
-            a Hugging Face dataset. A .txt file is one document.
+        source: path or glob of .jsonl, .json, .csv, .tsv, .txt (also .gz or .zst) or .parquet
+            files, a folder of these (with its subfolders), the same at an address that fsspec
+            knows (s3://...), a folder written by `Dataset.save_to_disk`, or the name of a Hugging
+            Face dataset. A .txt file is one document.
         text_field: where the text is in a row; dots lead into nested rows.
         where: keep the rows whose field (dots as above) equals the value, or is one of the values
             where a list is given.
@@ -38,6 +58,9 @@ class DomainSource:
         split: of a Hugging Face dataset.
         validation_split: of a Hugging Face dataset named in `validation`.
         config: configuration ("subset") of a Hugging Face dataset.
+        trained: whether there are to be train blocks; if not, all of `source` is for validation.
+        source_field: the recipe's field that `source` is from: `validation` where nothing is to be
+            trained on and there is one; its text is then taken in its order, as it else is.
     """
 
     name: str
@@ -48,23 +71,31 @@ class DomainSource:
     split: str = "train"
     validation_split: str = "validation"
     config: str | None = None
+    trained: bool = True
+    source_field: Literal["source", "validation"] = "source"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether `source` is taken in its order, as far as there are blocks to fill."""
+        return self.source_field == "validation"
 
     # Looked for once per object: `dataclasses.replace` gives one that looks again.
 
     @cached_property
-    def _text(self) -> "LocalFiles | HubDataset":
+    def _text(self) -> "NamedSource":
         return _resolve(self, validation=False)
 
     @cached_property
-    def _validation_text(self) -> "LocalFiles | HubDataset":
+    def _validation_text(self) -> "NamedSource":
         return _resolve(self, validation=True)
 
+    @cached_property
+    def _located(self) -> "Source":
+        return _locate(self, validation=False)
 
-@dataclass(frozen=True)
-class LocalFiles:
-    """A source of files on this machine, in the order in which they are read."""
-
-    files: tuple[Path, ...]
+    @cached_property
+    def _located_validation(self) -> "Source":
+        return _locate(self, validation=True)
 
 
 @dataclass(frozen=True)
@@ -77,14 +108,19 @@ class HubDataset:
     folder: Path | None = None
 
 
-_Part = Path | HubDataset
+Source = TextFiles | HubDataset
+"""A source that can be read."""
+NamedSource = Source | RemoteText
+"""What is known of a source without a network."""
+_Part = Path | RemoteFile | HubDataset | RemoteText
 _Where = tuple[str, ...]
 
 
-def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | HubDataset:
+def resolve(domain: DomainSource, *, validation: bool = False) -> NamedSource:
     """The files or the dataset that a domain's source (or validation source) names.
 
-    They are looked for at the first call, and what was found then holds for this object.
+    They are looked for at the first call, and what was found then holds for this object. No network
+    is used: an address comes back as it is.
 
     Raises:
         BadInput: a path, glob or folder that holds nothing readable, an unknown extension, or what
@@ -93,13 +129,51 @@ def resolve(domain: DomainSource, *, validation: bool = False) -> LocalFiles | H
     return domain._validation_text if validation else domain._text
 
 
-def _resolve(domain: DomainSource, *, validation: bool) -> LocalFiles | HubDataset:
-    label = f"data.domains.{domain.name}.{'validation' if validation else 'source'}"
+def locate(domain: DomainSource, *, validation: bool = False) -> Source:
+    """The files or the dataset that a domain's source names, also where they are at an address.
+
+    Raises:
+        BadInput: see `resolve`; or an address that cannot be reached.
+    """
+    return domain._located_validation if validation else domain._located
+
+
+def _label(domain: DomainSource, *, validation: bool) -> str:
+    return f"data.domains.{domain.name}.{'validation' if validation else domain.source_field}"
+
+
+def _locate(domain: DomainSource, *, validation: bool) -> Source:
+    source = resolve(domain, validation=validation)
+    if not isinstance(source, RemoteText):
+        return source
+    label = _label(domain, validation=validation)
+    files, folder = list_files(source.address, label)
+    if folder is not None:
+        reasons = {file: reason_to_skip(file.path.removeprefix(folder)) for file in files}
+        skipped = [(file.path.removeprefix(folder), why) for file, why in reasons.items() if why]
+        files = [file for file, why in reasons.items() if why is None]
+    else:
+        skipped = []
+    for file in files:
+        if kind_of(file.name) is None:
+            raise BadInput(f"{label}: {file} is not a {READABLE} file")
+    if not files:
+        raise BadInput(f"{label}: {source} has no {READABLE} file")
+    if not any(file.size != 0 for file in files):
+        raise BadInput(f"{label}: {source} is empty")
+    return TextFiles(tuple(files), tuple(skipped))
+
+
+def _resolve(domain: DomainSource, *, validation: bool) -> NamedSource:
+    label = _label(domain, validation=validation)
     source = domain.validation if validation else domain.source
     split = domain.validation_split if validation else domain.split
     if not source:
         raise BadInput(f"{label} is empty: name a file, a folder or a Hugging Face dataset")
-    path = Path(source)
+    if is_address(source):
+        check_address(source, label)
+        return RemoteText(source)
+    path = Path(source.removeprefix("file://"))
     try:
         if path.is_dir() and any((path / marker).is_file() for marker in _SAVED_DATASET):
             return HubDataset(path.name, domain.config, split, folder=path)
@@ -108,46 +182,31 @@ def _resolve(domain: DomainSource, *, validation: bool) -> LocalFiles | HubDatas
             return HubDataset(source, domain.config, split)
         if found is None:
             raise BadInput(f"{label}: {source} does not exist")
-        for file in found:
-            _check_file(file, label)
-        if not any(file.stat().st_size for file in found):
+        for file in found.files:
+            _check_file(Path(str(file)), label)
+        if not any(Path(str(file)).stat().st_size for file in found.files):
             raise BadInput(f"{label}: {source} is empty")
     except OSError as error:  # from a folder on the way that may not be searched, for example
         raise unreadable(label, error.filename or path, error) from error
-    return LocalFiles(tuple(found))
-
-
-def _found(path: Path, source: str, label: str) -> list[Path] | None:
-    """List what a path, glob or folder names, in the order of reading; None if nothing exists."""
-    if path.is_dir():
-        found = sorted(_below(path))
-        if not found:
-            raise BadInput(f"{label}: the folder {source} has no {_one_of(EXTENSIONS)} file")
-        return found
-    if path.is_symlink() or path.exists():
-        return [path]
-    if not glob.has_magic(source):
-        return None
-    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no "/"
-    found = sorted(match for match in map(Path, matches) if not match.is_dir())
-    if not found:
-        raise BadInput(f"{label}: no file matches {source}")
     return found
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """List the files with the name of a text file in a folder and below, but for hidden ones."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (
-            Path(place, name)
-            for name in names
-            if name.endswith(EXTENSIONS) and not name.startswith(".")
-        )
+def _found(path: Path, source: str, label: str) -> TextFiles | None:
+    """List what a path, glob or folder names, in the order of reading; None if nothing exists."""
+    if path.is_dir():
+        found = search_folder(path)
+        if not found.files:
+            others = f"; it has {describe_skipped(found.skipped)}" if found.skipped else ""
+            raise BadInput(f"{label}: the folder {source} has no {READABLE} file{others}")
+        return found
+    if path.is_symlink() or path.exists():
+        return TextFiles((path,))
+    if not glob.has_magic(source):
+        return None
+    found = search_pattern(path)
+    if not found.files:
+        raise BadInput(f"{label}: no file matches {source}")
+    return found
 
 
 def _check_file(file: Path, label: str) -> None:
@@ -162,14 +221,16 @@ def _check_file(file: Path, label: str) -> None:
                 f"{label}: {file} is a {kind}, which cannot be read more than once; write the text "
                 "to a file and name that"
             )
-    if not file.name.endswith(EXTENSIONS):
-        raise BadInput(f"{label}: {file} is not a {_one_of(EXTENSIONS)} file")
+    if kind_of(file.name) is None:
+        raise BadInput(f"{label}: {file} is not a {READABLE} file")
     if not os.access(file, os.R_OK):
         raise unreadable(label, file, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def unreadable(label: str, file: Path | str, error: OSError) -> BadInput:
+def unreadable(label: str, file: TextFile | str, error: Exception) -> BadInput:
     """Make the error for a file or folder that the system does not let us read."""
+    if isinstance(file, RemoteFile):
+        return unreachable(label, str(file), error)
     if isinstance(error, PermissionError):
         return BadInput(
             f"{label}: {file} cannot be read: permission denied; allow reading it, or name another"
@@ -178,19 +239,23 @@ def unreadable(label: str, file: Path | str, error: OSError) -> BadInput:
         return BadInput(
             f"{label}: {file} was removed while it was in use; put it back, or name another"
         )
-    reason = error.strerror or error
+    reason = getattr(error, "strerror", None) or error
     return BadInput(f"{label}: {file} cannot be read: {reason}; put a complete file in its place")
 
 
 def may_be_hub_name(source: str) -> bool:
     """Whether a source has the form of a dataset's name on the Hub."""
-    return bool(HUB_NAME.fullmatch(source)) and not source.endswith(EXTENSIONS)
+    return bool(HUB_NAME.fullmatch(source)) and kind_of(source) is None
 
 
-def check_sources(domains: Sequence[DomainSource]) -> None:
+def check_sources(domains: Sequence[DomainSource], *, remote: bool = False) -> None:
     """Refuse sources that cannot work, before anything is read.
 
     A name on the Hugging Face Hub is looked up only when the dataset is read.
+
+    Args:
+        domains: all of them.
+        remote: look for the files at addresses too, which needs a network.
 
     Raises:
         BadInput: no domains, an unusable or repeated name, a source that is missing, empty or of
@@ -215,9 +280,10 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
         seen.add(domain.name.lower())
         if not domain.text_field:
             raise BadInput(f"{label}.text_field is empty: name the field that holds the text")
-        train = _parts(resolve(domain))
+        find = locate if remote else resolve
+        train = _parts(find(domain))
         if domain.validation is not None:
-            validation = _parts(resolve(domain, validation=True))
+            validation = _parts(find(domain, validation=True))
             validators |= {(part, _frozen(domain.where)): domain.name for part in validation}
             if both := train & validation:
                 raise BadInput(
@@ -228,10 +294,11 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
             other = users.setdefault((part, _frozen(domain.where)), domain.name)
             if other != domain.name:
                 raise BadInput(
-                    f"{label}.source: {_shown(part)} is used by data.domains.{other} too, and "
-                    "`where` does not tell them apart"
+                    f"{label}.{domain.source_field}: {_shown(part)} is used by "
+                    f"data.domains.{other} too, and `where` does not tell them apart"
                 )
-    for part, where in users.keys() & validators.keys():
+    trained_on = {domain.name for domain in domains if domain.trained}
+    for part, where in (key for key in validators if users.get(key) in trained_on):
         trained, validated = users[part, where], validators[part, where]
         raise BadInput(
             f"data.domains.{validated}.validation: {_shown(part)} is the training text of "
@@ -240,19 +307,35 @@ def check_sources(domains: Sequence[DomainSource]) -> None:
         )
 
 
-def _parts(source: LocalFiles | HubDataset) -> set[_Part]:
-    if isinstance(source, LocalFiles):
-        return {f.resolve() for f in source.files}
+def _parts(source: NamedSource) -> set[_Part]:
+    if isinstance(source, TextFiles):
+        return {f.resolve() if isinstance(f, Path) else f for f in source.files}
     return {source}
 
 
 def _shown(part: _Part) -> str:
-    return str(part) if isinstance(part, Path) else f"{part.name} (split {part.split})"
+    return f"{part.name} (split {part.split})" if isinstance(part, HubDataset) else str(part)
+
+
+def skipped_lines(domains: Sequence[DomainSource], *, remote: bool = False) -> list[str]:
+    """One line for each source with files that are not read: how many, their names, and why.
+
+    Args:
+        domains: all of them.
+        remote: also of sources at addresses, which `locate` has found.
+    """
+    find, lines = (locate if remote else resolve), []
+    for domain in domains:
+        for validation in (False, True)[: 1 + (domain.validation is not None)]:
+            found = find(domain, validation=validation)
+            if isinstance(found, TextFiles) and found.skipped:
+                named = domain.validation if validation else domain.source
+                lines.append(
+                    f"{_label(domain, validation=validation)}: not read in "
+                    f"{without_secrets(named or '')}: {describe_skipped(found.skipped)}"
+                )
+    return lines
 
 
 def _frozen(where: Mapping[str, object]) -> _Where:
     return tuple(sorted(f"{key}={value!r}" for key, value in where.items()))
-
-
-def _one_of(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"

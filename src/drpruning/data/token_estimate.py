@@ -3,21 +3,27 @@
 import functools
 import io
 import json
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from drpruning.common.errors import BadInput
+from drpruning.common.files import split_revision
 from drpruning.data.columns import path_of, rows_of
-from drpruning.data.readers import lookup, uncompressed
-from drpruning.data.sources import EXTENSIONS, DomainSource, HubDataset, may_be_hub_name, resolve
+from drpruning.data.formats import JsonObjects, csv_rows, uncompressed
+from drpruning.data.readers import lookup
+from drpruning.data.sources import DomainSource, may_be_hub_name, resolve
+from drpruning.data.text_files import PARQUET, FileKind, TextFiles, kind_of
 
 _FILES = 8  # of one kind, evenly spread
 _PLACES = 16  # in all these files together
 _BYTES = 1 << 12  # at each place, and on to the end of a line
 _LONGEST_LINE = 1 << 24
 _LONGEST_TEXT = 1 << 13  # characters of one document that are tokenized
-_ROWS = 32  # of one row group
+_ROWS = 32  # of one row group, out of the first of them
+_ROWS_READ, _ROW_BYTES_READ = 512, 1 << 22  # how many these first ones are
 _HEAD = 1 << 18  # decompressed bytes for each place in a compressed file
 _CHUNK = 1 << 11  # compressed bytes that are read at once
 
@@ -44,23 +50,26 @@ def estimate_tokens(domain: DomainSource, tokenizer: str | Path | None = None) -
             sample says how long a token is.
 
     Returns:
-        None where a sample does not tell: for Hugging Face datasets, for rows chosen by `where`,
-        where the library that reads the files is not installed, and where no text is found.
+        None where a sample does not tell: for Hugging Face datasets, addresses, rows chosen by
+        `where`, where the library that reads them is not installed, and where no text is found.
 
     Raises:
         BadInput: the source does not exist or cannot be read; see `check_sources`.
     """
     source = resolve(domain)
-    if isinstance(source, HubDataset) or domain.where:
+    if not isinstance(source, TextFiles) or domain.where:
         return None
     count = _counter(tokenizer)
     total = 0.0
-    for kind in EXTENSIONS:
-        files = [file for file in source.files if file.name.endswith(kind)]
+    kinds: dict[FileKind | None, list[Path]] = {}
+    for file in source.files:
+        if isinstance(file, Path):
+            kinds.setdefault(kind_of(file.name), []).append(file)
+    for kind, files in kinds.items():
         some = _spread(files, _FILES)
-        found = [_sample(file, domain.text_field, _PLACES // len(some)) for file in some]
+        found = [_sample(file, kind, domain.text_field, _PLACES // len(some)) for file in some]
         sampled = sum(read for _, read in found)
-        if files and not sampled:
+        if not sampled:
             return None
         tokens = sum(_tokens(text, count) for texts, _ in found for text in texts)
         total += tokens * sum(file.stat().st_size for file in files) / max(sampled, 1)
@@ -83,7 +92,7 @@ def _tokens(text: str, count: Counter) -> float:
 
 def _counter(tokenizer: str | Path | None) -> Counter:
     """A function that counts the tokens of a text, or guesses their number by its script."""
-    file = None if tokenizer is None else _tokenizer_file(str(tokenizer))
+    file = None if tokenizer is None else local_tokenizer_file(str(tokenizer))
     if file is not None:
         try:
             loaded = _load(file, file.stat().st_mtime_ns)
@@ -99,14 +108,18 @@ def _by_script(text: str) -> float:
     return dense + (len(text) - dense - ascii_) / 2 + ascii_ / 4
 
 
-def _tokenizer_file(name: str) -> Path | None:
+def local_tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json of a folder or of a name in the local Hub cache, None without one."""
     file = Path(name) / "tokenizer.json"
     if file.is_file():
         return file
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(name, "tokenizer.json") if may_be_hub_name(name) else None
+        hub_name, revision = split_revision(name)
+        if not may_be_hub_name(hub_name):
+            return None
+        cached = try_to_load_from_cache(hub_name, "tokenizer.json", revision=revision)
     except Exception:  # not installed, or no name of a repository
         return None
     return Path(cached) if isinstance(cached, str) else None
@@ -122,16 +135,18 @@ def _load(file: Path, _modified: int) -> Any:
     return tokenizer
 
 
-def _sample(file: Path, text_field: str, places: int) -> Sample:
+def _sample(file: Path, kind: FileKind | None, text_field: str, places: int) -> Sample:
     """Texts from some places of a file; nothing where it cannot be read, which reading reports."""
     try:
         with file.open("rb") as raw:
             size = file.stat().st_size
-            if file.name.endswith(".parquet"):
+            if kind is None:
+                return [], 0
+            if kind.format == PARQUET:
                 return _parquet_sample(raw, size, text_field, places)
-            if file.name.endswith((".gz", ".zst")):
-                return _compressed_sample(file, raw, text_field, places)
-            if file.name.endswith(".txt"):
+            if kind.compression or kind.format in {".json", ".csv", ".tsv"}:
+                return _head_sample(kind, raw, text_field, places)
+            if kind.format == ".txt":
                 return _text_sample(raw, size, places)
             return _texts(_lines(raw, size, places), text_field)
     except Exception:  # libraries that are not installed, and all that can be wrong with a file
@@ -198,19 +213,43 @@ class _Chunks(io.RawIOBase):
         return self._raw.tell()
 
 
-def _compressed_sample(file: Path, raw: IO[bytes], text_field: str, places: int) -> Sample:
-    """Lines from the first part of a compressed file: it cannot be read from another place."""
-    stream: Any = uncompressed(file, cast("IO[bytes]", _Chunks(raw)))
+def _head_sample(kind: FileKind, raw: IO[bytes], text_field: str, places: int) -> Sample:
+    """Texts from the first part of a file: from another place it could not be made sense of."""
+    stream: Any = uncompressed(kind, cast("IO[bytes]", _Chunks(raw)))
+    read_some = getattr(stream, "read1", stream.read)
     data = bytearray()
     while len(data) < _HEAD * places or b"\n" not in data:
-        piece = stream.read1(_LONGEST_LINE)
+        piece = read_some(_LONGEST_LINE)
         data += piece
         if not piece or len(data) > _LONGEST_LINE:
             break
     used = raw.tell()
-    complete = data.rfind(b"\n") + 1 if piece else len(data)  # a cut line would not be a row
-    texts, read = _texts(_lines(io.BytesIO(data[:complete]), complete, places), text_field)
+    texts, read = _texts_at_head(kind, bytes(data), text_field, places, cut=bool(piece))
     return texts, read / max(len(data), 1) * used
+
+
+def _texts_at_head(
+    kind: FileKind, data: bytes, text_field: str, places: int, *, cut: bool
+) -> Sample:
+    """The texts in the first bytes of a file, and how many of these bytes they stand for."""
+    if kind.format == ".txt":
+        return [data.decode("utf-8", errors="ignore")], len(data)
+    if kind.format == ".jsonl":
+        end = data.rfind(b"\n") + 1 if cut else len(data)  # a cut line would not be a row
+        return _texts(_lines(io.BytesIO(data[:end]), end, places), text_field)
+    read = float(len(data))
+    rows: list[Any] = []
+    if kind.format == ".json":
+        objects = JsonObjects(io.BytesIO(data), "")
+        try:
+            rows += (row for _, _, row in objects.rows())
+        except BadInput:  # mostly of the last object, which is cut
+            read -= len(objects.remaining.encode())
+    else:  # of a cut row all is taken that there is
+        delimiter = "\t" if kind.format == ".tsv" else ","
+        rows += (row for _, _, row in csv_rows(io.BytesIO(data), "", delimiter, strict=False))
+    found = (lookup(row, text_field)[1] for row in rows)
+    return [text for text in found if isinstance(text, str)], read
 
 
 def _parquet_sample(raw: IO[bytes], size: int, text_field: str, places: int) -> Sample:
@@ -221,10 +260,14 @@ def _parquet_sample(raw: IO[bytes], size: int, text_field: str, places: int) -> 
     if path is None:
         return [], 0
     texts, rows = [], 0
+    choose = random.Random(0)  # noqa: S311 - not the first rows, nor every n-th: rows may alternate
     for group in _spread(range(table.num_row_groups), places):
-        columns = {text_field: path}
-        batches = table.iter_batches(_ROWS, row_groups=[group], columns=[".".join(path)])
-        found = [row[text_field] for row in rows_of(next(iter(batches)), columns)]
+        facts = table.metadata.row_group(group)
+        row_bytes = max(facts.total_byte_size // max(facts.num_rows, 1), 1)
+        count = max(_ROWS, min(_ROWS_READ, _ROW_BYTES_READ // row_bytes))
+        batches = table.iter_batches(count, row_groups=[group], columns=[".".join(path)])
+        found = [row[text_field] for row in rows_of(next(iter(batches)), {text_field: path})]
+        found = choose.sample(found, min(_ROWS, len(found)))
         rows += len(found)
         texts += [text for text in found if isinstance(text, str)]
     return texts, size * rows / table.metadata.num_rows

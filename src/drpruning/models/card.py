@@ -1,22 +1,21 @@
 """The model card, README.md, that is written with a model."""
 
 from collections.abc import Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from drpruning import __version__
+from drpruning.common.files import split_revision
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Recipe
-
-_SUMMARIES = {
-    "prune": "Cut out of {source} with learned masks; it has not been trained since the cut.",
-    "pretrain": "Continued pretraining of {origin}, with the data ratio steered by `{policy}`.",
-}
+from drpruning.recipe.yaml_io import dump_yaml
 
 
 def model_card(
     recipe: Recipe,
     shape: ModelShape,
     phase: Literal["prune", "pretrain"],
+    metadata: Mapping[str, Any],
     steps: Mapping[str, int],
 ) -> str:
     """Write the card of a run's model: Markdown with the front matter that the Hub reads.
@@ -25,13 +24,17 @@ def model_card(
         recipe: How the model was made.
         shape: Its shape.
         phase: The one that made it: `prune`, or `pretrain` for continued pretraining.
+        metadata: Fields for the front matter, see `drpruning.models.companions.card_metadata`.
         steps: Phase -> optimizer steps done; fewer than the recipe's where a phase has ended early.
     """
-    source = recipe.model.source
-    origin = f"a smaller model cut out of {source}" if recipe.prune else str(source)
-    summary = _SUMMARIES[phase].format(
-        source=source, origin=origin, policy=recipe.scheduling.policy
-    )
+    source = _label(recipe.model.reference, metadata)
+    origin = f"a smaller model cut out of {source}" if recipe.prune else source
+    if phase == "prune":
+        title = f"Cut out of {source} with learned masks"
+        summary = "It has not been trained since the cut."
+    else:
+        title = f"Continued pretraining of {origin}"
+        summary = f"The data ratio was steered by `{recipe.scheduling.policy}`."
     shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
     phases = "\n".join(
         f"- {name}: {steps[name]} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
@@ -46,27 +49,41 @@ Initial data ratio:
 | domain | share |
 |---|---|
 {shares}"""
-    return _card(str(source), summary, shape, details)
+    return _card(title, summary, shape, details, metadata)
 
 
-def cut_model_card(source: str, plan: PruningPlan) -> str:
+def cut_model_card(source: str, plan: PruningPlan, metadata: Mapping[str, Any]) -> str:
     """Write the card of a model that was cut by a plan alone.
 
     Args:
         source: The model that was cut.
         plan: What stayed.
+        metadata: Fields for the front matter, see `drpruning.models.companions.card_metadata`.
     """
-    summary = (
-        f"Cut out of {source} by a pruning plan, the weights as they were; it has not been trained "
-        "since the cut."
-    )
+    title = f"Cut out of {_label(source, metadata)} by a pruning plan"
+    summary = "Its weights are as they were; it has not been trained since the cut."
     layers = ", ".join(map(str, plan.layers))
     details = f"""Of {plan.source.num_layers} layers these stayed, counted from 0: {layers}.
 `plan.json` says what else stayed; `drprune show-plan` on this folder draws it."""
-    return _card(source, summary, plan.target, details)
+    return _card(title, summary, plan.target, details, metadata)
 
 
-def _card(source: str, summary: str, shape: ModelShape, details: str) -> str:
+def _label(source: str, metadata: Mapping[str, Any]) -> str:
+    """What the text calls the source: its name on the Hub, or else the name of its folder.
+
+    The folders above it are nobody's business but the author's.
+    """
+    known = metadata.get("base_model")
+    if split_revision(source)[0] != source:
+        name = source
+    else:
+        name = known if isinstance(known, str) else Path(source).resolve().name
+    return "`" + " ".join(name.replace("`", "'").split()) + "`"
+
+
+def _card(
+    title: str, summary: str, shape: ModelShape, details: str, metadata: Mapping[str, Any]
+) -> str:
     dimensions = [
         ("layers", shape.num_layers),
         ("hidden size", shape.hidden_size),
@@ -78,13 +95,12 @@ def _card(source: str, summary: str, shape: ModelShape, details: str) -> str:
         ("parameters", f"{shape.num_parameters():,}"),
     ]
     rows = "\n".join(f"| {name} | {value} |" for name, value in dimensions)
+    tags = {"tags": ["pruning", "drpruning"]}
+    front_matter = dump_yaml({"library_name": "transformers", **metadata, **tags})
     return f"""---
-library_name: transformers
-base_model: {source}
-tags: [pruning, drpruning]
----
+{front_matter}---
 
-# {summary.split(",", maxsplit=1)[0].rstrip(".")}
+# {title}
 
 {summary}
 

@@ -21,6 +21,12 @@ ACTIVATIONS = frozenset({
 """Transformers' activation functions, without those that have parameters of their own."""
 
 
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double")
+"""Names of torch's types that a model can be built in."""
+_FLAGS = ("is_encoder_decoder", "is_causal", "use_bidirectional_attention")
+"""Fields that decide whether the model is a causal one, which the text "no" must not."""
+
+
 class _Number(NamedTuple):
     """The numbers that a field can be.
 
@@ -107,7 +113,6 @@ _SCALINGS: Mapping[str, tuple[str, ...]] = {
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
-    "su": ("short_factor", "long_factor"),
 }
 """Type of rotary scaling -> the fields that it needs."""
 _SCALING_NUMBERS = {
@@ -156,6 +161,7 @@ def _refused(config: Mapping[str, Any], shape: ModelShape) -> _Refused:
         for name in ("rope_theta", "rotary_emb_base"):  # not used then
             numbers.pop(name, None)
     yield from _refused_numbers(config, numbers)
+    yield from _refused_words(config)
     activation = "hidden_activation" if family == "gemma2" else "hidden_act"
     value = config.get(activation, "silu")
     if not isinstance(value, str) or value not in ACTIVATIONS:
@@ -168,6 +174,15 @@ def _refused(config: Mapping[str, Any], shape: ModelShape) -> _Refused:
             yield name, "an object or null", parameters
     if not scalings:
         yield from _refused_rotation({}, config, shape)
+
+
+def _refused_words(config: Mapping[str, Any]) -> _Refused:
+    for name in ("dtype", "torch_dtype"):
+        if (dtype := config.get(name)) is not None and dtype not in _DTYPES:
+            yield name, f"one of {', '.join(_DTYPES)}", dtype
+    for name in _FLAGS:
+        if not isinstance(value := config.get(name), bool | None):
+            yield name, "true or false", value
 
 
 def _scalings(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -216,6 +231,10 @@ def _refused_scaling(
     name: str, parameters: Mapping[str, Any], config: Mapping[str, Any], shape: ModelShape
 ) -> _Refused:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "su":
+        place = "rope_type" if "rope_type" in parameters else "type"
+        yield f"{name}.{place}", "longrope, as Transformers calls this scaling now", kind
+        return
     if not isinstance(kind, str) or kind not in _SCALINGS:
         yield f"{name}.rope_type", f"one of {', '.join(_SCALINGS)}", kind
         return

@@ -4,10 +4,15 @@ Nothing is loaded and no code that comes with a model is run; see docs/security.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, read_json_object, unreadable
+from drpruning.common.files import (
+    HUB_NAME,
+    read_json_object,
+    split_revision,
+    unreadable,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,10 +31,12 @@ def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[st
         remedy: What to do where the Hub does not have it.
 
     Raises:
-        BadInput: There is no config.json, or it cannot be read or does not hold a JSON object.
+        BadInput: There is no config.json (where the files are of a known kind, the message says of
+            which), or it cannot be read or does not hold a JSON object.
     """
     path = Path(name) / "config.json"
     if not is_file(path, field):
+        _refuse_other_formats(Path(name), field, has_config=False)
         check_hub_name(name, field, "no folder with a config.json")
         path = _hub_config(name, field, remedy)
     return read_json_object(path, field, LARGEST_CONFIG)
@@ -63,7 +70,13 @@ def check_hub_name(name: str, field: str, lacking: str) -> None:
         BadInput: A file or folder has the name but is not what is needed, or no model on the Hub
             can have the name.
     """
-    if not HUB_NAME.fullmatch(name) or Path(name).exists():
+    hub_name, revision = split_revision(name)
+    if hub_name != name and Path(hub_name).exists():
+        raise BadInput(
+            f"{field}: {hub_name} is on this machine, where a model has no revisions; leave "
+            f"@{revision} out, or give the model's name on the Hub"
+        )
+    if not HUB_NAME.fullmatch(hub_name) or Path(hub_name).exists():
         raise BadInput(f"{field}: {name or 'the empty name'} is {lacking}, nor a name on the Hub")
 
 
@@ -86,8 +99,17 @@ def check_files(name: str, field: str, config: dict[str, Any] | None = None) -> 
     """
     config = read_config(name, field) if config is None else config
     place = f"{field}: the config.json of {name} has"
-    if config.get("quantization_config"):
-        raise BadInput(f"{place} a quantization_config; give the model with its plain weights")
+    if config.get("quantization"):  # mlx-lm writes the same object as quantization_config too
+        raise BadInput(
+            f"{place} a quantization of MLX; give the model that it was made from, or convert it "
+            "back with `mlx_lm.convert --dequantize`"
+        )
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise BadInput(
+            f"{place} a quantization_config ({method or 'no method named'}); give the model that "
+            "it was made from, with its plain weights"
+        )
     if config.get("transformers_weights"):
         raise BadInput(
             f"{place} transformers_weights ({config['transformers_weights']!r}), which points to "
@@ -100,7 +122,7 @@ def check_files(name: str, field: str, config: dict[str, Any] | None = None) -> 
                 "a kernel with training.attention"
             )
     if _optional_file(name, ADAPTER, field) is not None:
-        raise BadInput(f"{field}: {name} is an adapter ({ADAPTER}); merge it into its model first")
+        raise _adapter(name, field)
     if (index := _optional_file(name, INDEX, field)) is not None:
         _read_index(index, field)
     return config
@@ -119,17 +141,116 @@ def weight_files(folder: Path, field: str) -> list[Path]:
     if is_file(folder / WEIGHTS, field):
         return [folder / WEIGHTS]
     if not is_file(folder / INDEX, field):
+        _refuse_other_formats(folder, field, has_config=True)
         raise BadInput(
             f"{field}: {folder} has no safetensors weights ({WEIGHTS} or {INDEX}); convert them "
             "first"
         )
     index = _read_index(folder / INDEX, field)
-    if not index["weight_map"] or not isinstance(index.get("metadata"), dict):
+    if not index["weight_map"]:
         raise BadInput(f"{field}: {folder / INDEX} is not complete; fetch it again")
+    if not isinstance(index.get("metadata"), dict):  # Transformers 4 and 5 write into it
+        raise BadInput(
+            f"{field}: {folder / INDEX} has no metadata, without which Transformers does not read "
+            'it; add "metadata": {} to it'
+        )
     files = [folder / part for part in sorted(set(index["weight_map"].values()))]
     if missing := [file for file in files if not file.is_file()]:
         raise BadInput(f"{field}: {missing[0]} is missing, and {INDEX} names it; fetch it again")
     return files
+
+
+class _Format(NamedTuple):
+    """A format of models that is not read.
+
+    Attributes:
+        files: Patterns of its files' names.
+        kind: What they are.
+        remedy: How to come to a model that is read.
+        has_config: Whether a config.json belongs to it.
+    """
+
+    files: tuple[str, ...]
+    kind: str
+    remedy: str
+    has_config: bool
+
+
+_LOAD, _SAVE = "AutoModelForCausalLM.from_pretrained({folder!r}", ").save_pretrained(NEW_FOLDER)"
+_FORMATS = (
+    _Format(
+        ("*.gguf",),
+        "GGUF files of llama.cpp",
+        "name the model that they were made from, as quantized weights cannot be pruned",
+        has_config=False,
+    ),
+    _Format(
+        ("consolidated*.pth", "consolidated*.pt"),
+        "Meta's own files",
+        "convert them with Transformers' convert_llama_weights_to_hf.py, or name the model's "
+        "release in Transformers' format",
+        has_config=False,
+    ),
+    _Format(
+        ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth", "*.ckpt"),
+        "pickles of PyTorch, which can run code",
+        f"if you trust them, convert them with Transformers' {_LOAD}{_SAVE} and copy the "
+        "tokenizer's files",
+        has_config=True,
+    ),
+    _Format(
+        ("tf_model*.h5",),
+        "weights of TensorFlow",
+        f"convert them with Transformers 4: {_LOAD}, from_tf=True{_SAVE}, and copy the "
+        "tokenizer's files",
+        has_config=True,
+    ),
+    _Format(
+        ("flax_model*.msgpack",),
+        "weights of Flax",
+        f"convert them with Transformers 4: {_LOAD}, from_flax=True{_SAVE}, and copy the "
+        "tokenizer's files",
+        has_config=True,
+    ),
+)
+"""What people have in place of safetensors; the first that is found is named."""
+
+
+def _refuse_other_formats(place: Path, field: str, *, has_config: bool) -> None:
+    """Refuse a file in place of a folder, and a folder with a model in another format.
+
+    Args:
+        place: What the field names; it may not exist.
+        field: The field of the recipe that names it.
+        has_config: Whether a config.json was found.
+
+    Raises:
+        BadInput: It is one of these; the message names the format and how to convert it.
+    """
+    if is_file(place, field) and place.suffix != ".gguf":
+        raise BadInput(f"{field}: {place} is a file; give the folder that holds the model")
+    if is_file(place / ADAPTER, field):
+        raise _adapter(str(place), field)
+    for known in _FORMATS:
+        if known.has_config > has_config:
+            continue
+        names = [place.name] if is_file(place, field) else _names(place, known.files)
+        if names:
+            raise BadInput(
+                f"{field}: {place} has no safetensors weights but {known.kind} ({names[0]}); "
+                + known.remedy.format(folder=str(place))
+            )
+
+
+def _names(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    return sorted(file.name for pattern in patterns for file in folder.glob(pattern))
+
+
+def _adapter(name: str, field: str) -> BadInput:
+    return BadInput(
+        f"{field}: {name} is an adapter ({ADAPTER}); merge it into its model first (in PEFT: "
+        "load it, merge_and_unload(), save_pretrained()), and give the merged model"
+    )
 
 
 def _read_index(file: Path, field: str) -> dict[str, Any]:
@@ -148,6 +269,31 @@ def _read_index(file: Path, field: str) -> dict[str, Any]:
     return index
 
 
+def local_file(name: str, file: str, field: str) -> Path | None:
+    """A file of a model in its folder or in the cache of the Hub, without a look at the network.
+
+    Args:
+        name: A folder, or a name on the Hub.
+        file: Name of the file.
+        field: The field of the recipe that names the model, for the message.
+
+    Raises:
+        BadInput: A folder above it does not let us look.
+    """
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if is_file(path, field) else None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    hub_name, revision = split_revision(name)
+    found = HUB_NAME.fullmatch(hub_name) and try_to_load_from_cache(
+        hub_name, file, revision=revision
+    )
+    return Path(found) if isinstance(found, str) else None
+
+
 def _optional_file(name: str, file: str, field: str) -> Path | None:
     """A file of a model; None where the model has none of that name, or it cannot be had."""
     if Path(name).is_dir():
@@ -156,8 +302,9 @@ def _optional_file(name: str, file: str, field: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    hub_name, revision = split_revision(name)
     try:
-        return Path(hf_hub_download(name, file))
+        return Path(hf_hub_download(hub_name, file, revision=revision))
     except EntryNotFoundError:
         return None
 
@@ -166,13 +313,20 @@ def _hub_config(name: str, field: str, remedy: str) -> Path:
     """Fetch the config.json of a model on the Hub, or find it in the cache."""
     try:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
     except ImportError:
         raise BadInput(
             f"{field}: {name} is no folder on this machine, and looking it up on the Hub needs "
             "`pip install drpruning[train]`"
         ) from None
+    hub_name, revision = split_revision(name)
     try:
-        return Path(hf_hub_download(name, "config.json"))
+        return Path(hf_hub_download(hub_name, "config.json", revision=revision))
+    except RemoteEntryNotFoundError:
+        raise BadInput(
+            f"{field}: {name} on the Hub has no config.json, as GGUF files or an adapter alone "
+            "have none; name the model that they were made from"
+        ) from None
     except Exception as error:  # the Hub client has a dozen unrelated error types
         raise BadInput(
             f"{field}: {name} is no folder on this machine and not to be had from the Hub "

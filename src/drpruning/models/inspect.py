@@ -1,17 +1,15 @@
-"""What a model's files say of it: its shape, tokenizer and weights. Nothing is loaded."""
+"""What the files of a model say of it: its shape and its weights. Nothing is loaded."""
 
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import parse_json, read_json_object, unreadable
 from drpruning.models.config_values import check_config_values
 from drpruning.models.files import (
     check_files,
-    check_hub_name,
     is_file,
     read_config,
     weight_files,
@@ -29,8 +27,8 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types of weights, and bytes per element."""
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, at most (as the format's own library has it)."""
-LARGEST_TOKENIZER = 1_000_000_000
-"""Bytes of a tokenizer.json, at most; those of 256,000 tokens have some 35 million."""
+CHUNK = 1 << 20
+"""Bytes of a tensor that are read at once."""
 
 
 def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
@@ -154,12 +152,18 @@ def source_config(recipe: Recipe) -> dict[str, Any]:
     """Read the source's config.json, or take `model.shape` where the model is not on this machine.
 
     Raises:
-        BadInput: There is neither, or the config.json cannot be read.
+        BadInput: There is neither, the config.json cannot be read, or a folder has a revision.
     """
-    name, shape = str(recipe.model.source), recipe.model.shape
-    if shape is not None and not is_file(Path(name) / "config.json", SOURCE_FIELD):
+    source, shape = str(recipe.model.source), recipe.model.shape
+    if (revision := recipe.model.revision) is not None and Path(source).exists():
+        raise BadInput(
+            f"model.revision: {revision}, but {source} is on this machine, where a model has no "
+            "revisions; leave it out, or give the model's name on the Hub"
+        )
+    if shape is not None and not is_file(Path(source) / "config.json", SOURCE_FIELD):
         return shape
-    return read_config(name, SOURCE_FIELD, "give a folder, or model.shape to plan without it")
+    remedy = "give a folder, or model.shape to plan without it"
+    return read_config(recipe.model.reference, SOURCE_FIELD, remedy)
 
 
 def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
@@ -182,55 +186,6 @@ def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
     ]
 
 
-def vocabulary(name: str, field: str) -> dict[str, int] | None:
-    """Token -> id of the tokenizer in a model folder; None where that cannot be read from JSON.
-
-    Raises:
-        BadInput: The name is neither a folder with a tokenizer nor a name on the Hub, or its
-            tokenizer.json cannot be read or is not one.
-    """
-    folder = Path(name)
-    file = folder / "tokenizer.json"
-    if not name or not folder.is_dir():
-        check_hub_name(name, field, "no folder with a tokenizer")
-        return None
-    if not is_file(file, field):
-        if any(folder.glob("*token*")) or any(folder.glob("*.model")):
-            return None
-        raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
-    content = read_json_object(file, field, LARGEST_TOKENIZER)
-    try:
-        entries = content["model"]["vocab"]
-        if isinstance(entries, list):
-            entries = {token: index for index, (token, _) in enumerate(entries)}
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        tokens = {**entries, **added}
-        if not tokens or not all(type(index) is int and index >= 0 for index in tokens.values()):
-            raise ValueError
-        return tokens
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadInput(f"{field}: {file} is not a tokenizer file; fetch it again") from None
-
-
-def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
-    """Refuse a local tokenizer that is missing, or has ids that the model lacks.
-
-    Args:
-        name: Of the model.
-        shape: Its shape.
-        field: The field of the recipe that names it.
-
-    Raises:
-        BadInput: There is no tokenizer, it cannot be read, or its ids exceed the vocabulary.
-    """
-    tokens = vocabulary(name, field)
-    if tokens is not None and (largest := max(tokens.values())) >= shape.vocab_size:
-        raise BadInput(
-            f"{field}: the tokenizer in {name} does not fit the model: its largest id is "
-            f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
-        )
-
-
 def check_weights(
     name: str, shape: ModelShape, field: str, config: dict[str, Any] | None = None
 ) -> None:
@@ -251,31 +206,87 @@ def check_weights(
     if not folder.is_dir():
         return
     check_files(name, field, config)
-    files = weight_files(folder, field)
-    found = dict(pair for file in files for pair in _header(file, field))
-    tied = shape.tied_embeddings
-    table = shape.family.full_table(shape.num_layers, shape.switches, tied=tied)
-    sizes = shape.axis_sizes()
-    family = shape.family
+    found = {
+        tensor.name: tensor
+        for file in weight_files(folder, field)
+        for tensor in _header(file, field)
+    }
+    family, sizes = shape.family, shape.axis_sizes()
+    table = family.full_table(shape.num_layers, shape.switches, tied=shape.tied_embeddings)
+    names = {own_name: family.file_names.get(own_name, own_name) for own_name in table}
+    embedding, output = f"{family.embedding}.weight", f"{family.output}.weight"
+    names[output] = family.file_names.get(output, output)
+    head = found.get(names[output])
+    if head is not None:
+        table[output] = family.global_parameters[output]
     for own_name, axes in table.items():
-        parameter = family.file_names.get(own_name, own_name)
-        expected = [sizes[axis] for axis in axes]
+        parameter, expected = names[own_name], [sizes[axis] for axis in axes]
         if parameter not in found:
             raise BadInput(f"{field}: {folder} has no weights for {parameter}")
-        if found[parameter] != expected:
+        if found[parameter].shape != expected:
             raise BadInput(
-                f"{field}: {parameter} has shape {found[parameter]} in {folder}, where its "
+                f"{field}: {parameter} has shape {found[parameter].shape} in {folder}, where its "
                 f"config.json says {expected}"
             )
-    head = f"{family.output}.weight"
-    allowed = {family.file_names.get(own_name, own_name) for own_name in (*table, head)}
-    odd = [n for n in found if n not in allowed and not n.endswith(family.ignored_weights)]
+    known = set(names.values())
+    odd = [n for n in found if n not in known and not n.endswith(family.ignored_weights)]
     if odd:
         raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
+    own_head = head if shape.tied_embeddings else None
+    if own_head is not None and not _same_bytes(own_head, found[names[embedding]], field):
+        raise untied_output(name, shape, field)
 
 
-def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
-    """Name and shape of every tensor in a safetensors file that is as long as it says."""
+def untied_output(model: str, shape: ModelShape, field: str) -> BadInput:
+    """The error for tied embeddings with an output matrix that is not the input matrix.
+
+    Args:
+        model: A folder, or a name on the Hub.
+        shape: Its shape.
+        field: The field of the recipe that names the model.
+    """
+    output = f"{shape.family.output}.weight"
+    parameter = shape.family.file_names.get(output, output)
+    return BadInput(
+        f"{field}: {model} has {parameter}, which is not its input embedding, though its "
+        "config.json says tie_word_embeddings: true. Transformers 5 computes with that matrix, "
+        "Transformers 4 with the embedding: set tie_word_embeddings to false in config.json to "
+        f"keep the matrix, or take {parameter} out of the weights to use the embedding"
+    )
+
+
+class _Tensor(NamedTuple):
+    """A tensor in a safetensors file; it lies from byte `begin` up to `end`."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def _same_bytes(one: _Tensor, other: _Tensor, field: str) -> bool:
+    """Whether two tensors are stored as the same bytes; read up to the first that differs."""
+    left = one.end - one.begin
+    if one.dtype != other.dtype or left != other.end - other.begin:
+        return False
+    try:
+        with one.file.open("rb") as first, other.file.open("rb") as second:
+            first.seek(one.begin)
+            second.seek(other.begin)
+            while left > 0:
+                chunk = first.read(min(left, CHUNK))
+                if not chunk or chunk != second.read(len(chunk)):
+                    return False
+                left -= len(chunk)
+    except OSError as error:
+        raise unreadable(f"{field}: {one.file}", error) from None
+    return True
+
+
+def _header(file: Path, field: str) -> list[_Tensor]:
+    """Every tensor in a safetensors file that is as long as it says."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -285,7 +296,8 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
             header = parse_json(stream.read(length))
         header.pop("__metadata__", None)
         entries = [(n, e["dtype"], list(e["shape"]), *e["data_offsets"]) for n, e in header.items()]
-        complete = size == 8 + length + _end(entries)
+        data = 8 + length
+        complete = size == data + _end(entries)
     except OSError as error:
         raise unreadable(f"{field}: {file}", error) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
@@ -297,7 +309,7 @@ def _header(file: Path, field: str) -> Iterator[tuple[str, list[int]]]:
             f"{field}: {odd[0]} in {file} is of type {odd[1]}; give the model with its plain "
             f"weights ({', '.join(_BYTES)})"
         )
-    yield from ((name, shape) for name, _, shape, *_ in entries)
+    return [_Tensor(n, file, d, shape, data + a, data + b) for n, d, shape, a, b in entries]
 
 
 def _end(entries: list[tuple[str, str, list[int], int, int]]) -> int:

@@ -1,20 +1,15 @@
-"""Loading and saving of Transformers models, from and to safetensors only."""
+"""Loading of Transformers models, from safetensors only."""
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import atomic_folder
+from drpruning.common.files import split_revision
 from drpruning.models.files import check_files, first_line
-from drpruning.models.inspect import shape_of
+from drpruning.models.inspect import shape_of, untied_output
 from drpruning.models.kernels import use_kernels
 from drpruning.recipe import Training
 
@@ -42,10 +37,12 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    shape_of(check_files(source, field), f"{field}: {source}")
+    shape = shape_of(check_files(source, field), f"{field}: {source}")
+    name, revision = split_revision(source)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source,
+            name,
+            revision=revision,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
@@ -67,8 +64,15 @@ def load_model(
             f"{field}: the weights in {source} hold numbers that are not finite ({len(lost)} "
             f"tensors, the first: {lost[0]}); fetch it again, or take another model"
         )
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    # Transformers 5 ties the two where their numbers are equal, 4 always.
+    if shape.tied_embeddings and output.weight is not embedding.weight:
+        raise untied_output(source, shape, field)
     if training is not None:
         use_kernels(model, training)
+    # Transformers sets it from pad_token_id, and torch then gives the row of that token no
+    # gradient. Blocks have no padding, and the token is often EOS, which ends every document.
+    embedding.padding_idx = None
     loaded: PreTrainedModel = model
     return loaded
 
@@ -89,45 +93,19 @@ def check_loadable(source: str, field: str) -> None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    name, revision = split_revision(source)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             model.train()(input_ids=torch.zeros(1, 4, dtype=torch.long))
     except Exception as error:  # whatever a value in it leads to
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if isinstance(error, NotImplementedError) or "meta" in reason:
+        if isinstance(error, NotImplementedError) or "meta tensor" in reason:
             return  # something that the meta device cannot do (rotary scalings that read positions)
         raise BadInput(
             f"{field}: the config.json of {source} does not make a model: {reason}; correct it"
         ) from None
-
-
-def save_model(model: nn.Module, tokenizer_source: str, folder: Path, card: str) -> None:
-    """Write a Hugging Face folder (weights, tokenizer, model card), complete or not at all."""
-    from transformers import AutoTokenizer
-
-    with atomic_folder(folder) as temporary, storage_errors():
-        model.save_pretrained(temporary)  # type: ignore[operator]
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False)
-        tokenizer.save_pretrained(temporary)
-        readme = temporary / "README.md"
-        readme.write_text(card, encoding="utf-8")
-        for file in filter(Path.is_file, temporary.iterdir()):
-            file.chmod(readme.stat().st_mode)  # safetensors lets the owner alone read its files
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Raise `OSError` for a full or failing disk also where safetensors found it."""
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if not found:
-            raise
-        number = int(found[1])
-        raise OSError(number, os.strerror(number)) from error
 
 
 def quiet_libraries() -> None:

@@ -7,7 +7,8 @@ from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import check_folder
 from drpruning.models.files import read_config
-from drpruning.models.inspect import check_tokenizer, check_weights, shape_of
+from drpruning.models.inspect import check_weights, shape_of
+from drpruning.models.tokenizer import check_tokenizer
 from drpruning.pruning import PruningPlan
 from drpruning.runs.folder import PLAN_FILE
 from drpruning.runs.plans import find_plan
@@ -37,17 +38,22 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
     from safetensors import SafetensorError
 
     from drpruning.models.card import cut_model_card
-    from drpruning.models.loading import load_model, quiet_libraries, save_model
+    from drpruning.models.loading import load_model, quiet_libraries
+    from drpruning.models.result import Origin, save_model
     from drpruning.pruning import apply_plan
 
     quiet_libraries()
-    cut = apply_plan(load_model(model, _MODEL, dtype="auto"), plan)
+    loaded = load_model(model, _MODEL, dtype="auto")
+    origin = Origin.of(model, field=_MODEL)
+    if origin.stored_dtype != loaded.dtype:  # config.json names another type than the files have
+        loaded = load_model(model, _MODEL, dtype=origin.stored_dtype)
+    cut = apply_plan(loaded, plan)
     place = output.resolve()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as staging:
             folder = Path(staging) / place.name
-            save_model(cut, model, folder, cut_model_card(model, plan))
+            save_model(cut, origin, folder, cut_model_card(model, plan, origin.card))
             plan.save(folder / PLAN_FILE)
             folder.rename(place)
     except (OSError, SafetensorError) as error:

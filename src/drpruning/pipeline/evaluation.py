@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME
+from drpruning.common.files import HUB_NAME, split_revision
 from drpruning.data import tokenizer_digest
 from drpruning.models.files import read_config
-from drpruning.models.inspect import check_tokenizer, check_weights, shape_of
+from drpruning.models.inspect import check_weights, shape_of
+from drpruning.models.tokenizer import check_tokenizer
 from drpruning.pipeline.run import Run, open_prepared, show_table
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.records import load_evaluation
@@ -21,7 +22,7 @@ _OWN = {SOURCE, PRUNED, MODEL}
 
 @dataclass(frozen=True)
 class _Model:
-    """A model from elsewhere: what people call it, and its folder (absolute) or its Hub name."""
+    """A model from elsewhere: its name for people, and its folder (absolute) or its Hub name."""
 
     label: str
     path: str
@@ -82,7 +83,7 @@ def _model(target: Path) -> _Model:
     if (target / "config.json").is_file():
         place = str(target.resolve())
         return _Model(place if target.name in {"", ".."} else name, place)
-    if HUB_NAME.fullmatch(name) and not target.exists():
+    if HUB_NAME.fullmatch(split_revision(name)[0]) and not target.exists():
         return _Model(name, name)
     raise BadInput(f"{name}: neither a run folder nor a model folder, nor a name on the Hub")
 

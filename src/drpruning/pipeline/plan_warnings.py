@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from drpruning.pruning import ModelShape
+from drpruning.pruning.clients import heads_that_fill, new_limits
 from drpruning.recipe import Recipe
 from drpruning.scheduling import MIN_POINTS
 
@@ -32,10 +33,26 @@ def sparsity_warnings(source: ModelShape, target: ModelShape) -> list[str]:
     ]
 
 
+def client_warnings(source: ModelShape, target: ModelShape) -> list[str]:
+    """Find what other software that reads the source does not take of the target's shape."""
+    limits = new_limits(source, target)
+    lines = []
+    for effects in dict.fromkeys(limit.effects for limit in limits):
+        alike = [limit for limit in limits if limit.effects == effects]
+        problems = ", ".join(limit.problem for limit in alike)
+        remedy = ""
+        if alike[0].severe and (heads := heads_that_fill(source, target.hidden_size)):
+            remedy = f"; num_heads: {heads[0]} with num_kv_heads: {heads[1]} would fill it"
+        lines.append(
+            f"model.target: {problems}: {', '.join(effects)}{remedy} (see docs/clients.md)"
+        )
+    return lines
+
+
 def floor_warning(recipe: Recipe) -> list[str]:
     """Whether the floor leaves the ratio no room: by default it is the smallest reference share."""
     scheduling = recipe.scheduling
-    if scheduling.floor is None or len(recipe.data.domains) == 1:
+    if scheduling.floor is None or len(recipe.initial_ratio) == 1:
         return []
     floors = scheduling.floors(recipe.initial_ratio).values()
     free = 1 - math.fsum(floors)

@@ -18,13 +18,17 @@ from drpruning.data import (
     PreparedData,
     check_prepared_folder,
     check_sources,
+    describe_documents,
     estimate_tokens,
+    is_address,
+    local_tokenizer_file,
     may_be_hub_name,
+    skipped_lines,
 )
+from drpruning.models.companions import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
-    check_tokenizer,
     check_weights,
     code_warnings,
     resolve_target,
@@ -32,13 +36,15 @@ from drpruning.models.inspect import (
     source_shape,
 )
 from drpruning.models.memory import MemoryEstimate, estimate_memory
+from drpruning.models.tokenizer import check_tokenizer, tokenizer_warnings
 from drpruning.pipeline.plan_warnings import (
+    client_warnings,
     floor_warning,
     length_warning,
     sparsity_warnings,
     update_warnings,
 )
-from drpruning.pipeline.prepared import complete_data, missing_text
+from drpruning.pipeline.prepared import complete_data, document_format, missing_text
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, Target
@@ -106,6 +112,8 @@ class RunPlan:
     missing_text: list[str] = field(default_factory=list)
     """Domains of which only the prepared data are there."""
     domains: dict[str, DomainPlan] = field(default_factory=dict)
+    documents: str = ""
+    """What is done with each document beside splitting it into tokens, in one line."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
     """Phase -> estimated bytes per GPU."""
     evaluations: dict[str, int] = field(default_factory=dict)
@@ -159,7 +167,10 @@ class RunPlan:
 
 
 def domain_sources(recipe: Recipe) -> list[DomainSource]:
-    """The recipe's domains as the data package takes them, relative paths joined to data.root."""
+    """The recipe's domains as the data package takes them, relative paths joined to data.root.
+
+    Of a domain that is only evaluated, nothing but its validation text is read.
+    """
 
     def place(text: str) -> str:
         root = recipe.data.root
@@ -172,14 +183,20 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
         return text if on_the_hub else str(below.absolute())  # ROOT/NAME could be a name there
 
     def source(name: str, domain: Domain) -> DomainSource:
+        trained = domain.share > 0
+        alone = None if trained else domain.validation
         return DomainSource(
             name=name,
-            source=place(domain.source),
+            source=place(domain.source if alone is None else alone),
             text_field=domain.text_field,
             where=domain.where,
-            validation=None if domain.validation is None else place(domain.validation),
-            split=domain.split,
+            validation=None
+            if not trained or domain.validation is None
+            else place(domain.validation),
+            split=domain.split if alone is None else "validation",
             config=domain.config,
+            trained=trained,
+            source_field="source" if alone is None else "validation",
         )
 
     return [source(name, domain) for name, domain in recipe.data.domains.items()]
@@ -204,9 +221,11 @@ def plan_domains(
     total = sum(p.steps * p.global_batch * length for p in recipe.phases.values())
     plans = {}
     for source in sources:
-        share = recipe.initial_ratio[source.name]
-        if prepared is not None:
-            blocks: int | None = len(prepared.domains[source.name].train)
+        share = recipe.data.domains[source.name].share
+        if not source.trained:
+            blocks: int | None = 0
+        elif prepared is not None:
+            blocks = len(prepared.domains[source.name].train)
         else:
             tokens = estimate_tokens(source, recipe.model.tokenizer_source)
             blocks = None if tokens is None else max(1, tokens // length)
@@ -214,7 +233,7 @@ def plan_domains(
             share=share,
             planned=round(total * share),
             available=None if blocks is None else blocks * length,
-            exact=prepared is not None,
+            exact=prepared is not None or not source.trained,
             exhausted_at=None if blocks is None else first_exhausted(recipe.phases, share, blocks),
             on_exhausted=recipe.data.domains[source.name].on_exhausted,
         )
@@ -242,7 +261,7 @@ def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
         lines[MOST_WARNINGS:] = [f"data.domains: {more:,} more domains run out before the end"]
     known = [plan.available for plan in domains.values() if plan.available is not None]
     planned = sum(plan.planned for plan in domains.values())
-    rules = {plan.on_exhausted for plan in domains.values()}
+    rules = {plan.on_exhausted for plan in domains.values() if plan.share}
     if len(known) == len(domains) and "repeat" not in rules and sum(known) < planned:
         lines.append(
             f"data.domains: {sum(known):,} tokens in all, {planned:,} planned, and no domain "
@@ -266,15 +285,21 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     with plan.collected():
         plan.saved = saved_recipe(Path(recipe.output))
     with plan.collected(SOURCE_FIELD):
-        same = known is not None and known.recipe.model.source == recipe.model.source
+        same = known is not None and known.recipe.model.reference == recipe.model.reference
         plan.config = known.config if known and same and known.config else source_config(recipe)
         plan.source = source_shape(recipe, plan.config)
         plan.warnings += length_warning(recipe, plan.config) + code_warnings(recipe, plan.config)
+        if plan.config is not recipe.model.shape:
+            plan.warnings += generation_warnings(recipe.model.reference, SOURCE_FIELD)
     if plan.source is not None:
         _resolve_targets(plan, plan.source)
         _plan_model(plan, plan.source)
     recipe = plan.recipe
     _find_text(plan, known)
+    with plan.collected():
+        name = recipe.model.tokenizer_source
+        file = local_tokenizer_file(name)
+        plan.documents = describe_documents(file, document_format(recipe), name)
     for label, check in _checks(plan):
         with plan.collected(label):
             check()
@@ -306,10 +331,15 @@ def _checks(plan: RunPlan) -> list[tuple[str, Callable[[], None]]]:
         ("", lambda: _check_policy(recipe)),
     ]
     if shape is not None:
-        name, source = recipe.model.tokenizer_source, str(recipe.model.source)
+        name, source = recipe.model.tokenizer_source, recipe.model.reference
         # A shape in the recipe is no config.json: that may say more of what loading would follow.
         config = None if plan.config is recipe.model.shape else plan.config
+
+        def warn() -> None:
+            plan.warnings += tokenizer_warnings(name, source, shape, plan.config, tokenizer)
+
         checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
+        checks.append((tokenizer, warn))
         checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD, config)))
     return checks
 
@@ -325,10 +355,15 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
         plan.prepared = complete_data(plan.recipe, plan.sources)
         if plan.prepared is not None:
             plan.missing_text = missing_text(plan.prepared, plan.sources)
+    places = {source.name: source.source for source in plan.sources}
     plan.warnings += [
-        f"data.domains.{name}: its text is missing; the data prepared from it are used"
+        f"data.domains.{name}: its text is "
+        f"{'at an address and is not looked at again' if is_address(places[name]) else 'missing'}; "
+        "the data prepared from it are used"
         for name in plan.missing_text
     ]
+    with plan.collected():
+        plan.warnings += skipped_lines([s for s in plan.sources if s.name not in plan.missing_text])
 
 
 def check_results(files: RunFolder) -> None:
@@ -356,7 +391,7 @@ def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]
     folder = Path(recipe.output)
     if not RunFolder(folder).reference_loss.is_file():
         return check_reference_models(models, recipe.model.tokenizer_source)
-    measured = ReferenceLosses.read(folder, models, recipe.data.domains)
+    measured = ReferenceLosses.read(folder, models, recipe.initial_ratio)
     measured.usable()
     return {model.path: model.parameters for model in measured.models}
 
@@ -396,7 +431,7 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
             if target == source:
                 raise BadInput("model.target: is the source's own shape; nothing would be pruned")
             plan.target = target
-            plan.warnings += sparsity_warnings(source, target)
+            plan.warnings += sparsity_warnings(source, target) + client_warnings(source, target)
     memory = partial(
         estimate_memory, training=recipe.training, sequence_length=recipe.data.sequence_length
     )
@@ -409,6 +444,6 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
 
 def _check_policy(recipe: Recipe) -> None:
     """Refuse settings that the policy does not take; the phases differ in their steps alone."""
-    unknown = dict.fromkeys(recipe.data.domains, 1.0)  # reference losses are measured later
+    unknown = dict.fromkeys(recipe.initial_ratio, 1.0)  # reference losses are measured later
     phase = next(iter(recipe.phases.values()))
     phase_policy(recipe, phase, final_params=1.0, reference_loss=unknown)

@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.data import DomainSource, PreparedData, tokenizer_digest
+from drpruning.data import DocumentFormat, DomainSource, PreparedData
 from drpruning.data.fingerprint import identify
-from drpruning.data.sources import LocalFiles, resolve
+from drpruning.data.remote import RemoteText, is_address, without_secrets
+from drpruning.data.sources import resolve
+from drpruning.data.text_files import TextFiles
+from drpruning.data.tokenization import DocumentTokenizer
 from drpruning.recipe import Recipe
+
+
+def document_format(recipe: Recipe) -> DocumentFormat:
+    """What a recipe says of the documents' markers and of special tokens in them."""
+    data = recipe.data
+    return DocumentFormat(special_tokens=data.special_tokens, bos=data.bos, eos=data.eos)
 
 
 def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedData | None:
@@ -18,7 +27,7 @@ def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedDa
     Text and tokenizer are not looked at, but for the names of files and folders.
 
     Args:
-        recipe: Gives the folder, block length and number of validation blocks.
+        recipe: Gives the folder and the settings of the data.
         sources: The domains.
     """
     try:
@@ -31,6 +40,7 @@ def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedDa
     }
     same = (
         settings.items() <= prepared.identity["settings"].items()
+        and prepared.document_format == document_format(recipe)
         and prepared.domains.keys() == {source.name for source in sources}
         and all(_can_be_of(source, prepared) for source in sources)
     )
@@ -42,6 +52,8 @@ def _can_be_of(source: DomainSource, prepared: PreparedData) -> bool:
     saved, places = prepared.identity["domains"][source.name], prepared.places[source.name]
     return (
         saved.get("text_field") == source.text_field
+        and saved.get("trained", True) == source.trained
+        and ("order" in saved) == source.in_order
         and saved.get("where") == json.loads(json.dumps(dict(source.where), default=str))
         and _is_same_name(source.source, places["source"])
         and _is_same_name(source.validation, places["validation"])
@@ -52,11 +64,13 @@ def _is_same_name(place: str | None, saved: str | None) -> bool:
     """Whether a source is the saved one, which may have moved to another folder."""
     if place is None or saved is None:
         return place is saved
+    if is_address(place) or is_address(saved):
+        return without_secrets(place) == saved
     return Path(place).name == Path(saved).name
 
 
 def missing_text(prepared: PreparedData, sources: Sequence[DomainSource]) -> list[str]:
-    """The domains whose text is not where the recipe says.
+    """The domains whose text is not where the recipe says, or at an address, where none looks.
 
     Args:
         prepared: What `complete_data` found.
@@ -76,8 +90,10 @@ def _is_there(source: DomainSource, saved: Mapping[str, Any]) -> bool:
             found["validation"] = resolve(source, validation=True)
     except (BadInput, OSError):
         return False
+    if any(isinstance(part, RemoteText) for part in found.values()):
+        return False
     # A name such as texts/web is looked for on the Hub once there is no folder of that name.
-    return all(isinstance(found[part], LocalFiles) or not isinstance(saved[part], list)
+    return all(isinstance(found[part], TextFiles) or not isinstance(saved[part], list)
                for part in found)  # fmt: skip
 
 
@@ -99,7 +115,12 @@ def check_made_from(
     saved = prepared.identity["domains"]
     current = identify(sources, tokenizer_digest="", settings={})["domains"]
     changed = [f"the text of {name}" for name in current if current[name] != saved.get(name)]
-    if tokenizer_digest(tokenizer) != prepared.tokenizer_digest:
+    loaded = DocumentTokenizer.load(tokenizer, None, prepared.document_format)
+    settings = prepared.identity["settings"]
+    if (
+        loaded.digest != prepared.tokenizer_digest
+        or not loaded.settings.items() <= settings.items()
+    ):
         changed.insert(0, "the tokenizer")
     if changed:
         raise BadInput(

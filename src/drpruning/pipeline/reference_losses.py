@@ -11,13 +11,8 @@ from drpruning.common.console import Reporter, make_table
 from drpruning.common.errors import BadInput
 from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.models.files import read_config
-from drpruning.models.inspect import (
-    SOURCE_FIELD,
-    check_tokenizer,
-    check_weights,
-    shape_of,
-    vocabulary,
-)
+from drpruning.models.inspect import SOURCE_FIELD, check_weights, shape_of
+from drpruning.models.tokenizer import check_tokenizer, vocabulary
 from drpruning.recipe import Recipe, ReferenceModels
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 
@@ -69,7 +64,7 @@ def measure_reference_losses(
     parameters: int,
     known: Sequence[MeasuredModel] = (),
 ) -> ReferenceLosses:
-    """Evaluate the models on a run's validation blocks, one after the other.
+    """Evaluate the models on the validation blocks of a run's trained domains, one by one.
 
     Args:
         models: What to measure.
@@ -105,10 +100,11 @@ def measure_reference_losses(
             recipe.training,
             field=FIELD,
         )
-        for domain, loss in found.loss.items():
+        losses = {domain: found.loss[domain] for domain in recipe.initial_ratio}
+        for domain, loss in losses.items():
             if not 0 < loss < math.inf:
                 raise BadInput(f"{FIELD}: the loss of {model} on {domain} is {loss}; name another")
-        measured.append(MeasuredModel(model, found.parameters.total, dict(found.loss)))
+        measured.append(MeasuredModel(model, found.parameters.total, losses))
     return ReferenceLosses.of(measured, parameters)
 
 

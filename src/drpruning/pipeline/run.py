@@ -25,7 +25,7 @@ from drpruning.pipeline.preflight import (
     plan_run,
     repetition_warnings,
 )
-from drpruning.pipeline.prepared import check_made_from
+from drpruning.pipeline.prepared import check_made_from, document_format
 from drpruning.pipeline.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.recipe import Prune, Recipe
 from drpruning.report import render_table_text, results_table, write_report
@@ -161,7 +161,7 @@ class Run:
                 from drpruning.models.loading import check_loadable, quiet_libraries
 
                 quiet_libraries()
-                check_loadable(str(model.source), SOURCE_FIELD)
+                check_loadable(model.reference, SOURCE_FIELD)
 
     def _check_shared_filesystem(self) -> None:
         """A rank on another host must see what the first one has made."""
@@ -242,6 +242,7 @@ class Run:
                 sequence_length=recipe.data.sequence_length,
                 validation_blocks=recipe.data.validation_blocks,
                 folder=folder,
+                document_format=document_format(recipe),
                 workers=recipe.data.workers,
                 on_progress=on_progress,
             )
@@ -253,6 +254,8 @@ class Run:
                 f"in {len(domain.train):,} training blocks, {len(domain.validation):,} validation "
                 "blocks"
             )
+        for line in self.data.special_token_lines():
+            self.reporter.line(line)
         for warning in self.data.overlap_warnings():
             self.reporter.warn(warning)
         for warning in repetition_warnings(plan_domains(self.recipe, self.plan.sources, self.data)):
@@ -307,7 +310,7 @@ class Run:
         if models is None:
             return
         if self.files.reference_loss.is_file():
-            ReferenceLosses.read(self.folder, models, self.recipe.data.domains).usable()
+            ReferenceLosses.read(self.folder, models, self.recipe.initial_ratio).usable()
             return
         found = measure_reference_losses(
             models,
@@ -331,7 +334,7 @@ class Run:
         """
         check_results(self.files)
         made = [path for path in (self.files.pruned, self.files.model) if path.is_dir()]
-        return {SOURCE: str(self.recipe.model.source)} | {path.name: str(path) for path in made}
+        return {SOURCE: self.recipe.model.reference} | {path.name: str(path) for path in made}
 
     def evaluate(self, *, again: bool = False) -> None:
         """Measure the perplexity of source, pruned and recovered model on the validation blocks.

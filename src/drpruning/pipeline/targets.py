@@ -167,10 +167,16 @@ def _split(plan: RunPlan) -> dict[str, Recipe]:
         larger = _next_larger(name, before, shapes[name])
         if larger is not None and recipe.model.nested:
             own["source"] = str(RunFolder(Path(recipe.output) / larger).pruned)
-            own["shape"] = plan.config | shapes[larger].config_fields()
-            own["tokenizer"] = recipe.model.tokenizer or recipe.model.source
+            # Which layers will stay is not known yet, so neither are their types.
+            known = {key: value for key, value in plan.config.items() if key != "layer_types"}
+            own["shape"] = known | shapes[larger].config_fields()
+            own["tokenizer"] = recipe.model.tokenizer_source
+            own["revision"] = None
             # The cut model has read the blocks in one order; it now reads them in another.
             seed = runs[larger].training.seed + 1
+            if recipe.pretrain is None:  # its cut model is a start too, which is not rounded
+                start = runs[larger].model.model_copy(update={"dtype": "float32"})
+                runs[larger] = runs[larger].model_copy(update={"model": start})
         runs[name] = recipe.model_copy(
             update={
                 "model": recipe.model.model_copy(update=own),
@@ -216,7 +222,7 @@ def _begin(recipe: Recipe, command: str, ranks: int, *, finished: bool) -> None:
 
 def _take_reference_losses(run: Run, first: Path) -> None:
     """Take the losses of reference models from the first run, which has measured them."""
-    models, domains = run.recipe.scheduling.reference_models, run.recipe.data.domains
+    models, domains = run.recipe.scheduling.reference_models, run.recipe.initial_ratio
     known = RunFolder(first).reference_loss.is_file()
     if models is not None and known and not run.files.reference_loss.is_file():
         measured = ReferenceLosses.read(first, models, domains).models

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from drpruning.pruning.families import Axis
 from drpruning.pruning.gates import ActivationGate, Gate
-from drpruning.pruning.masks import heads_by_axis
+from drpruning.pruning.masks import each_layer, heads_by_axis
 from drpruning.pruning.shapes import ModelShape
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class Attachment:
         self.embedding.factor = _times(hidden, stream)
         self.embedding.unit = unit
         self.final_input.factor = None if family.norms else scale
-        rows = self._rows(hidden, values.get("layer"), scale, stream)
+        layers = each_layer(values["layer"], self.shape) if "layer" in values else None
+        rows = self._rows(hidden, layers, scale, stream)
         columns: dict[Axis, Factors] = {}
         if "head" in values or "group" in values:
             groups, heads = heads_by_axis(self._with_ones(values))

@@ -63,6 +63,9 @@ class Family:
         defaults: what the configuration's class takes for a field that is absent.
         heads: what the configuration demands of hidden size and heads.
         heads_by_switch: the same where a switch is on.
+        layer_period: after how many layers their kinds repeat (sliding and full attention in turn).
+            Such runs of layers are kept or removed together, because llama.cpp and Transformers
+            before 4.53 take a layer's kind from its index, not from the configuration.
         file_names: parameter -> its name in weight files, where that is another.
         ignored_weights: endings of tensors in published weight files that are no parameters.
     """
@@ -95,6 +98,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     heads: HeadRule = "free"
     heads_by_switch: Mapping[str, HeadRule] = field(default_factory=dict)
+    layer_period: int = 1
     file_names: Mapping[str, str] = field(default_factory=dict)
     ignored_weights: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
@@ -241,6 +245,7 @@ _FAMILIES = (
         scaled_embedding=True,
         defaults={"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
         heads="divide",
+        layer_period=2,
     ),
     Family(
         model_type="olmo2",

@@ -16,7 +16,7 @@ from drpruning.pruning.shapes import PRUNABLE, ModelShape
 from drpruning.pruning.surgery import build_model, check_model, slice_parameters
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 EXPORT_TOLERANCE = 1e-4
@@ -64,6 +64,11 @@ class MaskedModel(nn.Module):
     def target(self) -> ModelShape:
         """The shape of the model that export returns."""
         return self.masks.target
+
+    @property
+    def config(self) -> "PreTrainedConfig":
+        """The configuration of the model under the masks, at its own size."""
+        return self.model.config
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own forward pass under the masks of the current mode."""
@@ -282,6 +287,10 @@ def attach_masks(
     initial_penalty: float = INITIAL_PENALTY,
 ) -> MaskedModel:
     """Attach masks to a model, in place: its gated weights become parametrized.
+
+    A model whose configuration has a `pad_token_id` gets no gradient in that row of its embedding.
+    Where training reads the token (often it is EOS), set `padding_idx` of
+    `model.get_input_embeddings()` to None, as `drprune` does with the models that it loads.
 
     Args:
         model: a Transformers causal language model of a known family. If it is on the meta device,

@@ -4,8 +4,9 @@ Granularities and the shape of their masks: `layer` [layers], `hidden` [hidden s
 [layers, heads], `intermediate` [layers, intermediate size]. With grouped-query attention there is
 `group` [layers, key-value heads], and `head` is [layers, key-value heads, query heads of each]: a
 query head counts as kept where its group is. Every row (the last dimension) has one constraint. A
-granularity whose count in a row the target leaves alone has no mask and no multiplier. Source: Deng
-et al. (arXiv 2411.14055), section 2.1.
+granularity whose count in a row the target leaves alone has no mask and no multiplier. Where kinds
+of layers alternate, `layer` has one mask for each run of `ModelShape.layer_period` layers. Source:
+Deng et al. (arXiv 2411.14055), section 2.1.
 """
 
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ class Masks(nn.Module):
         """
         super().__init__()
         self.source, self.target, self.seed = source, target, seed
-        self._kept = _row_sizes(target, grouped=source.grouped)
+        self._kept = _row_sizes(target, like=source)
         generator = _generator(seed, 0)
         self.log_alpha, self.linear, self.quadratic = (nn.ParameterDict() for _ in range(3))
         for name, shape in _mask_shapes(source).items():
@@ -164,7 +165,7 @@ class Masks(nn.Module):
 
     def final_sparsity(self) -> dict[str, float]:
         """The share of units that the target removes, by granularity."""
-        sizes = _row_sizes(self.source, grouped=self.source.grouped)
+        sizes = _row_sizes(self.source, like=self.source)
         return {name: 1 - self._kept[name] / sizes[name] for name in self.log_alpha}
 
     def target_sparsity(self) -> dict[str, float]:
@@ -228,14 +229,15 @@ class Masks(nn.Module):
         family = shape.family
         per_layer = count_parameters(family.layer_table(shape.switches), axes)
         outside = count_parameters(family.global_table(tied=shape.tied_embeddings), axes)
-        total: Tensor = (full["layer"] * per_layer).sum() + outside
+        layers = each_layer(full["layer"], shape)
+        total: Tensor = (layers * per_layer).sum() + outside
         return total
 
     def plan(self) -> PruningPlan:
         """The plan at the exact target: the highest log-alphas of every row stay."""
         kept = {n: torch.ones(s, dtype=torch.bool) for n, s in _mask_shapes(self.source).items()}
         kept |= {name: chosen.cpu() for name, chosen in self.kept("target").items()}
-        layers = _indices(kept["layer"])
+        layers = _indices(each_layer(kept["layer"], self.source))
         groups, heads = heads_by_axis(kept)
         return PruningPlan(
             source=self.source,
@@ -246,6 +248,11 @@ class Masks(nn.Module):
             heads=tuple(_indices(heads[layer]) for layer in layers),
             intermediate=tuple(_indices(kept["intermediate"][layer]) for layer in layers),
         )
+
+
+def each_layer(values: Tensor, shape: ModelShape) -> Tensor:
+    """The values of layers, from those by granularity: neighbours that go together share one."""
+    return values.repeat_interleave(shape.layer_period)
 
 
 def heads_by_axis(values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -265,23 +272,23 @@ def heads_by_axis(values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return groups, (groups[..., None] * heads).flatten(1)
 
 
-def _row_sizes(shape: ModelShape, *, grouped: bool) -> dict[str, int]:
-    """The number of units in a row of each granularity."""
+def _row_sizes(shape: ModelShape, *, like: ModelShape) -> dict[str, int]:
+    """The number of units in a row of each granularity, of a shape that `like` is pruned to."""
     sizes = {
-        "layer": shape.num_layers,
+        "layer": shape.num_layers // like.layer_period,
         "hidden": shape.hidden_size,
         "head": shape.num_heads,
         "intermediate": shape.intermediate_size,
     }
-    if grouped:
+    if like.grouped:
         sizes |= {"group": shape.num_kv_heads, "head": shape.queries_per_group}
     return sizes
 
 
 def _mask_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """The shapes of all masks, in the order in which their noise is drawn."""
-    layers, sizes = shape.num_layers, _row_sizes(shape, grouped=shape.grouped)
-    shapes: dict[str, tuple[int, ...]] = {"layer": (layers,), "hidden": (sizes["hidden"],)}
+    layers, sizes = shape.num_layers, _row_sizes(shape, like=shape)
+    shapes: dict[str, tuple[int, ...]] = {"layer": (sizes["layer"],), "hidden": (sizes["hidden"],)}
     if shape.grouped:
         shapes["group"] = (layers, sizes["group"])
         shapes["head"] = (layers, sizes["group"], sizes["head"])

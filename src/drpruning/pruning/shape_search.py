@@ -11,6 +11,7 @@ from math import ceil, gcd, log
 from typing import Any
 
 from drpruning.common.errors import BadInput
+from drpruning.pruning.clients import BLOCKS, heads_must_fill
 from drpruning.pruning.shapes import PRUNABLE, ModelShape
 
 SMALLEST_SHARE = 0.05
@@ -29,6 +30,11 @@ HEAD_CHOICES = 3
 MOST_TRIED = 256
 """Sizes of a kind that are tried, evenly spread where there are more: all of them up to 256 layers,
 and up to a hidden size of 32,768. It bounds the time that the search takes for any source."""
+REFUSED_BY_CLIENTS = 25.0
+"""The cost of what other software cannot load or quantize although it could the source: more than
+any proportion costs, less than a miss of the budget beyond `TOLERANCE`."""
+NOT_QUANTIZED_BEST = 0.25
+"""The cost of a width that only larger quantized types take: that of 0.25% of the budget."""
 DEPTHS_APART = 0.1
 """Proposals of one hidden size differ in depth by more than this share of the source's."""
 
@@ -162,8 +168,9 @@ class _Search:
         return lambda layers, width: one + (layers - 1) * layer + layers * unit * (width - 1)
 
     def _layers(self) -> Sequence[int]:
-        most = self.source.num_layers
-        return self._only("num_layers") or _spread(range(ceil(SMALLEST_SHARE * most), most + 1))
+        most, step = self.source.num_layers, self.source.layer_period
+        least = step * ceil(SMALLEST_SHARE * most / step)
+        return self._only("num_layers") or _spread(range(least, most + 1, step))
 
     def _only(self, name: str) -> list[int]:
         return [self.fixed[name]] if name in self.fixed else []
@@ -223,13 +230,27 @@ class _Search:
 
     def _feed_forward_cost(self, intermediate: int, hidden: int) -> float:
         even = 0.0 if intermediate % (2 * self.intermediate_step) == 0 else 0.25
-        return _distance(intermediate / hidden, self.expansion) + even
+        blocks = self._block_cost(intermediate, self.source.intermediate_size)
+        return _distance(intermediate / hidden, self.expansion) + max(even, blocks)
+
+    def _block_cost(self, width: int, sources: int) -> float:
+        """The cost of a width that quantized blocks do not divide, where they do the source's."""
+        broken = [size for size in BLOCKS if width % size and not sources % size]
+        if not broken:
+            return 0.0
+        return REFUSED_BY_CLIENTS if min(BLOCKS) in broken else NOT_QUANTIZED_BEST
 
     def _heads_cost(self, hidden: int, heads: int, groups: int) -> float:
         source = self.source
         share = heads * source.head_dim / hidden
         cost = 3 * _distance(share, self.attention_share)
-        cost += 2 if self.attention_share == 1 != share else 0
+        if self.attention_share == 1 != share:
+            cost += REFUSED_BY_CLIENTS if heads_must_fill(source) else 2
+        queries = heads * source.head_dim
+        cost += max(
+            self._block_cost(hidden, source.hidden_size),
+            self._block_cost(queries, source.num_heads * source.head_dim),
+        )
         cost += _distance(heads / groups, source.queries_per_group)
         cost += 0 if hidden % self.hidden_step == 0 else 2
         cost += 0 if heads % 4 == 0 else 0.5 if heads % 2 == 0 else 1.5

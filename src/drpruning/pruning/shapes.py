@@ -134,6 +134,12 @@ class ModelShape:
         """Query heads that share one key-value head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def layer_period(self) -> int:
+        """How many neighbouring layers are kept or removed together; see `Family.layer_period`."""
+        period = self.family.layer_period
+        return 1 if self.num_layers % period else period
+
     def axis_sizes(self) -> dict[Axis, int]:
         """The size of every axis that a parameter can have."""
         return with_stacked(
@@ -183,6 +189,7 @@ class ModelShape:
                     f"{name} {value} is larger than the source's {getattr(self, name)}; "
                     f"give at most {getattr(self, name)}"
                 )
+        self._check_layers(target.get("num_layers", self.num_layers))
         group = self.queries_per_group
         heads, groups = target.get("num_heads"), target.get("num_kv_heads")
         if heads is None:
@@ -204,6 +211,17 @@ class ModelShape:
         if reason := reason or self.heads_refusal(heads, groups, hidden):
             raise BadInput(f"{reason}; {self._nearest(target)}")
         return replace(self, **wanted)
+
+    def _check_layers(self, layers: int) -> None:
+        period = self.layer_period
+        if layers % period:
+            below = layers - layers % period
+            nearest = " or ".join(str(n) for n in (below, below + period) if n)
+            raise BadInput(
+                f"num_layers {layers} is no multiple of {period}: kinds of layers alternate in "
+                f"{self.model_type}, so {period} neighbours are kept or removed together; nearest "
+                f"numbers that work: {nearest}"
+            )
 
     def heads_refusal(self, heads: int, groups: int, hidden: int) -> str:
         """Say why the model cannot be pruned to such heads at such a hidden size.

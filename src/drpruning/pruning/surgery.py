@@ -126,6 +126,8 @@ def build_model(
         model = type(source).from_pretrained(
             None, config=_target_config(source, plan), state_dict=parameters, dtype=example.dtype
         )
+    # A row that torch would leave out of training (pad_token_id's, often EOS); see `load_model`.
+    model.get_input_embeddings().padding_idx = None
     model.config._name_or_path = ""  # from_pretrained has written what it was given, None
     if source.generation_config is not None:
         model.generation_config = copy.deepcopy(source.generation_config)

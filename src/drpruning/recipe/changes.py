@@ -17,7 +17,12 @@ def fixed_settings(recipe: Recipe) -> dict[str, Any]:
         mode="json",
         exclude={
             "output": True,
-            "model": {"target": _ORIGIN, "targets": {"__all__": _ORIGIN}},
+            "model": {
+                "dtype": True,
+                "max_shard_size": True,
+                "target": _ORIGIN,
+                "targets": {"__all__": _ORIGIN},
+            },
             "data": {"workers", "prepared"},
             "training": _FREE,
         },

@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, PositiveInt, field_validator, model_validator
 
-from drpruning.common.files import FOLDER_NAME
+from drpruning.common.files import FOLDER_NAME, HUB_REVISION
 from drpruning.recipe.section import PathText, Section, first_twin
 
 DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 """The dimensions that a target can name."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _TAKEN = {"data", "recipe.yaml", "report.html"}
+_SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?) ?[KMGT]B", re.IGNORECASE | re.ASCII)
 _COUNT = re.compile(r"(\d[\d_,]*(?:\.\d+)?) ?([KMBT]?)", re.IGNORECASE)
 
 
@@ -26,6 +27,14 @@ def _parameter_count(value: Any) -> Any:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("write a number of parameters such as 1.3B, 370M or 1_300_000_000")
     return value
+
+
+def _file_size(text: str) -> str:
+    """Check a size of files as the Hub's tools take it."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found or not float(found[1]):
+        raise ValueError("write a size such as 5GB or 500MB (KB, MB, GB or TB)")
+    return text.strip()
 
 
 class Target(Section):
@@ -79,6 +88,8 @@ class ModelSection(Section):
 
     source: PathText | None = None
     """A Hugging Face model folder, or a name on the Hub."""
+    revision: str | None = None
+    """The source's branch, tag or commit on the Hub; absent: its main branch."""
     shape: dict[str, Any] | None = None
     """The source's config (as in config.json), for planning without its files."""
     tokenizer: PathText | None = None
@@ -89,6 +100,17 @@ class ModelSection(Section):
     """Name -> shape, in place of `target`: several models from one source, each in OUTPUT/NAME."""
     nested: bool = True
     """Whether one of `targets` that is contained in a larger one is pruned on from that one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights of the run's last model; auto: that of the source's files."""
+    max_shard_size: Annotated[str, AfterValidator(_file_size)] = "5GB"
+    """Size of a file of weights in a result, at most, such as 5GB or 500MB."""
+
+    @field_validator("revision")
+    @classmethod
+    def _can_be_a_revision(cls, revision: str | None) -> str | None:
+        if revision is not None and not HUB_REVISION.fullmatch(revision):
+            raise ValueError("write the name of a branch or tag, or a commit, in quotes")
+        return revision
 
     @field_validator("targets")
     @classmethod
@@ -110,6 +132,8 @@ class ModelSection(Section):
     def _is_complete(self) -> Self:
         if self.source is None and self.shape is None:
             raise ValueError("name a model in `source` (a folder or a Hub name)")
+        if self.revision is not None and (self.source is None or "@" in self.source):
+            raise ValueError("write `revision` beside a `source` that is a plain name on the Hub")
         if self.target is not None and self.targets is not None:
             raise ValueError("write either target or targets")
         return self
@@ -120,6 +144,11 @@ class ModelSection(Section):
         return self.target is not None or self.targets is not None
 
     @property
+    def reference(self) -> str:
+        """Folder or Hub name of the source; with a revision NAME@REVISION."""
+        return str(self.source) + ("" if self.revision is None else f"@{self.revision}")
+
+    @property
     def tokenizer_source(self) -> str:
-        """Folder or Hub name of the tokenizer."""
-        return str(self.source if self.tokenizer is None else self.tokenizer)
+        """Folder or Hub name of the tokenizer; with the source's revision where it is its own."""
+        return self.reference if self.tokenizer is None else self.tokenizer

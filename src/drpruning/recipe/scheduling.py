@@ -1,7 +1,7 @@
 """The scheduling section of a recipe: the policy, its reference losses, where it starts."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
@@ -179,14 +179,18 @@ class Scheduling(Section):
         absent = {name: value for name, value in defaults.items() if values.get(name) is None}
         return {**values, **absent}
 
-    def check(self, domains: Iterable[str]) -> None:
+    def check(self, trained: Collection[str], untrained: Collection[str]) -> None:
         """Refuse settings that do not fit together, or do not fit the domains.
+
+        Args:
+            trained: Domains that are trained on.
+            untrained: Domains of share 0, which may have a reference loss and nothing else.
 
         Raises:
             ValueError: A mapping names other domains, floors or reference losses contradict one
                 another, or the policy could never move the ratio; the field is named.
         """
-        self._check_domains(set(domains))
+        self._check_domains(set(trained), set(untrained))
         if isinstance(self.floor, dict) and (total := math.fsum(self.floor.values())) > 1:
             raise ValueError(
                 f"scheduling.floor: the floors sum to {total:.6g}, more than 1; lower them"
@@ -208,20 +212,26 @@ class Scheduling(Section):
                 "from_model or from_models, or leave out forecast: false, or write policy: constant"
             )
 
-    def _check_domains(self, domains: set[str]) -> None:
+    def _check_domains(self, trained: set[str], untrained: set[str]) -> None:
         by_domain: dict[str, Any] = {"reference_loss": self.reference_loss, "floor": self.floor}
         if self.start is not None:
             by_domain |= {f"start.{name}": values for name, values in self.start}
         for name, values in by_domain.items():
-            if not isinstance(values, dict) or set(values) == domains:
+            optional = untrained if name.endswith("reference_loss") else set()
+            if not isinstance(values, dict) or set(values) - optional == trained:
                 continue
             if set(values) & set(ReferenceModels.model_fields):
                 raise ValueError(
                     f"scheduling.{name}: from_model takes the name of a model, and from_models "
                     "a list of names, not a number"
                 )
+            if given := sorted(set(values) & untrained - optional):
+                raise ValueError(
+                    f"scheduling.{name}: {given[0]} has the share 0 in data.domains: it is never "
+                    "trained on; leave it out here"
+                )
             raise ValueError(
-                f"scheduling.{name}: must name exactly the domains {sorted(domains)}, not "
+                f"scheduling.{name}: must name exactly the domains {sorted(trained)}, not "
                 f"{sorted(values)}"
             )
 

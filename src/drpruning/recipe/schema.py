@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from drpruning.common.errors import shown
 from drpruning.common.files import FOLDER_NAME
@@ -19,10 +19,10 @@ from drpruning.recipe.section import (
     IN_A_FILE,
     SHARES_TOLERANCE,
     Count,
+    NonNegativeFloat,
     PathText,
     PositiveFloat,
     Section,
-    Share,
     first_twin,
 )
 from drpruning.recipe.yaml_io import dump_yaml
@@ -46,8 +46,8 @@ class Domain(Section):
 
     source: PathText
     """A path, glob or folder of .jsonl[.gz|.zst], .parquet, .txt, or a dataset name on the Hub."""
-    share: Share
-    """Initial share of the blocks (every block has the same number of tokens); they sum to 1."""
+    share: NonNegativeFloat
+    """Initial share of the blocks, which all have the same length; they sum to 1; 0: see below."""
     text_field: str = "text"
     """The field or column that holds a document's text."""
     where: dict[str, Any] = Field(default_factory=dict)
@@ -78,6 +78,8 @@ class Domain(Section):
 class Data(Section):
     """The text: domains, block length, validation."""
 
+    normalise_shares: bool = Field(default=False, exclude=True)
+    """Divide the shares by their sum, whatever that is; the resolved recipe has the result."""
     domains: dict[str, Domain]
     """Name -> domain."""
     root: PathText | None = None
@@ -88,12 +90,18 @@ class Data(Section):
     """Tokens per block."""
     validation_blocks: Count = 500
     """Validation blocks per domain, at most."""
+    special_tokens: Literal["text", "parse"] = "text"
+    """What a special token that is written in a document is: text, or the token that it names."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Whether documents begin with the BOS token; `auto`: where the tokenizer puts it first."""
+    eos: Literal["auto", "always", "never"] = "auto"
+    """Whether documents end with the EOS token; `auto`: yes (see below)."""
     workers: Count | None = None
     """Processes that tokenize; absent: one per core."""
 
     @field_validator("domains")
     @classmethod
-    def _check_domains(cls, domains: dict[str, Domain]) -> dict[str, Domain]:
+    def _check_domains(cls, domains: dict[str, Domain], info: ValidationInfo) -> dict[str, Domain]:
         if not domains:
             raise ValueError("name at least one domain")
         for name in domains:
@@ -104,11 +112,41 @@ class Data(Section):
                 )
         if (twin := first_twin(domains)) is not None:
             raise ValueError(f"{twin[0]} and {twin[1]} differ by case alone; rename one of them")
-        total = math.fsum(domain.share for domain in domains.values())
-        if abs(total - 1) > SHARES_TOLERANCE:
-            scaled = ", ".join(f"{n}: {d.share / total:.6g}" for n, d in domains.items())
-            raise ValueError(f"the shares sum to {total:.6g}, not 1; in proportion: {scaled}")
+        return _with_shares_of_one(domains, normalise=info.data.get("normalise_shares", True))
+
+
+def _with_shares_of_one(domains: dict[str, Domain], *, normalise: bool) -> dict[str, Domain]:
+    """The domains with shares that sum to 1.
+
+    Shares that do so within the tolerance stay to the bit, so that a resolved recipe, read again,
+    is the same recipe.
+
+    Raises:
+        ValueError: Every share is 0, or they sum to something else and are not to be normalised.
+    """
+    largest = max(domain.share for domain in domains.values())
+    if not largest:
+        raise ValueError("every share is 0; give at least one domain a share above 0")
+    # Divided by the largest one first: the sum of very large shares would be infinite.
+    parts = {name: domain.share / largest for name, domain in domains.items()}
+    total = math.fsum(parts.values())
+    if abs(largest * total - 1) <= SHARES_TOLERANCE:
         return domains
+    scaled = {name: part / total for name, part in parts.items()}
+    if not normalise:
+        shares = ", ".join(f"{name}: {share:.6g}" for name, share in scaled.items())
+        raise ValueError(
+            f"the shares sum to {largest * total:.6g}, not 1; in proportion: {shares}; or write "
+            "data.normalise_shares: true, which does that"
+        )
+    if lost := [name for name, share in scaled.items() if domains[name].share > 0 == share]:
+        raise ValueError(
+            f"the share of {lost[0]} is too small beside the others to be told from 0, which "
+            "means that it is never trained on; write 0 or a larger share"
+        )
+    return {
+        name: domain.model_copy(update={"share": scaled[name]}) for name, domain in domains.items()
+    }
 
 
 class Checkpoint(Section):
@@ -190,7 +228,7 @@ class Recipe(Section):
                 f"prune: missing although model.{given} is given; write `prune: {{steps: ...}}` "
                 f"or leave model.{given} out"
             )
-        self.scheduling.check(self.data.domains)
+        self.scheduling.check(self.initial_ratio, self.untrained)
         return self
 
     @property
@@ -201,8 +239,13 @@ class Recipe(Section):
 
     @property
     def initial_ratio(self) -> dict[str, float]:
-        """Initial share of each domain."""
-        return {name: domain.share for name, domain in self.data.domains.items()}
+        """Initial share of each domain that is trained on; sums to 1."""
+        return {name: d.share for name, d in self.data.domains.items() if d.share > 0}
+
+    @property
+    def untrained(self) -> list[str]:
+        """The domains of share 0, which are evaluated and never trained on."""
+        return [name for name, domain in self.data.domains.items() if domain.share == 0]
 
     @property
     def prepared_folder(self) -> Path:

@@ -68,7 +68,7 @@ def skipped_updates(phase: PhaseRecord, domains: Sequence[str]) -> list[SkippedU
                 group.last = f"{reason} ({name}, step {point.step:,})"
                 group.evaluations.setdefault(name, []).append(index)
     kinds = [what for what, _ in _REASONS]
-    present = {name for point in phase.evals for name in (*point.loss, *point.ratio)}
+    present = {name for point in phase.evals for name in point.ratio or point.loss}
     names = [name for name in domains if name in present]
     steps = [point.step for point in phase.evals]
     return [

@@ -35,9 +35,13 @@ from drpruning.runs.records import (
 
 @dataclass(frozen=True, kw_only=True)
 class RatioRow:
-    """One domain from the first evaluation of a phase to its last; NaN is not known."""
+    """One domain from the first evaluation of a phase to its last; NaN is not known.
+
+    A domain of share 0 is only evaluated: it has losses and no share.
+    """
 
     domain: str
+    only_evaluated: bool
     initial: float
     ratio: float
     reference_ratio: float
@@ -184,6 +188,7 @@ def ratio_rows(run: RunRecord, phase: PhaseRecord) -> list[RatioRow]:
     return [
         RatioRow(
             domain=name,
+            only_evaluated=name in run.untrained,
             initial=initial.get(name, math.nan),
             ratio=last.ratio.get(name, math.nan),
             reference_ratio=last.reference_ratio.get(name, math.nan),
@@ -261,8 +266,10 @@ def _summary(run: RunRecord) -> list[str]:
         for name, phase in run.phases.items()
     ]
     if steps:
-        domains = len(run.domains)
-        sentences.append(f"{' and '.join(steps)} on {domains} domains.")
+        more = len(run.untrained)
+        domains = len(run.domains) - more
+        evaluated = f"; {more} more only evaluated" if more else ""
+        sentences.append(f"{' and '.join(steps)} on {domains} domains{evaluated}.")
     return sentences
 
 

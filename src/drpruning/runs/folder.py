@@ -302,7 +302,7 @@ def _measured_settings(files: RunFolder) -> tuple[str, ...]:
     """What was measured before the first phase, which is not measured again, depends on these."""
     fixed: tuple[str, ...] = ()
     if any(files.evaluations.glob("*.json")):
-        fixed += ("model.source", "model.tokenizer")
+        fixed += ("model.source", "model.revision", "model.tokenizer")
     if files.reference_loss.is_file():  # a law over sizes is read off at the target's
         fixed += ("model.target",)
     return fixed

@@ -5,7 +5,7 @@ NaN, an empty mapping or None here and null in the file; what has a default and 
 left out of the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,6 +95,9 @@ class SkippedPoint(Line):
 class EvalPoint(Line):
     """One evaluation and the ratio update that it led to; mappings go from domain to nats or share.
 
+    A domain that is only evaluated (share 0) is in `loss`, and in `reference_loss` where the recipe
+    gives one, and nowhere else.
+
     Attributes:
         loss: Validation losses.
         reference_ratio: The one after the update.
@@ -119,11 +122,17 @@ class EvalPoint(Line):
     update_seconds: Number
 
     @staticmethod
-    def decided(decision: Decision) -> dict[str, Any]:
-        """The fields that a decision gives."""
-        return {
-            name: Unknown() if value is None else value for name, value in vars(decision).items()
+    def decided(decision: Decision, untrained: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """The fields that a decision gives.
+
+        Args:
+            decision: Of the domains that are trained on.
+            untrained: Reference losses of the others.
+        """
+        fields = vars(decision) | {
+            "reference_loss": {**(decision.reference_loss or {}), **(untrained or {})} or None
         }
+        return {name: Unknown() if value is None else value for name, value in fields.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ def phase_policy(
 ) -> Policy:
     """Make the recipe's policy as it is at the start of a phase.
 
+    It knows only the domains that are trained on.
+
     Args:
         recipe: Gives the policy, its options, the initial ratio and what to start from. Where it
             names models for the reference losses, these are read from its run folder.
@@ -35,11 +37,13 @@ def phase_policy(
     if scheduling.reference_models is not None:
         if reference_loss is None:
             reference_loss = ReferenceLosses.read(
-                Path(recipe.output), scheduling.reference_models, recipe.data.domains
+                Path(recipe.output), scheduling.reference_models, recipe.initial_ratio
             ).usable()
         options["reference_loss"] = reference_loss
     elif scheduling.policy == "sheared" and scheduling.started_reference_loss is not None:
         options["reference_loss"] = scheduling.started_reference_loss
+    if isinstance(losses := options.get("reference_loss"), Mapping):
+        options["reference_loss"] = {d: v for d, v in losses.items() if d in recipe.initial_ratio}
     try:
         policy = make_policy(
             scheduling.policy, recipe.initial_ratio, phase.steps, final_params, **options
@@ -49,10 +53,18 @@ def phase_policy(
     if start is not None:
         _check_start(recipe, policy)
         try:
-            policy.continue_from(policy.state_dict() | start.model_dump(exclude_none=True))
+            initial = {key: policy.state_dict()[key] for key in ("version", "step", "ratio")}
+            policy.continue_from(initial | start.model_dump(exclude_none=True))
         except ValueError as error:
             raise BadInput(f"scheduling.start: {error}") from None
     return policy
+
+
+def untrained_reference_loss(recipe: Recipe) -> dict[str, float]:
+    """The reference losses in nats that a recipe gives for domains that are only evaluated."""
+    given = recipe.scheduling.reference_loss or recipe.scheduling.started_reference_loss
+    losses = given if isinstance(given, Mapping) else {}
+    return {name: losses[name] for name in recipe.untrained if name in losses}
 
 
 def _check_start(recipe: Recipe, policy: Policy) -> None:

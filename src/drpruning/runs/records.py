@@ -175,12 +175,18 @@ class RunRecord:
 
     @property
     def initial_ratio(self) -> dict[str, float]:
-        """The recipe's share per domain; empty unless every domain has one."""
+        """The recipe's share per domain that is trained on; empty unless every domain has one."""
         domains = section(self.recipe, "data", "domains")
         shares = {str(k): v.get("share") for k, v in domains.items() if isinstance(v, Mapping)}
         if len(shares) < len(domains) or not all(map(is_number, shares.values())):
             return {}
-        return {name: float(share) for name, share in shares.items() if share is not None}
+        return {name: float(share) for name, share in shares.items() if share}
+
+    @property
+    def untrained(self) -> list[str]:
+        """The recipe's domains of share 0, which are evaluated and never trained on."""
+        domains = section(self.recipe, "data", "domains")
+        return [str(name) for name, d in domains.items() if section(d).get("share") == 0]
 
     @property
     def domains(self) -> list[str]:

@@ -119,6 +119,10 @@ def replay_run(
     wanted = _wanted_phases(record, phases)
     names = ", ".join(dropped)
     notes = [f"{policy} has no setting {names}; dropped from the run's"] if dropped else []
+    if recipe.untrained:
+        notes.append(
+            f"only evaluated, so no policy sees their losses: {', '.join(recipe.untrained)}"
+        )
     needed = [record.phases[name] for name in _needed(record, recipe, wanted)]
     found: list[PhaseReplay] = []
     ended: dict[str, Any] | None = None
@@ -126,7 +130,7 @@ def replay_run(
         for phase in needed:
             final, doubt = _final_parameters(record, phase)
             start = _start_policy(recipe, phase.name, final, ended)
-            replayed = _replay_phase(folder, phase, start, advance)
+            replayed = _replay_phase(folder, phase, start, recipe.untrained, advance)
             ended = start.state_dict()
             if phase.name in wanted:
                 found.append(replayed)
@@ -303,11 +307,15 @@ def _progress(reporter: Reporter | None, total: int) -> Iterator[Callable[[], No
 
 
 def _replay_phase(
-    folder: Path, phase: PhaseRecord, policy: Policy, advance: Callable[[], None]
+    folder: Path,
+    phase: PhaseRecord,
+    policy: Policy,
+    untrained: Collection[str],
+    advance: Callable[[], None],
 ) -> PhaseReplay:
     points = []
     for logged in phase.evals:
-        losses = {name: _known(loss) for name, loss in logged.loss.items()}
+        losses = {n: _known(loss) for n, loss in logged.loss.items() if n not in untrained}
         try:
             decision = policy.update(logged.step, losses, _known(logged.parameters))
         except ValueError as error:

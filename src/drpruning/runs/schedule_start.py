@@ -64,17 +64,17 @@ def export_schedule(folder: Path, phase: str | None = None) -> ExportedSchedule:
     found = {
         "ratio": last.ratio,
         "reference_ratio": last.reference_ratio,
-        "reference_loss": last.reference_loss,
+        "reference_loss": {d: v for d, v in last.reference_loss.items() if d in last.ratio},
     }
     lacking = [d for d in last.ratio if not math.isfinite(last.reference_loss.get(d, math.nan))]
-    if not any(last.reference_loss.values()):  # NaiveDRO without any goes by zeros
+    if not any(found["reference_loss"].values()):  # NaiveDRO without any goes by zeros
         del found["reference_loss"]
     elif lacking:
         del found["reference_loss"]
         incomplete.append(f"no reference losses: {', '.join(lacking)} had none at the end")
     start = {name: dict(values) for name, values in found.items() if values}
     origin = f"{RunFolder(folder).metrics}: the evaluation of {chosen.name} at step {last.step}"
-    _checked(start, set(record.initial_ratio or last.loss), origin)
+    _checked(start, set(record.initial_ratio or last.ratio or last.loss), origin)
     return ExportedSchedule(
         start=start,
         comments=_comments(record, chosen, last),

@@ -5,12 +5,16 @@ another, though only DRPruning looks at the length of training and the size of t
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from drpruning.common.errors import BadInput
 from drpruning.scheduling.policy import PolicyBase, ReferencedPolicy
 from drpruning.scheduling.worst_case import FloatArray
+
+_SMALLEST_SHARE = float(np.nextafter(0.0, 1.0))
+_LOWEST_LOG = -float(np.finfo(np.float64).max)  # JSON has no -inf
 
 
 class Constant(PolicyBase):
@@ -25,7 +29,10 @@ class Constant(PolicyBase):
 class GroupDRO(PolicyBase):
     """Exponentiated gradient on the losses: `q_i <- q_i * exp(eta * loss_i)`, normalised.
 
-    Source: Sagawa et al. 2019 (arXiv 1911.08731), Algorithm 1; here one step an evaluation.
+    So after any number of updates the ratio is the softmax of the logarithm of the initial ratio
+    plus `eta` times the sum of the losses so far.
+
+    Source: Sagawa et al. 2019 (arXiv 1911.08731), Algorithm 1, with one step per evaluation.
 
     Args:
         initial_ratio: Share of each domain at the start.
@@ -48,9 +55,41 @@ class GroupDRO(PolicyBase):
         if not 0 < eta < np.inf:
             raise BadInput(f"eta must be positive, not {eta}")
         self.eta = eta
+        self._log_ratio: FloatArray = np.log(self._ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Policy.state_dict`."""
+        return super().state_dict() | {"log_ratio": self._named(self._log_ratio)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Policy.load_state_dict`."""
+        super().load_state_dict(state)
+        self._log_ratio = self._log_ratio_of(state)
+
+    def continue_from(self, state: Mapping[str, Any]) -> None:
+        """See `Policy.continue_from`."""
+        super().continue_from(state)
+        self._log_ratio = self._log_ratio_of(state)
+
+    def _log_ratio_of(self, state: Mapping[str, Any]) -> FloatArray:
+        """The logarithms in a state, or of its ratio: other policies and older runs have none."""
+        if "log_ratio" not in state:
+            return np.log(np.maximum(self._ratio, _SMALLEST_SHARE))
+        log_ratio = self._array(state["log_ratio"], "log_ratio")
+        if np.abs(np.exp(log_ratio) - self._ratio).max() > 1e-6:
+            raise BadInput("the state's log_ratio is of another ratio; remove it from the state")
+        return log_ratio
 
     def _ratio_from(self, losses: FloatArray) -> FloatArray:
-        return _reweighted(self._ratio, self.eta * losses)
+        # The logarithms carry the history, not the shares: a share below 1e-308 is 0 in float64,
+        # and 0 stays 0 under any factor, however much worse that domain is from then on.
+        with np.errstate(over="ignore"):
+            moved = self._log_ratio + self.eta * (losses - losses.max())
+            moved -= np.logaddexp.reduce(moved)
+        self._log_ratio = np.maximum(moved, _LOWEST_LOG)
+        ratio: FloatArray = np.exp(self._log_ratio)
+        ratio /= ratio.sum()
+        return ratio
 
 
 class CVaR(PolicyBase):
@@ -128,13 +167,11 @@ class Sheared(ReferencedPolicy):
         super().__init__(initial_ratio, total_steps, final_params, reference_loss)
 
     def _ratio_from(self, excess: FloatArray) -> FloatArray:
-        weight = _reweighted(self._ratio, excess)
+        # Smoothing keeps every share above c / n, so the ratio itself can carry the history. The
+        # exponents are unbounded, though, and a start may have shares of 0 (logarithm -inf).
+        with np.errstate(divide="ignore"):
+            moved = np.log(self._ratio) + excess
+        weight = np.exp(moved - np.logaddexp.reduce(moved))
+        weight /= weight.sum()
         smoothed: FloatArray = (1 - self._SMOOTHING) * weight + self._SMOOTHING / len(weight)
         return smoothed
-
-
-def _reweighted(ratio: FloatArray, exponent: FloatArray) -> FloatArray:
-    """`softmax(log ratio + exponent)`; a share of 0 stays 0."""
-    weight: FloatArray = ratio * np.exp(exponent - exponent[ratio > 0].max())
-    weight /= weight.sum()
-    return weight

@@ -2,8 +2,10 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from drpruning.common.errors import BadInput
 
@@ -35,22 +37,18 @@ def change_domains(
     before = state["ratio"]
     kept = [d for d in initial_ratio if d in before]
     new = {d: float(share) for d, share in initial_ratio.items() if d not in before}
-    if not kept:
-        raise BadInput(f"none of the domains {', '.join(before)} stays; make a new policy instead")
-    shares = list(initial_ratio.values())
-    if not all(0 < share < math.inf for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
-        raise BadInput("initial_ratio must be positive everywhere and sum to 1")
-    for name, loss in (reference_loss or {}).items():
-        if name not in new:
-            raise BadInput(f"reference_loss: {name} is not a new domain")
-        if not math.isfinite(loss):
-            raise BadInput(f"reference_loss of {name} must be finite, not {loss}")
+    _check(initial_ratio, before, kept, new, reference_loss or {})
     left = 1 - sum(new.values())
     for name in ("ratio", "reference_ratio"):
         if name in state:
             total = sum(state[name][d] for d in kept)
             scaled = {d: left * _share(state[name][d], total, len(kept)) for d in kept}
             changed[name] = {d: {**scaled, **new}[d] for d in initial_ratio}
+    if "log_ratio" in state:
+        log_ratio = _rescaled_logarithms(state["log_ratio"], kept, left)
+        log_ratio |= {d: math.log(share) for d, share in new.items()}
+        changed["log_ratio"] = {d: log_ratio[d] for d in initial_ratio}
+        changed["ratio"] = {d: math.exp(log) for d, log in changed["log_ratio"].items()}
     for name in ("reference_loss", "average_loss"):
         if name in state:
             known = {d: v for d, v in (state[name] or {}).items() if d in kept}
@@ -66,5 +64,38 @@ def change_domains(
     return changed
 
 
+def _check(
+    initial_ratio: Mapping[str, float],
+    before: Iterable[str],
+    kept: Collection[str],
+    new: Collection[str],
+    reference_loss: Mapping[str, float],
+) -> None:
+    """Refuse a change without kept domains, shares that are no ratio, losses of kept domains."""
+    if not kept:
+        raise BadInput(f"none of the domains {', '.join(before)} stays; make a new policy instead")
+    shares = list(initial_ratio.values())
+    if not all(0 < share < math.inf for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
+        raise BadInput("initial_ratio must be positive everywhere and sum to 1")
+    for name, loss in reference_loss.items():
+        if name not in new:
+            raise BadInput(f"reference_loss: {name} is not a new domain")
+        if not math.isfinite(loss):
+            raise BadInput(f"reference_loss of {name} must be finite, not {loss}")
+
+
 def _share(share: float, total: float, count: int) -> float:
     return share / total if total > 0 else 1 / count
+
+
+def _rescaled_logarithms(
+    log_ratio: Mapping[str, float], kept: Sequence[str], total: float
+) -> dict[str, float]:
+    """Logarithms of the shares of the kept domains, which then sum to `total`.
+
+    They also say how shares that are all 0 in float64 compare.
+    """
+    logs = np.array([log_ratio[d] for d in kept])
+    logs -= logs.max()  # first, as logarithms of 1e308 would absorb what is added to them
+    logs += math.log(total) - np.logaddexp.reduce(logs)
+    return dict(zip(kept, logs.tolist(), strict=True))

@@ -20,7 +20,7 @@ NO_REFERENCE = "it has no reference loss yet"
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Why a policy decided as it did; mappings go from domain name to what is said of it.
+    """Why a policy decided as it did; mappings go from domain name to its value.
 
     A policy says what it knows: where it says nothing, a mapping is `Unknown`, a number NaN and an
     answer None, and `common.unknown.record_fields` leaves the field out.
@@ -171,7 +171,10 @@ class PolicyBase(ABC):
             raise BadInput(f"final_params must be positive, not {final_params}")
         ratio = self._array(initial_ratio, "initial_ratio")
         if bad := [d for d, share in zip(self._domains, ratio, strict=True) if not share > 0]:
-            raise BadInput(f"initial_ratio of {', '.join(bad)} must be positive")
+            raise BadInput(
+                f"initial_ratio of {', '.join(bad)} must be positive; leave out a domain that is "
+                "only evaluated"
+            )
         if not abs(ratio.sum() - 1) <= 1e-6:
             raise BadInput(f"initial_ratio must sum to 1, not {ratio.sum():.9g}")
         self.total_steps = total_steps

@@ -1,7 +1,7 @@
 """What a phase of training works with besides its model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -24,3 +24,5 @@ class TrainerContext:
     reporter: Reporter
     identity: Mapping[str, Any]
     """What a checkpoint must be of; see `run_identity`."""
+    untrained_reference_loss: Mapping[str, float] = field(default_factory=dict)
+    """Reference losses in nats of domains that are only evaluated, for the record."""

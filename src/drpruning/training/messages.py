@@ -10,6 +10,12 @@ BROKEN_MODEL = (
     "the model that this phase starts from does not compute finite numbers: check its weights and "
     "its config.json (such as the base of the rotary embedding), or take another model"
 )
+UNTRAINED_EXCESS = 1.0
+"""Nats above the loss of equal shares for all tokens at which an evaluation before training is odd.
+A model that was never trained stands a little above that loss: its logits have a standard deviation
+of about 0.02 x sqrt(hidden size), and half of the variance comes on top (0.8 at 4,096). A trained
+one that reads another tokenizer's ids is wrong with confidence: a Llama of 4,096 tokens that was
+evaluated with shuffled ids stood 3.0 above it, and with shuffled rows of the embedding 1.2."""
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -47,12 +53,49 @@ def evaluation_text(losses: Mapping[str, float], ratio: Mapping[str, float]) -> 
     )
 
 
-def nonfinite_loss_text(losses: Mapping[str, float]) -> list[str]:
-    """The warning about validation losses that are not finite: no line or one."""
-    lost = [f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-    if not lost:
+def evaluation_warnings(
+    losses: Mapping[str, float],
+    ratio: Mapping[str, float],
+    exhausted: Mapping[str, str],
+    vocabulary_size: int | None,
+) -> list[str]:
+    """The warnings that an evaluation gives rise to.
+
+    Args:
+        losses: Domain -> validation loss, of all domains.
+        ratio: Of those that are trained on; it stays where the loss of one is not finite.
+        exhausted: Domain -> its rule `on_exhausted`, of those whose data have been read completely.
+        vocabulary_size: Entries of the model's vocabulary before any training, None later.
+    """
+    untrained = [] if vocabulary_size is None else untrained_text(losses, vocabulary_size)
+    lost = {name: loss for name, loss in losses.items() if not math.isfinite(loss)}
+    text = ", of ".join(f"{name} is {loss}" for name, loss in lost.items())
+    stays = "; the ratio stays as it was" if any(name in ratio for name in lost) else ""
+    nonfinite = [f"the validation loss of {text}{stays}"] if lost else []
+    return untrained + nonfinite + exhausted_text(exhausted)
+
+
+def untrained_text(losses: Mapping[str, float], vocabulary_size: int) -> list[str]:
+    """The warning about a first loss that no sound model has: no line or one.
+
+    The first evaluation of pruning is the source's own, since all masks are open then; that of
+    continued pretraining is of the model that it starts from.
+
+    Args:
+        losses: Domain -> validation loss before any training.
+        vocabulary_size: Entries of the model's vocabulary.
+    """
+    known = [loss for loss in losses.values() if math.isfinite(loss)]
+    mean, equal = sum(known) / max(len(known), 1), math.log(vocabulary_size)
+    if mean <= equal + UNTRAINED_EXCESS:
         return []
-    return [f"the validation loss of {', of '.join(lost)}; the ratio stays as it was"]
+    line = (
+        f"the validation loss before any training is {mean:.2f} on average, and a model that was "
+        f"never trained has about ln(vocabulary) = {equal:.2f}: the tokenizer is probably another "
+        "model's, or the weights or the config.json are damaged (or too little was left of a model "
+        "that was just pruned)"
+    )
+    return [line]
 
 
 def no_finite_loss_text(phase: str, step: int, losses: Mapping[str, float], saved: int) -> str:

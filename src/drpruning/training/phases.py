@@ -1,24 +1,29 @@
 """The two phases, each from a model folder to a model folder."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from accelerate import Accelerator
+from torch import nn
 
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput, TrainingError
 from drpruning.common.files import atomic_write, parse_json
-from drpruning.data import Mixture, PreparedData
+from drpruning.data import Mixture, PreparedData, tokenizer_digest
 from drpruning.models.card import model_card
 from drpruning.models.kernels import use_default_attention
-from drpruning.models.loading import load_model, save_model
+from drpruning.models.loading import load_model
+from drpruning.models.result import Origin, dtype_name, save_model
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.policy import phase_policy
+from drpruning.runs.policy import phase_policy, untrained_reference_loss
 from drpruning.runs.records import load_phases
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
@@ -33,8 +38,8 @@ SCHEDULE_VERSION = 1
 
 
 def _mixture(data: PreparedData, recipe: Recipe, phase: Phase) -> Mixture:
-    sizes = {name: len(domain.train) for name, domain in data.domains.items()}
-    rules = {name: domain.on_exhausted for name, domain in recipe.data.domains.items()}
+    sizes = {name: len(data.domains[name].train) for name in recipe.initial_ratio}
+    rules = {name: recipe.data.domains[name].on_exhausted for name in sizes}
     return Mixture(sizes, phase.global_batch, recipe.training.seed, rules)
 
 
@@ -49,6 +54,7 @@ def _context(
         accelerator=accelerator,
         reporter=reporter,
         identity=run_identity(recipe, data, phase),
+        untrained_reference_loss=untrained_reference_loss(recipe),
     )
 
 
@@ -122,8 +128,9 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     """
     assert recipe.prune is not None and recipe.model.target is not None  # noqa: S101, PT018
     folder = RunFolder(Path(recipe.output))
-    with reporter.status(f"loading {recipe.model.source}"):
-        model = load_model(str(recipe.model.source), training=recipe.training)
+    with reporter.status(f"loading {recipe.model.reference}"):
+        model = load_model(recipe.model.reference, training=recipe.training)
+        origin = _origin(recipe, recipe.model.reference, data, reporter)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
@@ -142,10 +149,9 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
                 full.to(accelerator.device)
             exported = full.export()
             _write_schedule(folder.schedule, trainer)
-            card = model_card(
-                recipe, ModelShape.of(exported), "prune", _steps_done(recipe, trainer)
-            )
-            save_model(exported, recipe.model.tokenizer_source, folder.pruned, card)
+            steps = _steps_done(recipe, trainer)
+            card = model_card(recipe, ModelShape.of(exported), "prune", origin.card, steps)
+            _save(recipe, exported, origin, folder.pruned, card, last=recipe.pretrain is None)
         remove_checkpoints(folder.checkpoints, "prune", recipe.training.checkpoint)
         reporter.line(str(plan))
         reporter.line(f"pruned model: {folder.pruned}")
@@ -163,9 +169,15 @@ def pretrain(
     """
     assert recipe.pretrain is not None  # noqa: S101
     folder = RunFolder(Path(recipe.output))
-    source = str(folder.pruned) if recipe.prune is not None else str(recipe.model.source)
+    source = str(folder.pruned) if recipe.prune is not None else recipe.model.reference
     with reporter.status(f"loading {source}"):
         model = load_model(source, training=recipe.training)
+        origin = _origin(recipe, source, data, reporter)
+    if recipe.prune is not None and (rounded := origin.stored_dtype) != torch.float32:
+        reporter.warn(
+            f"{source}: its weights are rounded to {dtype_name(rounded)}, for the recipe had no "
+            "pretrain phase when it was written; model.dtype: float32 prevents that"
+        )
     count = sum(p.numel() for p in model.parameters())
     policy = phase_policy(recipe, recipe.pretrain, count)
     mixture = _mixture(data, recipe, recipe.pretrain)
@@ -176,13 +188,44 @@ def pretrain(
     trainer.run()
     trained = trainer.distributed.gather()
     if accelerator.is_main_process:
-        card = model_card(recipe, ModelShape.of(trained), "pretrain", _steps_done(recipe, trainer))
-        tokenizer = source if recipe.prune is not None else recipe.model.tokenizer_source
+        steps = _steps_done(recipe, trainer)
+        card = model_card(recipe, ModelShape.of(trained), "pretrain", origin.card, steps)
         with _written(trainer, folder.model), reporter.status("writing the model"):
-            save_model(trained, tokenizer, folder.model, card)
+            _save(recipe, trained, origin, folder.model, card, last=True)
         remove_checkpoints(folder.checkpoints, "pretrain", recipe.training.checkpoint)
         reporter.line(f"trained model: {folder.model}")
     accelerator.wait_for_everyone()
+
+
+def _origin(recipe: Recipe, source: str, data: PreparedData, reporter: Reporter) -> Origin:
+    """What the model of a phase takes over from the one that it starts from."""
+    origin = Origin.of(source, recipe.model.tokenizer)
+    # Transformers 5 has its own tokenizer class for some families, whatever the files say. Where
+    # the tokenizer is not the source's, the two meet in the result for the first time.
+    if recipe.model.tokenizer is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            origin.write_small_files(Path(folder))
+            digest = ""
+            with suppress(BadInput):  # read as another tokenizer it may have no EOS
+                digest = tokenizer_digest(folder)
+            if digest != data.tokenizer_digest:
+                reporter.warn(
+                    f"model.tokenizer: beside the config.json of {source}, AutoTokenizer of "
+                    f"Transformers {transformers.__version__} reads {recipe.model.tokenizer} as "
+                    "another tokenizer; load that of the result with PreTrainedTokenizerFast"
+                )
+    return origin
+
+
+def _save(
+    recipe: Recipe, model: nn.Module, origin: Origin, folder: Path, card: str, *, last: bool
+) -> None:
+    """Write the model of a phase: the run's last one in the type that the recipe asks for."""
+    # pruned/ stays as it was trained where pretraining continues from it: in bfloat16 a weight
+    # keeps no change below 1/256 of itself.
+    dtype = origin.result_dtype(recipe.model.dtype) if last else None
+    size = recipe.model.max_shard_size
+    save_model(model, origin, folder, card, dtype=dtype, max_shard_size=size)
 
 
 def _hand_over(

@@ -70,7 +70,7 @@ class Trainer(PhaseHooks):
         self.settings, self.training = context.settings, context.training
         self.data, self.folder = context.data, context.folder
         self.accelerator, self.reporter = context.accelerator, context.reporter
-        self.identity = context.identity
+        self.identity, self.untrained = context.identity, context.untrained_reference_loss
         self.policy, self.mixture = policy, mixture
         self.device = self.accelerator.device
         self.micro_batches = micro_batches(
@@ -87,15 +87,13 @@ class Trainer(PhaseHooks):
         self.checkpoints = CheckpointManager(
             self.folder.checkpoints, self.phase, self.training.checkpoint, self.accelerator
         )
-        self.step = 0
-        self.evaluated = -1
-        self.saved = 0
-        self.save_due = False
+        self.vocabulary_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        self.step = self.saved = 0
+        self.evaluated, self.save_due = -1, False
         self.ratio = dict(policy.ratio)
         self.segment: Segment | None = None
         self.stopped: str | None = None
-        self.numbers = StepMetrics()
-        self.watch = Stopwatch(self.device)
+        self.numbers, self.watch = StepMetrics(), Stopwatch(self.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups."""
@@ -194,7 +192,7 @@ class Trainer(PhaseHooks):
         """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
         rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
         domains, ids = (column[rows] for column in segment.batch(index))
-        blocks_BT = torch.from_numpy(self.data.train_blocks(domains, ids))
+        blocks_BT = torch.from_numpy(self.data.train_blocks(segment.domains, domains, ids))
         return blocks_BT.to(self.device, non_blocking=True)
 
     def _train_step(self) -> None:
@@ -298,20 +296,21 @@ class Trainer(PhaseHooks):
             ),
         )
         task.show_activity("")
-        if not any(map(math.isfinite, losses.values())):
+        steered = {name: losses[name] for name in self.policy.domains}  # not those of share 0
+        if not any(map(math.isfinite, steered.values())):
             raise TrainingError(
                 messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
             )
         evaluated = time.monotonic()
         count = self.parameter_count()
-        decision = self.policy.update(step=self.step, losses=losses, params=count)
+        decision = self.policy.update(step=self.step, losses=steered, params=count)
         self.ratio = broadcast_ratio(decision.ratio)
         decided = time.monotonic()
         if self.accelerator.is_main_process:
             self._record(
                 EvalPoint,
                 loss=losses,
-                **EvalPoint.decided(decision),
+                **EvalPoint.decided(decision, self.untrained),
                 realised_share=Unknown() if ended is None else ended.realised_share,
                 epochs=self.mixture.epochs,
                 used_up=used_up,
@@ -322,7 +321,8 @@ class Trainer(PhaseHooks):
         self.evaluated = self.step
         where = f"{self.phase} {self.step}/{self.settings.steps}"
         self.reporter.line(f"{where}  {messages.evaluation_text(losses, self.ratio)}")
-        for message in messages.nonfinite_loss_text(losses) + messages.exhausted_text(used_up):
+        vocabulary = self.vocabulary_size if self.step == 0 else None
+        for message in messages.evaluation_warnings(losses, self.ratio, used_up, vocabulary):
             self.warn(message)
         self._begin_segment()
 

@@ -1,0 +1,227 @@
+"""What marks the beginning and the end of a document, and what special tokens in its text are.
+
+A tokenizer's own files say which token begins and which ends a text, and whether the first of them
+is put in front of every prompt. `TokenizerMarkers.of_files` reads that from the JSON files alone,
+so that a plan can say it where Transformers is not installed; `markers_of` asks the tokenizer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from drpruning.common.errors import BadInput
+from drpruning.common.files import parse_json
+
+Rule = Literal["auto", "always", "never"]
+SpecialTokens = Literal["text", "parse"]
+
+_GENERIC_CLASSES = {"PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"}
+"""Tokenizer classes that have no special tokens of their own: what is not named is absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentFormat:
+    """What is done with each document beside splitting its text into tokens.
+
+    Attributes:
+        special_tokens: `text`: a special token that is written in a document is split like any
+            other text; `parse`: it becomes the token that it names.
+        bos: whether documents begin with the tokenizer's BOS token; `auto`: where the tokenizer
+            puts it in front of a prompt too.
+        eos: whether documents end with the tokenizer's EOS token; `auto`: yes, unless `bos` is
+            `always` and both are one token, which then stands once between two documents.
+    """
+
+    special_tokens: SpecialTokens = "text"
+    bos: Rule = "auto"
+    eos: Rule = "auto"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A special token that begins or ends documents."""
+
+    token: str
+    id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerMarkers:
+    """The tokens that a tokenizer has for the beginning and the end of a text.
+
+    Attributes:
+        bos: begins a text.
+        eos: ends a text.
+        prompts_begin_with_bos: whether the tokenizer puts `bos` in front of what it encodes for a
+            model to go on with.
+    """
+
+    bos: Marker | None
+    eos: Marker | None
+    prompts_begin_with_bos: bool
+
+    @classmethod
+    def of_files(cls, tokenizer_file: Path) -> "TokenizerMarkers | None":
+        """Read the markers from a tokenizer.json and the files beside it.
+
+        Returns:
+            None where these files do not tell, since a tokenizer class of Transformers would add
+            what they leave out, or where one of them cannot be read.
+        """
+        try:
+            core = parse_json(tokenizer_file.read_bytes())
+            config = _config(tokenizer_file.parent)
+            if config is None:
+                return None
+            bos, eos = (_marker(config.get(f"{name}_token"), core) for name in ("bos", "eos"))
+            first = bos is not None and _puts_first(core.get("post_processor"), bos)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # what needs the tokenizer says what is wrong with it
+        return cls(bos=bos, eos=eos, prompts_begin_with_bos=first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentMarkers:
+    """The tokens that are put before and after each document, None for nothing."""
+
+    bos: Marker | None
+    eos: Marker | None
+
+    @classmethod
+    def choose(
+        cls, found: TokenizerMarkers, wanted: DocumentFormat, name: str
+    ) -> "DocumentMarkers":
+        """Decide what a tokenizer's documents begin and end with.
+
+        Args:
+            found: what the tokenizer has.
+            wanted: the settings.
+            name: of the tokenizer, for the message.
+
+        Raises:
+            BadInput: a token that the settings ask for is not there, or nothing would stand
+                between two documents although the settings do not ask for that.
+        """
+        for rule, marker, key in ((wanted.bos, found.bos, "bos"), (wanted.eos, found.eos, "eos")):
+            if rule == "always" and marker is None:
+                raise BadInput(
+                    f"data.{key}: the tokenizer {name} has no {key.upper()} token; set {key}_token "
+                    f"in its tokenizer_config.json, or write `{key}: never`"
+                )
+        same = found.bos == found.eos
+        eos = wanted.eos == "always" or (
+            wanted.eos == "auto" and not (wanted.bos == "always" and same)
+        )
+        # One token for both, as in GPT-2 and OPT, stands once between two documents, not twice.
+        bos = wanted.bos == "always" or (
+            wanted.bos == "auto" and found.prompts_begin_with_bos and not (same and eos)
+        )
+        chosen = cls(bos=found.bos if bos else None, eos=found.eos if eos else None)
+        if chosen.bos is None and chosen.eos is None and wanted.eos != "never":
+            raise BadInput(
+                f"data.eos: the tokenizer {name} has no end-of-sequence token to end documents "
+                "with; set eos_token in its tokenizer_config.json, write `bos: always` if it has a "
+                "BOS token, or `eos: never` to let documents run together"
+            )
+        return chosen
+
+    def describe(self, wanted: DocumentFormat) -> str:
+        """Say in one line what is done with documents: `documents: <s> first, </s> last; ...`."""
+        parts = [f"{self.bos.token} first"] if self.bos else []
+        parts += [f"{self.eos.token} last"] if self.eos else []
+        around = ", ".join(parts) or "nothing before or after them, so that they run together"
+        return f"documents: {around}; {_SPECIAL_TOKENS[wanted.special_tokens]}"
+
+
+_SPECIAL_TOKENS: Mapping[SpecialTokens, str] = {
+    "text": "special tokens written in the text are text",
+    "parse": "special tokens written in the text become tokens",
+}
+
+
+def describe_documents(tokenizer_file: Path | None, wanted: DocumentFormat, name: str) -> str:
+    """Say in one line what will be done with documents, as far as a tokenizer's files tell.
+
+    Args:
+        tokenizer_file: the tokenizer.json, None where there is none on this machine.
+        wanted: the settings.
+        name: of the tokenizer.
+
+    Raises:
+        BadInput: see `DocumentMarkers.choose`.
+    """
+    found = None if tokenizer_file is None else TokenizerMarkers.of_files(tokenizer_file)
+    if found is None:
+        return (
+            f"documents: bos {wanted.bos}, eos {wanted.eos} (which tokens these are is known once "
+            f"the tokenizer is loaded); {_SPECIAL_TOKENS[wanted.special_tokens]}"
+        )
+    return DocumentMarkers.choose(found, wanted, name).describe(wanted)
+
+
+def markers_of(tokenizer: Any) -> TokenizerMarkers:
+    """The markers of a tokenizer that Transformers has loaded."""
+    bos, eos = (
+        None if index is None else Marker(str(token), int(index))
+        for token, index in (
+            (tokenizer.bos_token, tokenizer.bos_token_id),
+            (tokenizer.eos_token, tokenizer.eos_token_id),
+        )
+    )
+    plain, prompt = _with_and_without_special_tokens(tokenizer)
+    first = bos is not None and prompt[: len(plain) + 1] == [bos.id, *plain]
+    return TokenizerMarkers(bos=bos, eos=eos, prompts_begin_with_bos=first)
+
+
+def _with_and_without_special_tokens(tokenizer: Any) -> list[list[int]]:
+    """The ids of some text, without and with what the tokenizer adds to a prompt."""
+    try:
+        return [tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True)]
+    except Exception:  # bare Exception where "a" is not in the vocabulary and nothing is for it
+        return [[], tokenizer("", add_special_tokens=True)["input_ids"]]
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    """What tokenizer_config.json says of BOS and EOS, None where a class's defaults would count."""
+    file, legacy = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    config: dict[str, Any] = parse_json(file.read_bytes()) if file.is_file() else {}
+    # Transformers reads the older file only where the newer one does not list the added tokens.
+    if "added_tokens_decoder" not in config and legacy.is_file():
+        config |= parse_json(legacy.read_bytes())
+    generic = config.get("tokenizer_class") in _GENERIC_CLASSES
+    known = {"bos_token", "eos_token"} <= config.keys()
+    return config if generic or known else None
+
+
+def _marker(token: Any, core: Mapping[str, Any]) -> Marker | None:
+    """The token of an entry of tokenizer_config.json, with its id."""
+    if isinstance(token, Mapping):
+        token = token["content"]
+    if token is None:
+        return None
+    for added in core["added_tokens"]:
+        if added["content"] == token:
+            return Marker(token, int(added["id"]))
+    entries = core["model"]["vocab"]
+    if isinstance(entries, list):
+        entries = {piece: index for index, (piece, _) in enumerate(entries)}
+    return Marker(token, int(entries[token]))
+
+
+def _puts_first(processor: Mapping[str, Any] | None, bos: Marker) -> bool:
+    """Whether a post-processor of tokenizer.json puts a token in front of a text."""
+    if processor is None:
+        return False
+    kind = processor["type"]
+    if kind == "Sequence":
+        return any(_puts_first(part, bos) for part in processor["processors"])
+    if kind == "TemplateProcessing":
+        first: Mapping[str, Any] = next(iter(processor["single"]), {})
+        if "SpecialToken" not in first:
+            return False
+        ids: list[int] = processor["special_tokens"][first["SpecialToken"]["id"]]["ids"]
+        return ids == [bos.id]
+    if kind in {"BertProcessing", "RobertaProcessing"}:
+        return bool(processor["cls"][1] == bos.id)
+    return False

@@ -1,0 +1,256 @@
+"""What the files of a tokenizer say, without loading it: its tokens and its special tokens."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from drpruning.common.errors import BadInput
+from drpruning.common.files import read_json_object
+from drpruning.models.files import check_hub_name, local_file
+from drpruning.pruning import ModelShape
+
+LARGEST_TOKENIZER = 1_000_000_000
+"""Bytes of a tokenizer.json, at most; those of 256,000 tokens have some 35 million."""
+UNUSED_ROWS, UNUSED_SHARE = 1024, 0.05
+"""Rows of the embedding that may be without a token, the larger of the two. Vocabularies are padded
+to multiples of 64 to 256, or more for many devices: of the published ones Phi-3 leaves 64 rows of
+32,064 unused, GPT-NeoX 155 of 50,432, Qwen2 418 of 152,064, Phi-2 905 of 51,200 and, as the largest
+share, DeepSeek LLM 2,385 of 102,400."""
+_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_CONFIG, _ADDED, _MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+_MODEL = "tokenizer.model"
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
+"""The first line of a tokenizer.model that is tiktoken's and not sentencepiece's."""
+
+
+def vocabulary(name: str, field: str) -> dict[str, int] | None:
+    """Read token -> id from tokenizer.json or vocab.json; None where the model has neither here.
+
+    Args:
+        name: A folder, or a name on the Hub, whose cache is looked into.
+        field: The field of the recipe that names it.
+
+    Raises:
+        BadInput: The name is neither a folder with a tokenizer nor a name on the Hub, or a file
+            cannot be read or is not one of a tokenizer.
+    """
+    folder = Path(name)
+    if not name or not folder.is_dir():
+        check_hub_name(name, field, "no folder with a tokenizer")
+    if (file := local_file(name, "tokenizer.json", field)) is None:
+        if (file := local_file(name, "vocab.json", field)) is not None:
+            return _tokens(file, read_json_object(file, field, LARGEST_TOKENIZER), field)
+        if not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("*.model")):
+            return None
+        raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
+    content = read_json_object(file, field, LARGEST_TOKENIZER)
+    try:
+        entries = content["model"]["vocab"]
+        if isinstance(entries, list):
+            entries = {token: index for index, (token, _) in enumerate(entries)}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        return _tokens(file, {**entries, **added}, field)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _no_tokenizer_file(file, field) from None
+
+
+def _tokens(file: Path, tokens: dict[str, Any], field: str) -> dict[str, int]:
+    if not tokens or not all(type(index) is int and index >= 0 for index in tokens.values()):
+        raise _no_tokenizer_file(file, field)
+    return tokens
+
+
+def _no_tokenizer_file(file: Path, field: str) -> BadInput:
+    return BadInput(f"{field}: {file} is not a tokenizer file; fetch it again")
+
+
+def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
+    """Refuse a tokenizer that is missing, cannot be loaded here, or has ids that the model lacks.
+
+    Args:
+        name: Of the model.
+        shape: Its shape.
+        field: The field of the recipe that names it.
+
+    Raises:
+        BadInput: There is no tokenizer, it cannot be read, it needs packages that are not
+            installed, or its ids exceed the vocabulary.
+    """
+    tokens = vocabulary(name, field)
+    if tokens is None:
+        _check_packages(name, field)
+    elif (largest := max(tokens.values())) >= shape.vocab_size:
+        raise BadInput(
+            f"{field}: the tokenizer in {name} does not fit the model: its largest id is "
+            f"{largest}, the model's vocabulary has {shape.vocab_size} entries"
+        )
+    for token, (index, file) in _added(name, tokens or {}, field).items():
+        if index is not None and index >= shape.vocab_size:
+            raise BadInput(
+                f"{field}: the tokenizer in {name} does not fit the model: {file} adds {token!r} "
+                f"with the id {index}, the model's vocabulary has {shape.vocab_size} entries; take "
+                "it out, or give the tokenizer that belongs to the model"
+            )
+
+
+def _check_packages(name: str, field: str) -> None:
+    """Refuse a tokenizer.model alone where the packages that convert it are not installed.
+
+    Transformers 5 asks for tiktoken then, whatever the file is.
+    """
+    file = local_file(name, _MODEL, field)
+    if file is None or find_spec("transformers") is None:  # planned here, to be run elsewhere
+        return
+    with file.open("rb") as stream:
+        is_tiktoken = _TIKTOKEN.match(stream.read(4096))
+    packages = ("tiktoken",) if is_tiktoken else ("sentencepiece", "google.protobuf")
+    if missing := [package for package in packages if not _is_installed(package)]:
+        names = " ".join(package.removeprefix("google.") for package in missing)
+        raise BadInput(
+            f"{field}: {name} has its tokenizer as {_MODEL} alone, which Transformers reads with "
+            f"packages that are not installed: `pip install {names}`, or put the model's "
+            "tokenizer.json beside it"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    with suppress(ModuleNotFoundError):  # of the package above it
+        return find_spec(package) is not None
+    return False
+
+
+def _added(name: str, tokens: Mapping[str, int], field: str) -> dict[str, tuple[int | None, str]]:
+    """Find what other files add to a vocabulary: token -> its id and the file.
+
+    Transformers appends such a token after the last one, whatever id its file gives it; the larger
+    of the two ids counts. Where the vocabulary is not known, a token without an id has none.
+    """
+    found: dict[str, tuple[int | None, str]] = {}
+    following = max(tokens.values()) + 1 if tokens else None
+    for token, index, file in _declared(name, field):
+        if token in tokens or token in found:
+            continue
+        known = [number for number in (index, following) if number is not None]
+        found[token] = (max(known) if known else None, file)
+        following = None if following is None else following + 1
+    return found
+
+
+def _declared(name: str, field: str) -> Iterator[tuple[str, int | None, str]]:
+    """Tokens that files beside the vocabulary name: token, id if it has one, file."""
+    for token, index in _read(name, _ADDED, field).items():
+        yield token, index if isinstance(index, int) else None, _ADDED
+    config = _read(name, _CONFIG, field)
+    decoder = config.get("added_tokens_decoder")
+    for index, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if (text := _content(entry)) is not None:
+            yield text, int(index) if index.isdecimal() else None, _CONFIG
+    for role, token in special_tokens(name, field).items():
+        yield token, None, _CONFIG if _content(config.get(role)) == token else _MAP
+
+
+def special_tokens(name: str, field: str) -> dict[str, str]:
+    """Read `bos_token`, `eos_token`, `unk_token`, `pad_token` -> token, of those that are set.
+
+    Args:
+        name: Of the model.
+        field: The field of the recipe that names it.
+    """
+    values = _read(name, _CONFIG, field)
+    if "added_tokens_decoder" not in values:  # then Transformers reads the older file too
+        values = values | _read(name, _MAP, field)
+    found = {role: _content(values.get(role)) for role in _ROLES}
+    return {role: token for role, token in found.items() if token is not None}
+
+
+def _content(token: object) -> str | None:
+    """The text of a token that is written as text or as an object; None where it is neither."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
+
+
+def _read(name: str, file: str, field: str) -> dict[str, Any]:
+    path = local_file(name, file, field)
+    return {} if path is None else read_json_object(path, field)
+
+
+def tokenizer_warnings(
+    name: str, source: str, shape: ModelShape, config: Mapping[str, Any], field: str
+) -> list[str]:
+    """Warn of a tokenizer that is probably another model's, though all its ids fit.
+
+    Args:
+        name: Of the model whose tokenizer it is.
+        source: The model that is trained with it.
+        shape: The source's shape.
+        config: The content of its config.json.
+        field: The field of the recipe that names the tokenizer.
+
+    Raises:
+        BadInput: A file cannot be read.
+    """
+    tokens = vocabulary(name, field)
+    if tokens is None:
+        return _conversion_warning(name, field)
+    lines = []
+    if name != source and local_file(source, "tokenizer.json", field) is not None:
+        own = vocabulary(source, field) or {}
+        if other := sum(tokens.get(token) != index for token, index in own.items()):
+            lines.append(
+                f"{field}: {name} has no token or another id for {other:,} of the {len(own):,} "
+                f"tokens of {source}, which was trained with its own tokenizer; leave it out, "
+                "unless the model's embedding was made for this one"
+            )
+    unused = shape.vocab_size - len(set(tokens.values()))
+    if unused > max(UNUSED_ROWS, UNUSED_SHARE * shape.vocab_size):
+        lines.append(
+            f"{field}: the tokenizer in {name} has {len(tokens):,} tokens and the model's "
+            f"vocabulary {shape.vocab_size:,} entries; it is probably another model's: give the "
+            "one that the model was trained with"
+        )
+    return lines + _special_token_warning(name, source, tokens, config, field)
+
+
+def _conversion_warning(name: str, field: str) -> list[str]:
+    if local_file(name, _MODEL, field) is None:
+        return []
+    line = (
+        f"{field}: {name} has its tokenizer as {_MODEL} alone, and where that is Mistral's or "
+        "Phi-3's Transformers 5 leaves out the space before a text; put the model's "
+        "tokenizer.json beside it"
+    )
+    return [line]
+
+
+def _special_token_warning(
+    name: str, source: str, tokens: Mapping[str, int], config: Mapping[str, Any], field: str
+) -> list[str]:
+    """Whether the special tokens have other ids than the config.json of the model says."""
+    generation: Mapping[str, Any] = {}
+    with suppress(BadInput):  # of no consequence for the tokenizer
+        generation = _read(source, "generation_config.json", field)
+    odd = []
+    for role, token in special_tokens(name, field).items():
+        wanted = _ids(config.get(f"{role}_id"))
+        index = tokens.get(token)
+        if index is None or not wanted or index in wanted | _ids(generation.get(f"{role}_id")):
+            continue
+        names = " or ".join(map(str, sorted(wanted)))
+        odd.append(f"{role} is {token!r} with the id {index}, config.json says {names}")
+    if not odd:
+        return []
+    line = (
+        f"{field}: the special tokens of the tokenizer in {name} are not those of the model "
+        f"({'; '.join(odd)}); correct the wrong one of the two files, or give the model's own "
+        "tokenizer"
+    )
+    return [line]
+
+
+def _ids(value: object) -> set[int]:
+    """The ids that a field of a config.json names, which may be a number or a list."""
+    values = value if isinstance(value, list) else [value]
+    return {index for index in values if type(index) is int and index >= 0}
