@@ -479,6 +479,8 @@ OUTPUTS = [
     Row("output-of-itself", link("out", "out"), ("output: out is a link that leads nowhere",)),
     Row("output-is-here", field("output", "."),
         ("output: the recipe.yaml in .", "was not written by a run")),
+    Row("output-where-nothing-can-be", field("output", "/proc/x"),
+        ("output: /proc/x cannot be made (", "name another folder"), PLAN),
     Row("output-of-nobody", field("output", "~nobody-here/run"),
         ("output: there is no user nobody-here; write ./~nobody-here for a folder of that name",)),
     Row("output-of-no-variable", field("output", "$NOT_SET_HERE/run"),

@@ -1,6 +1,7 @@
 """`drprune evaluate MODEL --data RUN` shows the model that it was asked for, under its name."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,19 @@ def test_a_name_on_the_hub_is_a_model_too(home: Path, monkeypatch: pytest.Monkey
 def test_a_recipe_of_another_program_does_not_make_a_model_a_run() -> None:
     (model("compressed", 1) / "recipe.yaml").write_text("default_stage: {modifiers: {}}\n")
     assert "compressed" in drprune("evaluate", "compressed", "--data", "out")
+
+
+def test_losses_that_are_not_finite_are_warned_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = perplexity.domain_losses
+    monkeypatch.setattr(
+        perplexity, "domain_losses",
+        lambda *rest, **options: original(*rest, **options) | {"colours": float("nan")},
+    )  # fmt: skip
+    table = drprune("evaluate", model("m", 1), "--data", "out")
+    assert "warning: m: its loss is not finite on colours, so it has no average" in table
+    assert math.isnan(evaluated(home / "out")["m"].average_perplexity)
 
 
 def test_everything_is_checked_before_anything_is_measured(home: Path) -> None:

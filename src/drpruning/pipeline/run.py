@@ -3,6 +3,7 @@
 A stage that has a result is not run again; one that was interrupted is resumed.
 """
 
+import math
 import os
 import platform
 from collections.abc import Callable, Collection, Iterator
@@ -373,6 +374,11 @@ class Run:
             self.recipe.training,
             field,
         )
+        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
+            self.reporter.warn(
+                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
+                "perplexity; do not use the model without finding out why"
+            )
         if self.accelerator.is_main_process:
             write_evaluation(record, self.files.evaluation(name))
 

@@ -72,7 +72,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
 
 
 def _put_start_in_place(values: dict[str, Any]) -> str | None:
-    """Replace the name of a file in `scheduling.start` by what the file says; returns the name."""
+    """Replace a file's name in `scheduling.start` by the file's content; returns the name."""
     scheduling = values.get("scheduling")
     if not isinstance(scheduling, dict) or not isinstance(file := scheduling.get("start"), str):
         return None
