@@ -371,8 +371,10 @@ def test_a_card_is_readable_and_has_nothing_local_whatever_the_path(
     metadata = Origin.of(str(source)).card
     plan = masked(load_model(str(source)), **TARGET).plan()
     cards = [
-        model_card(recipe, ModelShape.of(model), "prune", metadata),
-        model_card(recipe, ModelShape.of(model), "pretrain", metadata),
+        model_card(recipe, ModelShape.of(model), "prune", metadata, {"prune": 20}),
+        model_card(
+            recipe, ModelShape.of(model), "pretrain", metadata, {"prune": 20, "pretrain": 12}
+        ),
         cut_model_card(str(source), plan, metadata),
     ]
     for card in cards:
