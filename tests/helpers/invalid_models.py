@@ -38,7 +38,10 @@ FORMATS = [
     Row("pickled-checkpoint", renamed(WEIGHTS, "model/model.pt"),
         ("model.source", "pickles of PyTorch", "(model.pt)")),
     Row("weights-of-meta", renamed(WEIGHTS, "model/consolidated.00.pth"),
-        ("model.source", "Meta's own files", "convert_llama_weights_to_hf.py")),
+        ("model.source", "own format of Meta", "convert_llama_weights_to_hf.py")),
+    Row("weights-of-mistral", both(
+        removed("model/config.json"), renamed(WEIGHTS, "model/consolidated.safetensors"),
+    ), ("model.source", "or Mistral (consolidated.safetensors)", "Transformers' format")),
     Row("weights-of-tensorflow", renamed(WEIGHTS, "model/tf_model.h5"),
         ("model.source", "TensorFlow", "Transformers 4", "from_tf=True")),
     Row("weights-of-flax", renamed(WEIGHTS, "model/flax_model.msgpack"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any
@@ -82,6 +83,19 @@ def test_attention_is_what_the_recipe_names_until_the_export(model_folder: Path)
     use_kernels(capped, Training(attention="flex_attention"))
     use_default_attention(capped)
     assert capped.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("training", [None, Training()])
+def test_soft_caps_are_computed_whatever_transformers_takes_by_default(
+    training: Training | None, tmp_path: Path
+) -> None:
+    small("gemma2").save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), training=training)
+    assert model.config._attn_implementation == "eager"
+    with suppress(ValueError):  # newer Transformers refuse it
+        model.set_attn_implementation("sdpa")
+    use_kernels(model, training)
+    assert model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])

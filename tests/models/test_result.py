@@ -26,6 +26,7 @@ from drpruning.models.loading import load_model
 from drpruning.models.result import Origin, save_model
 from drpruning.pruning import FAMILIES, ModelShape, apply_plan
 from drpruning.recipe import parse_recipe
+from drpruning.recipe.changes import fixed_settings
 
 TARGET = {"num_layers": 2, "hidden_size": 16, "intermediate_size": 9, "num_heads": 2}
 LONGROPE = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.1, 2.2, 2.3]}
@@ -370,8 +371,10 @@ def test_a_card_is_readable_and_has_nothing_local_whatever_the_path(
     metadata = Origin.of(str(source)).card
     plan = masked(load_model(str(source)), **TARGET).plan()
     cards = [
-        model_card(recipe, ModelShape.of(model), "prune", metadata),
-        model_card(recipe, ModelShape.of(model), "pretrain", metadata),
+        model_card(recipe, ModelShape.of(model), "prune", metadata, {"prune": 20}),
+        model_card(
+            recipe, ModelShape.of(model), "pretrain", metadata, {"prune": 20, "pretrain": 12}
+        ),
         cut_model_card(str(source), plan, metadata),
     ]
     for card in cards:
@@ -443,20 +446,26 @@ def cached(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     snapshot.parent.mkdir(parents=True)
     llama.rename(snapshot)
     (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(commit)
+    for name in ("main", "v1"):
+        (model / "refs" / name).write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return snapshot
 
 
-def test_files_of_a_name_on_the_hub_are_taken_from_the_cache(cached: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["someone/llama", "someone/llama@v1"])
+def test_files_of_a_name_on_the_hub_are_taken_from_the_cache(
+    name: str, cached: Path, tmp_path: Path
+) -> None:
     (cached / "LICENSE").write_text("terms")
-    origin, output = Origin.of("someone/llama"), tmp_path / "out"
+    origin, output = Origin.of(name), tmp_path / "out"
     assert origin.folder == cached
     assert origin.card == {"base_model": "someone/llama"}
     save_model(load_model(str(cached)), origin, output)
-    for name in ("LICENSE", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        assert (output / name).read_bytes() == (cached / name).read_bytes()
+    for file in ("LICENSE", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (output / file).read_bytes() == (cached / file).read_bytes()
+    plan = masked(load_model(str(cached)), **TARGET).plan()
+    assert f"# Cut out of `{name}` by" in cut_model_card(name, plan, origin.card)
 
 
 @pytest.mark.usefixtures("cached")
@@ -467,3 +476,11 @@ def test_a_name_that_neither_hub_nor_cache_has_is_refused() -> None:
 
 def test_every_family_has_its_rotary_settings_in_the_table() -> None:
     assert {kind.partition(",")[0] for kind in ROTARY} == FAMILIES.keys()
+
+
+def test_type_and_file_size_of_a_result_may_change_while_a_run_is_under_way(
+    recipe_values: dict[str, Any],
+) -> None:
+    before = fixed_settings(parse_recipe(recipe_values))
+    recipe_values["model"] |= {"dtype": "float16", "max_shard_size": "500MB"}
+    assert fixed_settings(parse_recipe(recipe_values)) == before

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import split_revision
 from drpruning.models.files import read_config
+from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import Recipe, parse_recipe
 from drpruning.recipe.changes import differences, fixed_settings
 
@@ -84,6 +86,38 @@ def test_a_run_does_not_change_its_revision() -> None:
     assert parse_recipe(yaml.safe_load(recipe(revision="v1.0").to_yaml())).model.revision == "v1.0"
 
 
+def test_a_nested_target_starts_from_a_folder_with_the_tokenizer_of_the_revision(
+    recipe_values: dict[str, Any], model_folder: Path
+) -> None:
+    recipe_values["model"] = {
+        "source": "org/tiny",
+        "revision": "v1.0",
+        "shape": json.loads((model_folder / "config.json").read_text()),
+        "targets": {"large": {"num_layers": 2}, "small": {"num_layers": 1}},
+    }
+    large, small = plan_recipe(parse_recipe(recipe_values)).plans.values()
+    assert large.recipe.model.reference == "org/tiny@v1.0"
+    assert small.recipe.model.revision is None
+    assert small.recipe.model.reference == str(Path(recipe_values["output"]) / "large/pruned")
+    assert small.recipe.model.tokenizer_source == "org/tiny@v1.0"
+
+
+def test_a_repository_without_config_is_named_for_what_it_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download(name: str, _file: str, *, revision: str) -> str:
+        asked.append((name, revision))
+        error = RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
+        raise error  # its constructor wants a response of the HTTP library of the day
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(BadInput, match=r"^MODEL: org/tiny-GGUF@v2 on the Hub has no config\.json"):
+        read_config("org/tiny-GGUF@v2", "MODEL")
+    assert asked == [("org/tiny-GGUF", "v2")]
+
+
 @pytest.fixture
 def hub(tmp_path: Path, model_folder: Path) -> Path:
     """A cache of the Hub with two revisions of a model: other weights, other tokenizers."""
@@ -107,7 +141,6 @@ def hub(tmp_path: Path, model_folder: Path) -> Path:
 
 CHILD = """
 import json, sys
-from drpruning.data.token_estimate import _tokenizer_file
 from drpruning.data.tokenization import tokenizer_digest
 from drpruning.models.files import read_config
 from drpruning.models.loading import check_loadable, load_model
@@ -117,7 +150,6 @@ for name in sys.argv[1:]:
     print(json.dumps({
         "positions": read_config(name, "MODEL")["max_position_embeddings"],
         "norm": float(load_model(name).model.norm.weight.mean()),
-        "estimated_with": str(_tokenizer_file(name)),
         "has_seventeen": "seventeen" in vocabulary(name, "MODEL"),
         "digest": tokenizer_digest(name),
     }))
@@ -139,8 +171,6 @@ def test_config_weights_and_tokenizer_are_those_of_the_revision(hub: Path) -> No
     main, tag, commit = map(json.loads, offline(hub, "-c", CHILD, *names).splitlines())
     assert (main["positions"], main["norm"], main["has_seventeen"]) == (64, 1.0, False)
     assert (tag["positions"], tag["norm"], tag["has_seventeen"]) == (48, 2.0, True)
-    assert COMMITS["main"] in main["estimated_with"]
-    assert COMMITS["v1.0"] in tag["estimated_with"]
     assert main["digest"] != tag["digest"]
     assert tag == commit
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,37 @@ def test_packages_that_a_tokenizer_model_alone_needs(
     (Path(name) / "tokenizer.model").write_bytes(content)
     if remedy is None:
         check_tokenizer(name, shape(8), FIELD)
-        [line] = tokenizer_warnings(name, name, shape(8), {}, FIELD)
-        assert "put the model's tokenizer.json beside it" in line
     else:
         with pytest.raises(BadInput, match=r"tokenizer\.model alone") as refused:
             check_tokenizer(name, shape(8), FIELD)
         assert remedy in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "tokenizer_class", "warned"),
+    [
+        ("llama", "LlamaTokenizer", False),
+        ("llama", "LlamaTokenizerFast", False),
+        ("llama", None, True),
+        ("gemma2", "GemmaTokenizer", False),
+        ("mistral", "LlamaTokenizer", True),
+        ("phi3", "LlamaTokenizerFast", True),
+    ],
+)
+def test_a_tokenizer_model_alone_that_is_converted_to_another_tokenizer(
+    made: Made, family: str, tokenizer_class: str | None, *, warned: bool
+) -> None:
+    name = made(None, tokenizer_config={"tokenizer_class": tokenizer_class})
+    (Path(name) / "tokenizer.model").write_bytes(SENTENCEPIECE)
+    lines = tokenizer_warnings(name, name, replace(shape(8), model_type=family), {}, FIELD)
+    assert ["leaves out the space before a text" in line for line in lines] == [True] * warned
+
+
+@pytest.mark.parametrize("name", ["a--b", "a..b", "x.git", "org/name"])
+def test_a_name_that_is_not_in_the_cache_is_not_looked_at(name: str) -> None:
+    assert vocabulary(name, FIELD) is None
+    check_tokenizer(name, shape(8), FIELD)
+    assert tokenizer_warnings(name, name, shape(8), {"eos_token_id": 3}, FIELD) == []
 
 
 def test_a_tokenizer_json_beside_it_needs_none(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

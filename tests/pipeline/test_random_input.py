@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +20,17 @@ from helpers.damaged_places import Place
 
 ODD = [
     None, True, False, 0, -1, 1, 2**63 - 1, 0.0, -0.0, 0.5, 1e308, float("nan"), float("inf"), "",
-    " ", "x", "1", "no", "1e5", "\0", "é😀\n", "../x", "/", "~", "x" * 300, [], [1], ["a", None],
-    {}, {"a": 1}, {"": None}, [[]], [{}],
+    " ", "x", "1", "no", "1e5", "\0", "é😀\n", "../x", "/", "~", "~x", "$", "$HOME", "x" * 300,
+    [], [1], ["a", None], {}, {"a": 1}, {"": None}, [[]], [{}],
 ]  # fmt: skip
 TIMES = 200
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and no home folder but one of the test's own."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:

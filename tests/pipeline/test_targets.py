@@ -283,8 +283,11 @@ def test_targets_run_share_their_data_and_go_on(
     whole.rename(moved)
     before = contents(moved)
     times = {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")}
-    output = drprune("run", write({**values, "output": str(moved)}, tmp_path / "moved.yaml"))
+    again = {**values, "training": {**values["training"], "micro_batch": 2}, "output": str(moved)}
+    output = drprune("run", write(again, tmp_path / "moved.yaml"))
     assert output.count("done already") == 4
+    for name in ("", "large", "small"):
+        assert load_recipe(moved / name / "recipe.yaml").training.micro_batch == 4, "as it was run"
     assert contents(moved) == before
     assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")} == times
 
@@ -299,6 +302,10 @@ def test_targets_run_share_their_data_and_go_on(
         Run.open(moved)
     message = problems({**values, "output": str(moved)}, targets={"large": LARGE, "s": SMALL})
     assert "another recipe" in message
+    assert "large holds a finished run with other settings" in problems(
+        {**values, "output": str(moved), "pretrain": {**values["pretrain"], "steps": 9},
+         "training": {**values["training"], "checkpoint": {"accept_changes": True}}}
+    )  # fmt: skip
 
 
 def test_commands_stage_by_stage(recipe_values: dict[str, Any], tmp_path: Path) -> None:

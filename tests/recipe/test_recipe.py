@@ -142,14 +142,17 @@ def test_wrong_field_is_named_with_a_remedy(path: str, value: Any, expected: lis
     assert "pydantic" not in message
 
 
-def test_a_name_on_the_hub_is_not_below_the_root(tmp_path: Path) -> None:
+def test_a_name_on_the_hub_is_not_below_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "here").mkdir()
     names = ["owner/name", "here", "gone.jsonl", "*.jsonl", "~/x.jsonl", "/x.jsonl"]
     domains = {f"d{i}": {"source": name, "share": 1 / 6} for i, name in enumerate(names)}
     values = {**SMALLEST, "data": {"root": str(tmp_path), "domains": domains}}
     found = [domain.source for domain in domain_sources(parse_recipe(values))]
     here, gone, several = (str(tmp_path / name) for name in names[1:4])
-    assert found == ["owner/name", here, gone, several, "~/x.jsonl", "/x.jsonl"]
+    assert found == ["owner/name", here, gone, several, "/home/me/x.jsonl", "/x.jsonl"]
 
 
 def test_a_recipe_may_merge_mappings_and_use_words_of_yaml_as_names(tmp_path: Path) -> None:

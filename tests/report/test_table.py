@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from drpruning.report import render_table_text, results_table
-from drpruning.report.table import Table, format_perplexity
+from drpruning.report.table import Table, fitting_models, format_perplexity
 from drpruning.runs.records import load_run
 
 MakeRun = Callable[..., Any]
@@ -19,7 +19,8 @@ MakeRun = Callable[..., Any]
 
 def printed(table: Table, width: int = 80) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, no_color=True).print(render_table_text(table))
+    for models in fitting_models(table, width):
+        Console(file=out, width=width, no_color=True).print(render_table_text(table, models))
     return out.getvalue()
 
 
@@ -72,6 +73,20 @@ def test_text_holds_every_number_within_a_terminal(complete_run: Any, constant_r
         assert f"{row.parameters.total:,}" in text
         for value in table.values(row):
             assert format_perplexity(value) in text
+
+
+@pytest.mark.parametrize("width", [44, 60, 80, 120, 200])
+def test_many_models_are_split_so_that_no_number_is_broken(fake_run: MakeRun, width: int) -> None:
+    runs = [fake_run(f"a-run-of-a-long-name-{number}") for number in range(12)]
+    for run in runs:
+        run.evaluations("model")
+    table = results_table([load_run(run.folder) for run in runs])
+    lines = [line.strip() for line in printed(table, width).splitlines()]
+    assert max(map(len, lines)) < width
+    shown = [word for line in lines if line.startswith("parameters") for word in line.split()[1:]]
+    assert shown == [f"{row.parameters.total:,}" for row in table.rows]
+    averages = [word for line in lines if line.startswith("average") for word in line.split()[1:]]
+    assert averages == [format_perplexity(row.average) for row in table.rows]
 
 
 def test_names_are_not_markup(fake_run: MakeRun) -> None:

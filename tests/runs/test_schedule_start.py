@@ -93,7 +93,7 @@ def test_run_of_another_start_can_go_on_from_its_own_recipe(
     message = drprune("pretrain", recipe, status=2)
     own = Path(pretraining["output"]) / "recipe.yaml"
     assert "scheduling.start.reference_loss" in message
-    assert f"resume that one with `drprune run {own}`" in message
+    assert f"show that one with `drprune run {own}`" in message
     assert "done already" in drprune("pretrain", own)
 
 

@@ -116,3 +116,20 @@ def test_a_result_is_a_source_a_start_of_nested_targets_and_a_reference_model(
     assert transformers.AutoConfig.from_pretrained(tmp_path / "again" / "pruned").dtype == (
         torch.bfloat16
     ), "the type of the first source, two models back"
+
+
+def test_pretraining_that_is_added_later_says_that_the_cut_model_was_rounded(
+    model_folder: Path, recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    source, pretrain = made("llama", tmp_path / "llama"), recipe_values.pop("pretrain")
+    for file in model_folder.glob("tokenizer*"):
+        (source / file.name).write_bytes(file.read_bytes())
+    (source / "generation_config.json").write_text('{"temperature": 0.9}')
+    recipe_values["model"] = {"source": str(source), "target": TARGET}
+    recipe_values["prune"].update(steps=2)
+    recipe = write(recipe_values, tmp_path / "recipe.yaml")
+    assert "has temperature without do_sample: true" in drprune("plan", recipe)
+    drprune("prune", recipe)
+    recipe_values["pretrain"] = pretrain | {"steps": 1}
+    said = drprune("pretrain", write(recipe_values, tmp_path / "recipe.yaml"))
+    assert "its weights are rounded to bfloat16, for the recipe had no pretrain phase" in said

@@ -304,6 +304,13 @@ def test_changed_recipe_is_refused_unless_accepted(
     run(values, "pretrain")
     assert "learning_rate (saved 0.01, now 0.005)" in warned(caplog)[0]
     assert logged(folder)[-1]["step"] == 10
+    starts = [(line["step"], line["total_steps"]) for line in logged(folder)
+              if line["kind"] == "start"]  # fmt: skip
+    assert starts == [(0, 8), (4, 10)]
+    warnings = [line for line in logged(folder) if line["kind"] == "warning"]
+    assert [line["step"] for line in warnings] == [4]
+    assert "learning_rate (saved 0.01, now 0.005)" in warnings[0]["message"]
+    assert "- pretrain: 10 steps" in (folder / "model/README.md").read_text()
 
 
 def test_fewer_steps_than_done_are_refused(

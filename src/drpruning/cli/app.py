@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -114,7 +115,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
             try:
                 check_launch(os.environ)
                 with warnings_shown(silent=os.environ.get("RANK", "0") != "0"):
-                    function(*args, **kwargs)
+                    function(*args, **{key: _expanded(value) for key, value in kwargs.items()})
             except (Exception, KeyboardInterrupt) as error:
                 end_by_message(error)
 
@@ -122,6 +123,16 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
         return app.command(epilog=f"Examples:\n\n{lines}")(guarded)
 
     return register
+
+
+def _expanded(value: Any) -> Any:
+    """An argument with `~` in its paths replaced, which no shell does in `--output=~/runs`.
+
+    Variables are left alone: shells replace them everywhere, so a `$` is one of the name itself.
+    """
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

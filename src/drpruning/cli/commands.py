@@ -1,5 +1,6 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -95,13 +96,19 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
     "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
 )
 def evaluate(
-    targets: Annotated[list[Path], typer.Argument(metavar="RUN_OR_MODEL...")],
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_OR_MODEL...",
+            help="Run folders; with --data also model folders and names on the Hub.",
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
     ] = None,
 ) -> None:
     """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
-    from drpruning.pipeline.run import evaluate_targets
+    from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
 
     evaluate_targets(run_folders(targets), data)
@@ -360,4 +367,4 @@ def apply_plan(
     """
     from drpruning.pipeline.apply_plan import cut_model
 
-    cut_model(plan, model, output)
+    cut_model(plan, os.path.expanduser(model), output)  # noqa: PTH111 - may be a Hub name

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,7 @@ def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Refuse a folder that could not be made or not be written to; nothing is made.
+    """Refuse a folder that could not be made or not be written to; nothing of it stays.
 
     Args:
         folder: An existing folder, or one to be made.
@@ -120,6 +121,13 @@ def check_folder(folder: Path, option: str) -> None:
         raise BadInput(f"{option}: {nearest} is {kind}; name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise BadInput(f"{option}: {nearest} cannot be written to; name another folder")
+    if nearest != folder:
+        try:  # permissions do not say everything: /proc lets nobody make a folder
+            Path(tempfile.mkdtemp(prefix=".drprune-", dir=nearest)).rmdir()
+        except OSError as error:
+            raise BadInput(
+                f"{option}: {folder} cannot be made ({error.strerror}); name another folder"
+            ) from None
 
 
 def missing_folders(folder: Path) -> list[Path]:

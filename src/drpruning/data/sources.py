@@ -173,10 +173,7 @@ def _resolve(domain: DomainSource, *, validation: bool) -> NamedSource:
     if is_address(source):
         check_address(source, label)
         return RemoteText(source)
-    try:
-        path = Path(source.removeprefix("file://")).expanduser()
-    except RuntimeError:
-        raise BadInput(f"{label}: {source}: there is no such home folder") from None
+    path = Path(source.removeprefix("file://"))
     try:
         if path.is_dir() and any((path / marker).is_file() for marker in _SAVED_DATASET):
             return HubDataset(path.name, domain.config, split, folder=path)

@@ -110,7 +110,7 @@ def _by_script(text: str) -> float:
 
 def local_tokenizer_file(name: str) -> Path | None:
     """The tokenizer.json of a folder or of a name in the local Hub cache, None without one."""
-    file = Path(name).expanduser() / "tokenizer.json"
+    file = Path(name) / "tokenizer.json"
     if file.is_file():
         return file
     try:

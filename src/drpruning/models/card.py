@@ -16,6 +16,7 @@ def model_card(
     shape: ModelShape,
     phase: Literal["prune", "pretrain"],
     metadata: Mapping[str, Any],
+    steps: Mapping[str, int],
 ) -> str:
     """Write the card of a run's model: Markdown with the front matter that the Hub reads.
 
@@ -24,6 +25,7 @@ def model_card(
         shape: Its shape.
         phase: The one that made it: `prune`, or `pretrain` for continued pretraining.
         metadata: Fields for the front matter, see `drpruning.models.companions.card_metadata`.
+        steps: Phase -> optimizer steps done; fewer than the recipe's where a phase has ended early.
     """
     source = _label(recipe.model.reference, metadata)
     origin = f"a smaller model cut out of {source}" if recipe.prune else source
@@ -35,7 +37,7 @@ def model_card(
         summary = f"The data ratio was steered by `{recipe.scheduling.policy}`."
     shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
     phases = "\n".join(
-        f"- {name}: {p.steps} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
+        f"- {name}: {steps[name]} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
         for name, p in recipe.phases.items()
         if phase == "pretrain" or name == "prune"
     )

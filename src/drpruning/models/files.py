@@ -185,10 +185,11 @@ _FORMATS = (
         has_config=False,
     ),
     _Format(
-        ("consolidated*.pth", "consolidated*.pt"),
-        "Meta's own files",
-        "convert them with Transformers' convert_llama_weights_to_hf.py, or name the model's "
-        "release in Transformers' format",
+        ("consolidated*.pth", "consolidated*.pt", "consolidated*.safetensors"),
+        "the own format of Meta or Mistral",
+        "name the model's release in Transformers' format, or convert it with "
+        "convert_llama_weights_to_hf.py or convert_mistral_weights_to_hf.py of Transformers' "
+        "repository",
         has_config=False,
     ),
     _Format(
@@ -288,9 +289,10 @@ def local_file(name: str, file: str, field: str) -> Path | None:
     except ImportError:
         return None
     hub_name, revision = split_revision(name)
-    found = HUB_NAME.fullmatch(hub_name) and try_to_load_from_cache(
-        hub_name, file, revision=revision
-    )
+    try:
+        found = try_to_load_from_cache(hub_name, file, revision=revision)
+    except ValueError:  # no name that a model on the Hub can have
+        return None
     return Path(found) if isinstance(found, str) else None
 
 

@@ -8,30 +8,39 @@ import torch
 
 from drpruning.common.errors import BadInput
 from drpruning.models.files import first_line
+from drpruning.models.memory import EAGER_BY_DEFAULT
 from drpruning.recipe import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def use_kernels(model: "PreTrainedModel", training: Training) -> None:
+def use_kernels(model: "PreTrainedModel", training: Training | None) -> None:
     """Give a model without masks the kernels that a recipe names, in place.
 
     Call it before masks are attached. Liger also replaces modules of the model's family for the
     rest of the process, so models that are made later have its kernels too.
 
+    Args:
+        model: As Transformers has loaded it.
+        training: Names the kernels; None: the family's defaults.
+
     Raises:
         BadInput: A package or a GPU is missing, or the family does not support a kernel.
     """
-    if training.attention is not None:
+    if training is not None and training.attention is not None:
         _use_attention(model, training.attention)
-    if training.liger:
+    elif model.config.model_type in EAGER_BY_DEFAULT:
+        use_default_attention(model)
+    if training is not None and training.liger:
         _use_liger(model)
 
 
 def use_default_attention(model: "PreTrainedModel") -> None:
-    """Give a model the attention that Transformers chooses; unlike others it takes float32 too."""
-    model.set_attn_implementation(None)
+    """Give a model the attention of its family's default; unlike others it takes float32 too."""
+    # Transformers 5.17 would choose sdpa for Gemma 2 too, which leaves out its soft caps.
+    eager = model.config.model_type in EAGER_BY_DEFAULT
+    model.set_attn_implementation("eager" if eager else None)
 
 
 def _use_attention(model: "PreTrainedModel", name: str) -> None:
@@ -48,6 +57,10 @@ def _use_attention(model: "PreTrainedModel", name: str) -> None:
             "install it, or write sdpa"
         )
     family = model.config.model_type
+    if family in EAGER_BY_DEFAULT and name == "sdpa":
+        raise BadInput(
+            f"training.attention: sdpa does not work for {family}, leave it out: it lacks soft caps"
+        )
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:

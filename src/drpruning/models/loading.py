@@ -26,14 +26,15 @@ def load_model(
     """Load a causal language model, from safetensors only, without remote code.
 
     Args:
-        source: A folder, or a name on the Hub.
+        source: A folder, or a name on the Hub, with or without a revision (`NAME@REVISION`).
         field: What named it, for the message.
         training: Names its kernels; absent: Transformers' own choice.
         dtype: Of the weights; `auto`: that of the model's files.
 
     Raises:
-        BadInput: It cannot be loaded, its weights are not all there or not all finite, or it does
-            not take the kernels.
+        BadInput: It cannot be loaded, its weights are not all there or not all finite, its output
+            matrix differs from the embedding that it should be tied to, or it does not take the
+            kernels.
     """
     from transformers import AutoModelForCausalLM
 
@@ -68,8 +69,7 @@ def load_model(
     # Transformers 5 ties the two where their numbers are equal, 4 always.
     if shape.tied_embeddings and output.weight is not embedding.weight:
         raise untied_output(source, shape, field)
-    if training is not None:
-        use_kernels(model, training)
+    use_kernels(model, training)
     # Transformers sets it from pad_token_id, and torch then gives the row of that token no
     # gradient. Blocks have no padding, and the token is often EOS, which ends every document.
     embedding.padding_idx = None

@@ -18,7 +18,7 @@ BYTES_PER_PARAMETER = 16
 SHARDED_OVER = (1, 4, 8)
 """Numbers of GPUs that a plan shows."""
 EAGER_BY_DEFAULT = {"gemma2"}
-"""Families whose attention Transformers computes eagerly unless asked for another."""
+"""Families whose attention is computed eagerly unless a recipe asks for another."""
 
 _LOSS = 12
 """Bytes per logit in the backward pass of the cross-entropy: three float32 numbers for each."""

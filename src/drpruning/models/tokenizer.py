@@ -22,6 +22,10 @@ share, DeepSeek LLM 2,385 of 102,400."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _CONFIG, _ADDED, _MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 _MODEL = "tokenizer.model"
+_WELL_CONVERTED = {"llama": "LlamaTokenizer", "gemma2": "GemmaTokenizer"}
+"""Classes of tokenizers, without "Fast", whose tokenizer.model Transformers 5 converts as 4 did. Of
+another class or family (5.17 to 5.23, tried with Mistral and Phi-3) it takes the pieces alone, and
+not that they begin with a space."""
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
 """The first line of a tokenizer.model that is tiktoken's and not sentencepiece's."""
 
@@ -194,7 +198,7 @@ def tokenizer_warnings(
     """
     tokens = vocabulary(name, field)
     if tokens is None:
-        return _conversion_warning(name, field)
+        return _conversion_warning(name, shape, field)
     lines = []
     if name != source and local_file(source, "tokenizer.json", field) is not None:
         own = vocabulary(source, field) or {}
@@ -214,12 +218,15 @@ def tokenizer_warnings(
     return lines + _special_token_warning(name, source, tokens, config, field)
 
 
-def _conversion_warning(name: str, field: str) -> list[str]:
+def _conversion_warning(name: str, shape: ModelShape, field: str) -> list[str]:
     if local_file(name, _MODEL, field) is None:
         return []
+    tokenizer_class = str(_read(name, _CONFIG, field).get("tokenizer_class"))
+    if tokenizer_class.removesuffix("Fast") == _WELL_CONVERTED.get(shape.model_type):
+        return []
     line = (
-        f"{field}: {name} has its tokenizer as {_MODEL} alone, and where that is Mistral's or "
-        "Phi-3's Transformers 5 leaves out the space before a text; put the model's "
+        f"{field}: {name} has its tokenizer as {_MODEL} alone, and what Transformers 5 makes of it "
+        f"for {shape.model_type} leaves out the space before a text; put the model's "
         "tokenizer.json beside it"
     )
     return [line]

@@ -13,6 +13,7 @@ from drpruning.common.files import atomic_folder, check_folder
 from drpruning.pipeline.demo_text import write_demo_text
 from drpruning.pipeline.run import Run, show_table
 from drpruning.recipe import Recipe, parse_recipe
+from drpruning.recipe.section import escape_path
 from drpruning.report import write_report
 from drpruning.runs.folder import RunFolder
 
@@ -68,22 +69,23 @@ def _recipe(folder: Path, name: str, source: Path, policy: str, **phases: Any) -
     domains = {
         domain: {"source": f"{domain}.jsonl", "share": share} for domain, share in SHARES.items()
     }
+    model = escape_path(str(source))
     values = {
-        "model": {"source": str(source)},
+        "model": {"source": model},
         "data": {
-            "root": str(folder / "text"),
-            "prepared": str(folder / "data"),
+            "root": escape_path(str(folder / "text")),
+            "prepared": escape_path(str(folder / "data")),
             "sequence_length": 128,
             "validation_blocks": 40,
             "domains": domains,
         },
         "scheduling": {"policy": policy},
         "training": {"micro_batch": 16, "precision": "fp32", "checkpoint": {"every_steps": 100}},
-        "output": str(folder / name),
+        "output": escape_path(str(folder / name)),
         **phases,
     }
     if "prune" in phases:
-        values["model"] = {"source": str(source), "target": TARGET}
+        values["model"] = {"source": model, "target": TARGET}
     return parse_recipe(values, origin="demo")
 
 

@@ -48,7 +48,13 @@ from drpruning.pipeline.prepared import complete_data, document_format, missing_
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, Target
-from drpruning.runs.folder import RunFolder, check_apart, check_output, saved_recipe
+from drpruning.runs.folder import (
+    RunFolder,
+    check_apart,
+    check_output,
+    finished_phases,
+    saved_recipe,
+)
 from drpruning.runs.policy import phase_policy
 from drpruning.runs.reference_losses import ReferenceLosses
 
@@ -91,6 +97,8 @@ class RunPlan:
 
     recipe: Recipe
     """With the dimensions of every target, as far as they could be found."""
+    saved: Recipe | None = None
+    """That of the run which is in the output folder."""
     config: dict[str, Any] = field(default_factory=dict)
     """The source's config.json."""
     source: ModelShape | None = None
@@ -114,6 +122,12 @@ class RunPlan:
     """Models that the reference losses are from -> their number of parameters."""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the output folder holds a run of which no phase is left to be done."""
+        done = {} if self.saved is None else finished_phases(self.recipe, Path(self.recipe.output))
+        return self.saved is not None and done.keys() >= self.recipe.phases.keys()
 
     @property
     def final_shape(self) -> ModelShape:
@@ -160,7 +174,7 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
 
     def place(text: str) -> str:
         root = recipe.data.root
-        if root is None or text.startswith("~") or "://" in text:
+        if root is None or "://" in text:
             return text
         below = Path(root, text)
         if below.exists():
@@ -268,9 +282,8 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         Numbers, warnings, and every problem found (not only the first).
     """
     plan = RunPlan(recipe)
-    saved = None
     with plan.collected():
-        saved = saved_recipe(Path(recipe.output))
+        plan.saved = saved_recipe(Path(recipe.output))
     with plan.collected(SOURCE_FIELD):
         same = known is not None and known.recipe.model.reference == recipe.model.reference
         plan.config = known.config if known and same and known.config else source_config(recipe)
@@ -279,7 +292,7 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         if plan.config is not recipe.model.shape:
             plan.warnings += generation_warnings(recipe.model.reference, SOURCE_FIELD)
     if plan.source is not None:
-        _resolve_targets(plan, plan.source, saved)
+        _resolve_targets(plan, plan.source)
         _plan_model(plan, plan.source)
     recipe = plan.recipe
     _find_text(plan, known)
@@ -287,7 +300,7 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
         name = recipe.model.tokenizer_source
         file = local_tokenizer_file(name)
         plan.documents = describe_documents(file, document_format(recipe), name)
-    for label, check in _checks(plan, saved):
+    for label, check in _checks(plan):
         with plan.collected(label):
             check()
     if (models := recipe.scheduling.reference_models) is not None:
@@ -304,14 +317,14 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     return plan
 
 
-def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[], None]]]:
+def _checks(plan: RunPlan) -> list[tuple[str, Callable[[], None]]]:
     """What could make the run fail, each with the field whose files it reads."""
     recipe, shape = plan.recipe, plan.source
     tokenizer = SOURCE_FIELD if recipe.model.tokenizer is None else "model.tokenizer"
     present = [source for source in plan.sources if source.name not in plan.missing_text]
     checks: list[tuple[str, Callable[[], None]]] = [
         ("", lambda: check_sources(present) if present else None),
-        ("", lambda: check_output(recipe, saved)),
+        ("", lambda: check_output(recipe, plan.saved)),
         ("", lambda: check_apart(recipe, plan.sources)),
         ("", lambda: check_prepared_folder(recipe.prepared_folder)),
         ("", lambda: check_results(RunFolder(Path(recipe.output)))),
@@ -322,11 +335,11 @@ def _checks(plan: RunPlan, saved: Recipe | None) -> list[tuple[str, Callable[[],
         # A shape in the recipe is no config.json: that may say more of what loading would follow.
         config = None if plan.config is recipe.model.shape else plan.config
 
-        def warn() -> None:
+        def look_at_tokenizer() -> None:
+            check_tokenizer(name, shape, tokenizer)
             plan.warnings += tokenizer_warnings(name, source, shape, plan.config, tokenizer)
 
-        checks.append((tokenizer, lambda: check_tokenizer(name, shape, tokenizer)))
-        checks.append((tokenizer, warn))
+        checks.append((tokenizer, look_at_tokenizer))
         checks.append((SOURCE_FIELD, lambda: check_weights(source, shape, SOURCE_FIELD, config)))
     return checks
 
@@ -383,10 +396,10 @@ def _reference_models(recipe: Recipe, models: ReferenceModels) -> dict[str, int]
     return {model.path: model.parameters for model in measured.models}
 
 
-def _resolve_targets(plan: RunPlan, source: ModelShape, saved: Recipe | None) -> None:
+def _resolve_targets(plan: RunPlan, source: ModelShape) -> None:
     """Put the dimensions of every target into the plan's recipe; those of a begun run stand."""
     model = plan.recipe.model
-    begun = model if saved is None else saved.model
+    begun = model if plan.saved is None else plan.saved.model
 
     def resolved(target: Target, chosen: Target | None, field: str) -> Target:
         with plan.collected(field):

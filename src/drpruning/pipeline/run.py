@@ -3,7 +3,7 @@
 A stage that has a result is not run again; one that was interrupted is resumed.
 """
 
-import itertools
+import math
 import os
 import platform
 from collections.abc import Callable, Collection, Iterator
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, folder_lock
-from drpruning.data import PreparedData, prepare, tokenizer_digest
+from drpruning.data import PreparedData, prepare
 from drpruning.models.inspect import SOURCE_FIELD
 from drpruning.pipeline.preflight import (
     RunPlan,
@@ -30,16 +30,18 @@ from drpruning.pipeline.prepared import check_made_from, document_format
 from drpruning.pipeline.reference_losses import measure_reference_losses, reference_losses_table
 from drpruning.recipe import Prune, Recipe
 from drpruning.report import render_table_text, results_table, write_report
+from drpruning.report.table import fitting_models
 from drpruning.runs.folder import (
     MODEL,
     SOURCE,
     RunFolder,
+    finished_phases,
     relocated,
     rollback_on_error,
     saved_recipe,
 )
 from drpruning.runs.provenance import note_session
-from drpruning.runs.records import load_evaluation, load_run
+from drpruning.runs.records import load_run
 from drpruning.runs.reference_losses import ReferenceLosses
 
 if TYPE_CHECKING:
@@ -147,7 +149,8 @@ class Run:
                 if command is not None:
                     # In this order: without a session the recipe would not be the run's own.
                     note_session(self.files, command, self.accelerator.num_processes)
-                    atomic_write(self.files.recipe, self.recipe.to_yaml())
+                    if not self.plan.is_finished:
+                        atomic_write(self.files.recipe, self.recipe.to_yaml())
                 self.accelerator.wait_for_everyone()
                 yield self
 
@@ -182,8 +185,9 @@ class Run:
         Raises:
             BadInput: The ranks cannot share the batch of a phase that is still to be done.
         """
+        finished = finished_phases(self.recipe, self.folder)
         for phase in stages:
-            if phase in self.recipe.phases and self._result(phase) is None:
+            if phase in self.recipe.phases and phase not in finished:
                 self._check_batch_split(phase)
         actions: dict[str, Callable[[], None]] = {
             "prepare": self._report_data,
@@ -258,22 +262,15 @@ class Run:
         for warning in repetition_warnings(plan_domains(self.recipe, self.plan.sources, self.data)):
             self.reporter.warn(warning)
 
-    def _result(self, phase: str) -> Path | None:
-        """The model that shows a phase to be done; once recovered, the one as cut may be gone."""
-        results = [self.files.result(phase)]
-        if phase == "prune" and self.recipe.pretrain is not None:
-            results.append(self.files.model)
-        return next((result for result in results if result.is_dir()), None)
-
     def _done(self, phase: str) -> bool:
         from drpruning.training.checkpoint import remove_checkpoints
 
-        result = self._result(phase)
+        result = finished_phases(self.recipe, self.folder).get(phase)
         if result is None:
             return False
         self.reporter.line(f"{phase}: done already ({result})")
         if self.accelerator.is_main_process:
-            settings = self.recipe.training.checkpoint
+            settings = (self.plan.saved or self.recipe).training.checkpoint
             remove_checkpoints(self.files.checkpoints, phase, settings)
         return True
 
@@ -356,8 +353,15 @@ class Run:
         verb = "recovered" if self.recipe.prune else "trained"
         return f"{verb}, {self.recipe.scheduling.policy}"
 
-    def measure(self, name: str, label: str, model: str) -> None:
-        """Measure a model on this run's validation blocks and write evaluation/NAME.json."""
+    def measure(self, name: str, label: str, model: str, field: str = SOURCE_FIELD) -> None:
+        """Measure a model on this run's validation blocks and write evaluation/NAME.json.
+
+        Args:
+            name: NAME.
+            label: Name in tables and figures.
+            model: A folder, or a name on the Hub.
+            field: What named it, for the message where it cannot be loaded.
+        """
         from drpruning.training.perplexity import evaluate_perplexity, write_evaluation
 
         record = evaluate_perplexity(
@@ -368,7 +372,13 @@ class Run:
             self.accelerator,
             self.reporter,
             self.recipe.training,
+            field,
         )
+        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
+            self.reporter.warn(
+                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
+                "perplexity; do not use the model without finding out why"
+            )
         if self.accelerator.is_main_process:
             write_evaluation(record, self.files.evaluation(name))
 
@@ -384,40 +394,9 @@ class Run:
 
 def show_table(folders: list[Path], reporter: Reporter) -> None:
     """Print the table of results of one or several runs."""
-    table: Any = render_table_text(results_table([load_run(folder) for folder in folders]))
-    reporter.console.print(table)
-
-
-def evaluate_targets(targets: list[Path], data: Path | None) -> None:
-    """Measure every model of the runs, and single models on a run's validation blocks.
-
-    Args:
-        targets: Run folders and model folders.
-        data: The run whose blocks the models are measured on.
-
-    Raises:
-        BadInput: A target is neither, a model is given without data, or has another tokenizer.
-    """
-    folders = [target for target in targets if RunFolder(target).recipe.is_file()]
-    models = [target for target in targets if target not in folders]
-    for model in models:
-        if not (model / "config.json").is_file():
-            raise BadInput(f"{model}: neither a run folder nor a model folder")
-        if data is None:
-            raise BadInput(f"{model}: name the run whose data it is measured on with --data RUN")
-    runs = [open_prepared(folder) for folder in folders]
-    for run in runs:
-        run.evaluate(again=True)
-    if data is not None:
-        home = open_prepared(data)
-        for model in models:
-            if tokenizer_digest(model) != home.data.tokenizer_digest:
-                raise BadInput(f"{model}: its tokenizer is not the one that {data} was made with")
-            home.measure(_foreign_name(home, model), str(model), str(model))
-        runs.append(home)
-    folders = list(dict.fromkeys(run.folder for run in runs))
-    if runs[0].accelerator.is_main_process:
-        show_table(folders, runs[0].reporter)
+    table = results_table([load_run(folder) for folder in folders])
+    for models in fitting_models(table, reporter.console.width):
+        reporter.console.print(render_table_text(table, models))
 
 
 def open_prepared(folder: Path) -> Run:
@@ -425,15 +404,3 @@ def open_prepared(folder: Path) -> Run:
     run = Run.open(folder)
     run.data = PreparedData.open(run.recipe.prepared_folder)
     return run
-
-
-def _foreign_name(home: Run, model: Path) -> str:
-    """PARENT-FOLDER, with a number where an evaluation of another model has that name."""
-    place = model.resolve()
-    name = f"{place.parent.name}-{place.name}"
-    for number in itertools.count(2):
-        found = load_evaluation(home.files.evaluation(name))
-        if found is None or found.path is None or Path(found.path).resolve() == place:
-            break
-        name = f"{place.parent.name}-{place.name}-{number}"
-    return name

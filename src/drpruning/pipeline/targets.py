@@ -98,7 +98,8 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
     main = run.accelerator.is_main_process
     with rollback_on_error(Path(recipe.output)) if main else nullcontext():
         if main:
-            _begin(plan.recipe, command, run.accelerator.num_processes)
+            finished = all(part.is_finished for part in parts)
+            _begin(plan.recipe, command, run.accelerator.num_processes, finished=finished)
         with run.session(command):
             data = run.data
             run.run(stages)
@@ -129,7 +130,10 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
     """
     found = []
     for folder in folders:
-        recipe = saved_recipe(folder)
+        is_model = (
+            folder / "config.json"
+        ).is_file()  # a recipe.yaml beside it is another program's
+        recipe = None if is_model else saved_recipe(folder)
         if recipe is None or recipe.model.targets is None:
             found.append(folder)
             continue
@@ -204,12 +208,16 @@ def _next_larger(name: str, larger: dict[str, ModelShape], shape: ModelShape) ->
     return None
 
 
-def _begin(recipe: Recipe, command: str, ranks: int) -> None:
-    """Write the recipe of all targets, whose dimensions do not change from now on."""
+def _begin(recipe: Recipe, command: str, ranks: int, *, finished: bool) -> None:
+    """Write the recipe of all targets, whose dimensions do not change from now on.
+
+    Where all of them are finished, it stays as it was when they were run.
+    """
     folder = RunFolder(Path(recipe.output))
     folder.path.mkdir(parents=True, exist_ok=True)
     note_session(folder, command, ranks)
-    atomic_write(folder.recipe, recipe.to_yaml())
+    if not (finished and folder.recipe.is_file()):
+        atomic_write(folder.recipe, recipe.to_yaml())
 
 
 def _take_reference_losses(run: Run, first: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, shown
 from drpruning.recipe.scheduling import DEFAULTS, Scheduling, Start
 from drpruning.recipe.schema import Recipe
+from drpruning.recipe.section import expand_path
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import parse_yaml, read_yaml
 
@@ -71,12 +72,16 @@ def read_values(path: str | Path) -> dict[str, Any]:
 
 
 def _put_start_in_place(values: dict[str, Any]) -> str | None:
-    """Replace the name of a file in `scheduling.start` by what the file says; returns the name."""
+    """Replace a file's name in `scheduling.start` by the file's content; returns the name."""
     scheduling = values.get("scheduling")
     if not isinstance(scheduling, dict) or not isinstance(file := scheduling.get("start"), str):
         return None
     if not file.strip():
         raise BadInput("scheduling.start: is empty; write the name of a file, or its content")
+    try:
+        file = expand_path(file)
+    except ValueError as error:
+        raise BadInput(f"scheduling.start: {error}, not {shown(file)}") from None
     expected = f"scheduling.start is a mapping with {', '.join(Start.model_fields)}"
     scheduling["start"] = _read_mapping(file, "scheduling.start:", expected)
     return file

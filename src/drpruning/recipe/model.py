@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, PositiveInt, field_validator, model_validator
 
 from drpruning.common.files import FOLDER_NAME, HUB_REVISION
-from drpruning.recipe.section import Section, first_twin
+from drpruning.recipe.section import PathText, Section, first_twin
 
 DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 """The dimensions that a target can name."""
@@ -50,7 +50,7 @@ class Target(Section):
     """Query heads per layer."""
     num_kv_heads: PositiveInt | None = None
     """Key/value heads per layer; if absent they follow the query heads."""
-    like: str | None = None
+    like: PathText | None = None
     """A model that gives what is not named: a folder, a config.json, or a name on the Hub."""
     params: Annotated[PositiveInt, BeforeValidator(_parameter_count)] | None = None
     """A budget of parameters, all counted (1.3B, 370M): what is not named is searched for it."""
@@ -86,13 +86,13 @@ class Target(Section):
 class ModelSection(Section):
     """The source model and the shape wanted."""
 
-    source: str | None = None
+    source: PathText | None = None
     """A Hugging Face model folder, or a name on the Hub."""
     revision: str | None = None
     """The source's branch, tag or commit on the Hub; absent: its main branch."""
     shape: dict[str, Any] | None = None
     """The source's config (as in config.json), for planning without its files."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Folder or Hub name of the tokenizer; absent: the source's."""
     target: Target | None = None
     """The shape to prune to; absent where nothing is pruned."""

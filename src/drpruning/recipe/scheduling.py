@@ -10,6 +10,7 @@ from drpruning.recipe.section import (
     SHARES_TOLERANCE,
     Fraction,
     NonNegativeFloat,
+    PathText,
     PositiveFloat,
     Section,
     Share,
@@ -48,9 +49,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 class ReferenceModels(Section):
     """Trained models whose losses on the run's validation blocks give the reference losses."""
 
-    from_model: str | None = None
+    from_model: PathText | None = None
     """A model whose losses are taken as they are: a folder, or a name on the Hub."""
-    from_models: list[str] | None = None
+    from_models: list[PathText] | None = None
     """Three or more sizes of a family: a law over their sizes gives the losses at the target's."""
 
     @field_validator("from_models")

@@ -16,9 +16,11 @@ from drpruning.recipe.model import ModelSection
 from drpruning.recipe.phases import Phase, Pretrain, Prune
 from drpruning.recipe.scheduling import Scheduling
 from drpruning.recipe.section import (
+    IN_A_FILE,
     SHARES_TOLERANCE,
     Count,
     NonNegativeFloat,
+    PathText,
     PositiveFloat,
     Section,
     first_twin,
@@ -33,18 +35,16 @@ FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
 def _folder_name(name: str) -> str:
     if not name.strip() or "\0" in name:
         raise ValueError("write the name of a folder")
-    if name.startswith("~"):
-        raise ValueError("write the whole path; ~ would be a folder of that name")
     return name
 
 
-FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderName = Annotated[PathText, AfterValidator(_folder_name)]
 
 
 class Domain(Section):
     """One data domain: where its text is and what share of the blocks it gets at first."""
 
-    source: str
+    source: PathText
     """A path, glob, folder or address of files of text (see below), or a dataset on the Hub."""
     share: NonNegativeFloat
     """Initial share of the blocks, which all have the same length; they sum to 1; 0: see below."""
@@ -52,7 +52,7 @@ class Domain(Section):
     """The field or column that holds a document's text."""
     where: dict[str, Any] = Field(default_factory=dict)
     """Keep documents whose (dotted) field has this value, or one of these values."""
-    validation: str | None = None
+    validation: PathText | None = None
     """Source of validation text; absent: held out by document from `source`."""
     split: str = "train"
     """The split of a Hub dataset."""
@@ -82,7 +82,7 @@ class Data(Section):
     """Divide the shares by their sum, whatever that is; the resolved recipe has the result."""
     domains: dict[str, Domain]
     """Name -> domain."""
-    root: str | None = None
+    root: PathText | None = None
     """Folder that relative domain sources start from; absent: the current folder."""
     prepared: FolderName | None = None
     """Folder of the tokenized blocks, to share them between runs; absent: OUTPUT/data."""
@@ -254,4 +254,4 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
-        return dump_yaml(self.model_dump(mode="json"))
+        return dump_yaml(self.model_dump(mode="json", context=IN_A_FILE))

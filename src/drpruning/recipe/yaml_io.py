@@ -16,22 +16,23 @@ from ruamel.yaml.representer import SafeRepresenter
 from drpruning.common.errors import BadInput
 
 LARGEST_FILE = 1 << 24
-"""Bytes of a file."""
+"""Bytes of the largest file that is read."""
 LARGEST_ALIASES = 100_000
-"""Values that the aliases of a text stand for, all together."""
+"""Values that all aliases of a text may stand for together."""
 LARGEST_INTEGER = 2**63 - 1
+"""Of whole numbers, for files of other programs hold 64 bits."""
 DEEPEST = 50
-"""Lists and mappings in one another."""
+"""Levels of lists and mappings in one another."""
 _TAG = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _PLAIN_TEXT = re.compile(
     r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/][\w./@+*= -]*", re.IGNORECASE | re.ASCII
 )
-"""What needs no quotes: names, paths and words, but for what readers of YAML 1.1 take for flags."""
+"""Texts without quotes: names, paths and words, except those that YAML 1.1 takes for flags."""
 
 
 class _Constructor(SafeConstructor):
-    """Dates and `=` stay texts."""
+    """Reads dates and `=` as texts."""
 
 
 for _kind in ("timestamp", "value"):
@@ -39,7 +40,7 @@ for _kind in ("timestamp", "value"):
 
 
 class _Composer(Composer):
-    """Refuses tags, keys that repeat or are no text, and what aliases make too large or endless."""
+    """Refuses tags, keys that repeat or are not text, and aliases that make a text too large."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)

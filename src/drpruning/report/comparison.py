@@ -18,12 +18,14 @@ class ValidationData:
         blocks: Domain -> validation blocks; empty where not known.
         sequence_length: Tokens of a block; None where not known.
         tokenizer: Digest of the tokenizer; empty where not known.
+        digests: Domain -> digest of its validation blocks; empty where not known.
     """
 
     domains: Sequence[str]
     blocks: Mapping[str, float]
     sequence_length: int | None
     tokenizer: str
+    digests: Mapping[str, str]
 
 
 def common_ground(measured: Sequence[ValidationData]) -> tuple[list[str], list[str]]:
@@ -43,6 +45,8 @@ def common_ground(measured: Sequence[ValidationData]) -> tuple[list[str], list[s
         differences.append("tokenizer")
     if other := [name for name in common if len(_block_counts(measured, name)) > 1]:
         differences.append(f"number of validation blocks ({', '.join(other)})")
+    if not differences and (other := [n for n in common if len(_digests(measured, n)) > 1]):
+        differences.append(f"text ({', '.join(other)})")
     if measured and not common:
         differences.append("domains (none is common to all)")
     return common, differences
@@ -51,6 +55,10 @@ def common_ground(measured: Sequence[ValidationData]) -> tuple[list[str], list[s
 def _block_counts(measured: Sequence[ValidationData], domain: str) -> set[float]:
     counts = {data.blocks.get(domain, math.nan) for data in measured}
     return {count for count in counts if math.isfinite(count)}
+
+
+def _digests(measured: Sequence[ValidationData], domain: str) -> set[str]:
+    return {data.digests[domain] for data in measured if domain in data.digests}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +118,13 @@ def _measured(run: RunRecord, name: str) -> ValidationData:
     phase = run.phases[name]
     known = {n for p in phase.evals for n, loss in p.loss.items() if math.isfinite(loss)}
     blocks = {n: count for e in run.evaluations.values() for n, count in e.blocks.items()}
+    digests = {n: digest for e in run.evaluations.values() for n, digest in e.validation.items()}
     return ValidationData(
         domains=[domain for domain in run.domains if domain in known],
         blocks=blocks,
         sequence_length=phase.start.sequence_length if phase.start else None,
         tokenizer=run.tokenizer,
+        digests=digests,
     )
 
 

@@ -4,14 +4,21 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drpruning.report.comparison import ValidationData, common_ground
-from drpruning.runs.folder import MODEL
+from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.records import Evaluation, ParameterCounts, RunRecord
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
+_MEASURED = "perplexity on validation data"
+_GAP = 2
+"""Columns of text between two columns of a table."""
+_LABEL = 20
+"""Characters of a model's name that have a line of their own, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +28,7 @@ class Row:
     Attributes:
         model: What to call it; no two rows of a table have the same.
         run: Label of the run whose folder it was read from.
+        file: Its evaluation.
         recovered: Whether it is what a run ended with, so that it competes with other runs' ends.
         parameters: How large it is.
         perplexity: Per domain.
@@ -31,6 +39,7 @@ class Row:
 
     model: str
     run: str
+    file: Path
     recovered: bool
     parameters: ParameterCounts
     perplexity: Mapping[str, float]
@@ -79,22 +88,20 @@ class Table:
 def results_table(runs: Sequence[RunRecord]) -> Table:
     """Collect the evaluations of all runs.
 
-    A source or pruned model whose numbers are those of a model already in the table (several runs
-    from one start) is not repeated. Models that would have the same name get their run's label
-    beside it. Average and worst are over the domains that all models have; where the models were
-    measured on other validation data, there is neither and nothing is ranked.
+    A run's source or pruned model whose numbers are those of a model already in the table (several
+    runs from one start) is not repeated. Models that would have the same name get their run's label
+    beside it, or else the file of their evaluation. Average and worst are over the domains that all
+    models have; where the models were measured on other validation data, there is neither and
+    nothing is ranked.
     """
     rows: list[Row] = []
     for run in runs:
         for name, evaluation in run.evaluations.items():
             row = _row(run, name, evaluation)
-            if row.recovered or not any(_same_model(row, other) for other in rows):
+            repeated = any(_same_model(row, other) for other in rows)
+            if name not in {SOURCE, PRUNED} or not repeated:
                 rows.append(row)
-    times = Counter(row.model for row in rows)
-    rows = [
-        replace(row, model=f"{row.model} ({row.run})") if times[row.model] > 1 else row
-        for row in rows
-    ]
+    rows = _with_distinct_names(rows)
     measured = {name for row in rows for name in row.perplexity}
     domains = [name for name in _domains(runs) if name in measured]
     common, differences = common_ground([row.data for row in rows])
@@ -114,6 +121,17 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
     )
 
 
+def _with_distinct_names(rows: Sequence[Row]) -> list[Row]:
+    names = [row.model for row in rows]
+    for places in ([row.run for row in rows], [row.file for row in rows]):
+        times = Counter(names)
+        names = [
+            f"{row.model} ({place})" if times[name] > 1 else name
+            for row, name, place in zip(rows, names, places, strict=True)
+        ]
+    return [replace(row, model=name) for row, name in zip(rows, names, strict=True)]
+
+
 def _domains(runs: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.domains))
 
@@ -123,6 +141,7 @@ def _row(run: RunRecord, name: str, evaluation: Evaluation) -> Row:
     return Row(
         model=evaluation.label,
         run=run.label,
+        file=RunFolder(run.folder).evaluation(name),
         recovered=name == MODEL,
         parameters=evaluation.parameters,
         perplexity=evaluation.perplexity,
@@ -133,6 +152,7 @@ def _row(run: RunRecord, name: str, evaluation: Evaluation) -> Row:
             blocks=evaluation.blocks,
             sequence_length=evaluation.sequence_length,
             tokenizer=run.tokenizer,
+            digests=evaluation.validation,
         ),
     )
 
@@ -157,10 +177,28 @@ def format_perplexity(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e6 else f"{value:,.0f}"
 
 
-def render_table_text(table: Table) -> "RichTable":
+def fitting_models(table: Table, width: int) -> list[slice]:
+    """Split the models of a table into parts that fit into this many columns of text.
+
+    No number is broken; of a model's name, words beyond `_LABEL` characters are.
+    """
+    texts = [format_perplexity(value) for row in table.rows for value in table.values(row)]
+    texts += [f"{row.parameters.total:,}" for row in table.rows]
+    texts += [word[:_LABEL] for row in table.rows for word in row.model.split()]
+    names = [_MEASURED, *(f"  {name}" for name in table.columns)]
+    left = width - max(map(len, names))
+    count = max(1, left // (max(map(len, texts), default=0) + _GAP))
+    return [slice(first, first + count) for first in range(0, max(1, len(table.rows)), count)]
+
+
+def render_table_text(table: Table, models: slice = slice(None)) -> "RichTable":
     """Lay the table out for a terminal: models in columns, so that many domains fit.
 
     The best recovered model of each line is bold where there are several.
+
+    Args:
+        table: What `results_table` gives.
+        models: The part of its models to show; see `fitting_models`.
 
     Returns:
         A table to be printed with ``rich.console.Console().print``.
@@ -169,17 +207,18 @@ def render_table_text(table: Table) -> "RichTable":
 
     from drpruning.common.console import make_table
 
-    out = make_table("", *(Text(row.model) for row in table.rows))
+    rows = table.rows[models]
+    out = make_table("", *(Text(row.model) for row in rows))
     for label, name in (
         ("parameters", "total"),
         ("  embedding", "embedding"),
         ("  other", "other"),
     ):
-        out.add_row(label, *(f"{getattr(row.parameters, name):,}" for row in table.rows))
+        out.add_row(label, *(f"{getattr(row.parameters, name):,}" for row in rows))
     out.add_section()
-    out.add_row("perplexity on validation data")
+    out.add_row(_MEASURED)
     best = table.best()
-    values = [table.values(row) for row in table.rows]
+    values = [table.values(row) for row in rows]
     for index, name in enumerate(table.columns):
         if index == len(table.domains):
             out.add_section()
@@ -188,7 +227,7 @@ def render_table_text(table: Table) -> "RichTable":
                 format_perplexity(column[index]),
                 style="bold" if row.recovered and column[index] == best[index] else "",
             )
-            for row, column in zip(table.rows, values, strict=True)
+            for row, column in zip(rows, values, strict=True)
         ]
         out.add_row(Text(f"  {name}"), *cells)
     if table.note:

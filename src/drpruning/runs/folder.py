@@ -11,6 +11,7 @@ from drpruning.common.files import LOCK_FILE, check_folder, missing_folders, rem
 from drpruning.data import DomainSource
 from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
 from drpruning.recipe.changes import differences, fixed_settings
+from drpruning.recipe.section import escape_path
 
 PLAN_FILE = "plan.json"
 SOURCE, PRUNED, MODEL = "source", "pruned", "model"
@@ -202,7 +203,8 @@ def check_output(recipe: Recipe, saved: Recipe | None) -> None:
     Settings that do not change what a run computes may differ from those it was begun with, and so
     may all settings of a phase that has not begun. Before the first phase has begun, only the
     prepared data are fixed (preparing compares them), and the model once it is measured. With
-    `training.checkpoint.accept_changes` everything but the model may differ.
+    `training.checkpoint.accept_changes` everything may differ but the model, the phases that are
+    finished, and all settings once every phase is.
 
     Args:
         recipe: The run to be.
@@ -226,11 +228,51 @@ def check_output(recipe: Recipe, saved: Recipe | None) -> None:
     if not begun and folder.is_dir() and any(map(_is_foreign, folder.iterdir())):
         raise BadInput(f"output: {folder} is not empty and holds no run; name another folder")
     if saved is not None and (changes := _changes(recipe, saved, folder)):
-        raise BadInput(
-            f"output: {folder} holds the run of another recipe ({'; '.join(changes[:5])}); resume "
-            f"that one with `drprune run {file}`, or write another output (with data.prepared: "
-            f"{recipe.prepared_folder} nothing is prepared again)"
+        raise BadInput(_refusal(recipe, saved, changes))
+
+
+def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
+    """The message for a folder that holds the run of other settings, with what can be done."""
+    files = RunFolder(Path(recipe.output))
+    prepared, model, start = (
+        escape_path(str(path)) for path in (recipe.prepared_folder, files.model, files.start)
+    )
+    done = finished_phases(saved, files.path)
+    if done.keys() >= saved.phases.keys():
+        state, action = "holds a finished run with other settings", "show"
+    elif done and recipe.training.checkpoint.accept_changes:
+        state, action = f"has finished {', '.join(done)} with other settings", "resume"
+    else:
+        state, action = "holds the run of another recipe", "resume"
+    text = (
+        f"output: {files.path} {state} ({'; '.join(changes[:5])}); {action} that one with "
+        f"`drprune run {files.recipe}`, or write another output (with data.prepared: "
+        f"{prepared} nothing is prepared again)"
+    )
+    if "pretrain" in done and any(change.startswith("pretrain.") for change in changes):
+        text += (
+            f"; to train its model further, write there model.source: {model}, no "
+            f"model.target and no prune, and scheduling.start: {start}, which `drprune "
+            f"export-schedule {files.path}` makes"
         )
+    return text
+
+
+def finished_phases(recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """The phases of a run that are finished, each with the model that shows it to be.
+
+    Once continued pretraining is finished, the model as cut may have been removed.
+
+    Args:
+        recipe: The run's; with several targets none is finished here, but in their own folders.
+        folder: Where the run lies.
+    """
+    files = RunFolder(folder)
+    results = {"prune": [files.pruned], "pretrain": [files.model]}
+    if recipe.pretrain is not None:
+        results["prune"].append(files.model)
+    found = {phase: next(filter(Path.is_dir, results[phase]), None) for phase in recipe.phases}
+    return {phase: model for phase, model in found.items() if model is not None}
 
 
 def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
@@ -249,8 +291,10 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
     if not begun:
         fixed = _measured_settings(RunFolder(folder))
         return [change for change in changes if change.startswith(fixed)]
-    if recipe.training.checkpoint.accept_changes:
-        changes = [change for change in changes if change.startswith("model.")]
+    done = finished_phases(saved, folder).keys()
+    if recipe.training.checkpoint.accept_changes and not recipe.phases.keys() <= done:
+        fixed_parts = {"model", *done}
+        changes = [line for line in changes if line.split(" ")[0].split(".")[0] in fixed_parts]
     return changes
 
 

@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Line):
-    """A phase begins."""
+    """A phase begins, or is resumed with other settings or data (`accept_changes`)."""
 
     kind = "start"
     total_steps: int

@@ -8,8 +8,10 @@ from typing import Any
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import parse_json
+from drpruning.common.unknown import Unknown
 from drpruning.data.blocks import MANIFEST_FILE
 from drpruning.pruning import PruningPlan
+from drpruning.recipe.section import expand_path
 from drpruning.recipe.yaml_io import parse_yaml
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.lines import (
@@ -22,7 +24,7 @@ from drpruning.runs.lines import (
     Warned,
     read_lines,
 )
-from drpruning.runs.typed_json import Number, Numbers, Step, file_bytes, read_file
+from drpruning.runs.typed_json import Number, Numbers, Step, Texts, file_bytes, read_file
 
 
 @dataclass
@@ -100,6 +102,7 @@ class Evaluation:
         worst_domain: Where the loss is largest; None where one is not finite.
         blocks: Domain -> validation blocks.
         sequence_length: Tokens of a block.
+        validation: Domain -> digest of its validation blocks; empty where not known.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Evaluation:
     worst_domain: str | None
     blocks: Numbers
     sequence_length: int
+    validation: Texts = field(default_factory=Unknown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +244,8 @@ def load_run(folder: Path) -> RunRecord:
     similarity = read_file(_Similarity, files.similarity)
     run.similarity = similarity.rows if similarity else []
     run.plan = PruningPlan.load(files.plan) if files.plan.is_file() else None
-    run.tokenizer = _tokenizer(Path(str(section(run.recipe, "data").get("prepared") or files.data)))
+    prepared = section(run.recipe, "data").get("prepared")
+    run.tokenizer = _tokenizer(_read_path(prepared) if prepared else files.data)
     return run
 
 
@@ -294,6 +299,14 @@ def _read_metrics(path: Path) -> dict[str, PhaseRecord]:
     for line in read_lines(path) if path.is_file() else ():
         phases.setdefault(line.phase, PhaseRecord(line.phase)).add(line)
     return phases
+
+
+def _read_path(written: object) -> Path:
+    """A path of a recipe file; as it is written where it is of another place's variables."""
+    try:
+        return Path(expand_path(str(written)))
+    except ValueError:
+        return Path(str(written))
 
 
 def _tokenizer(data: Path) -> str:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, check_output_file
 from drpruning.recipe import Start
+from drpruning.recipe.section import escape_path
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
 from drpruning.runs.folder import RunFolder
@@ -90,7 +91,7 @@ def start_text(start: Mapping[str, Any], comments: Sequence[str] = ()) -> str:
 
 def next_command(path: Path) -> str:
     """How another recipe is told to begin with this file."""
-    assignment = shlex.quote(f"scheduling.start={path}")
+    assignment = shlex.quote(f"scheduling.start={escape_path(str(path))}")
     return f"saved: {path}; start from it with: drprune run RECIPE --set {assignment}"
 
 

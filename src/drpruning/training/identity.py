@@ -51,7 +51,7 @@ def check_identity(
     own: Mapping[str, Any],
     *,
     accept: bool,
-) -> None:
+) -> list[str]:
     """Refuse a saved state of another recipe or other data, or warn of what has changed.
 
     Args:
@@ -59,6 +59,9 @@ def check_identity(
         saved: The identity in it; parts that it does not have are not compared.
         own: The identity of this run.
         accept: Resume all the same, with a warning (`training.checkpoint.accept_changes`).
+
+    Returns:
+        How they differ, for people; empty where they do not.
 
     Raises:
         BadInput: They differ and `accept` is false.
@@ -70,16 +73,15 @@ def check_identity(
         ]
     if "recipe" in saved:
         found += differences(own["recipe"], saved["recipe"])
-    if not found:
-        return
-    if not accept:
+    if found and not accept:
         raise BadInput(
             f"{place} was saved with another recipe or other data ({'; '.join(found[:5])}); put "
             "these back, use another output folder, or resume all the same with "
             "`--set training.checkpoint.accept_changes=true`"
         )
-    if PartialState().is_main_process:
+    if found and PartialState().is_main_process:
         logger.warning("resuming from %s in spite of changes: %s", place, "; ".join(found))
+    return found
 
 
 def restore_mixture(mixture: Mixture, saved: Mapping[str, Any], *, accept: bool) -> None:

@@ -1,5 +1,6 @@
 """Perplexity of a model on the validation blocks of every domain."""
 
+import hashlib
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from drpruning.common.console import Reporter
 from drpruning.common.files import atomic_write, dumps
 from drpruning.common.unknown import record_fields
-from drpruning.data import PreparedData
+from drpruning.data import PreparedData, TokenBlocks
 from drpruning.models.loading import load_model
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Training
@@ -32,7 +33,7 @@ def evaluate_perplexity(
     """Load a model and measure its loss on every domain.
 
     Args:
-        name: Short name (`source`, `pruned`, `model`).
+        name: Short name (`source`, `pruned`, `model`; another for a model from elsewhere).
         label: Name in tables and figures.
         model_path: Folder or Hub name.
         data: Gives the validation blocks.
@@ -66,7 +67,16 @@ def evaluate_perplexity(
         **perplexity_fields(losses),
         blocks={domain: len(b) for domain, b in blocks.items()},
         sequence_length=data.sequence_length,
+        validation={domain: _digest(b) for domain, b in blocks.items()},
     )
+
+
+def _digest(blocks: TokenBlocks) -> str:
+    """A digest of all token ids of validation blocks, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for first in range(0, len(blocks), 64):  # not all at once, for they lie in a memory map
+        digest.update(blocks[slice(first, first + 64)].tobytes())
+    return digest.hexdigest()
 
 
 def perplexity_fields(losses: Mapping[str, float]) -> dict[str, Any]:

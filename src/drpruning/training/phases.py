@@ -24,6 +24,7 @@ from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.policy import phase_policy, untrained_reference_loss
+from drpruning.runs.records import load_phases
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
 from drpruning.training.context import TrainerContext
@@ -55,6 +56,15 @@ def _context(
         identity=run_identity(recipe, data, phase),
         untrained_reference_loss=untrained_reference_loss(recipe),
     )
+
+
+def _steps_done(recipe: Recipe, trainer: Trainer) -> dict[str, int]:
+    """Steps of each phase as logged; the recipe's where an earlier phase's log cannot be read."""
+    done = {name: phase.steps for name, phase in recipe.phases.items()}
+    with suppress(BadInput, OSError):  # a damaged log must not cost a trained model
+        logged = load_phases(trainer.folder.path).phases
+        done |= {name: phase.last_step for name, phase in logged.items() if phase.end is not None}
+    return done | {trainer.phase: trainer.step}
 
 
 def _write_schedule(path: Path, trainer: Trainer) -> None:
@@ -139,7 +149,8 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
                 full.to(accelerator.device)
             exported = full.export()
             _write_schedule(folder.schedule, trainer)
-            card = model_card(recipe, ModelShape.of(exported), "prune", origin.card)
+            steps = _steps_done(recipe, trainer)
+            card = model_card(recipe, ModelShape.of(exported), "prune", origin.card, steps)
             _save(recipe, exported, origin, folder.pruned, card, last=recipe.pretrain is None)
         remove_checkpoints(folder.checkpoints, "prune", recipe.training.checkpoint)
         reporter.line(str(plan))
@@ -177,7 +188,8 @@ def pretrain(
     trainer.run()
     trained = trainer.distributed.gather()
     if accelerator.is_main_process:
-        card = model_card(recipe, ModelShape.of(trained), "pretrain", origin.card)
+        steps = _steps_done(recipe, trainer)
+        card = model_card(recipe, ModelShape.of(trained), "pretrain", origin.card, steps)
         with _written(trainer, folder.model), reporter.status("writing the model"):
             _save(recipe, trained, origin, folder.model, card, last=True)
         remove_checkpoints(folder.checkpoints, "pretrain", recipe.training.checkpoint)
@@ -187,10 +199,11 @@ def pretrain(
 
 def _origin(recipe: Recipe, source: str, data: PreparedData, reporter: Reporter) -> Origin:
     """What the model of a phase takes over from the one that it starts from."""
-    origin = Origin.of(source, recipe.model.tokenizer)
-    # Transformers 5 has its own tokenizer class for some families, whatever the files say. Where
-    # the tokenizer is not the source's, the two meet in the result for the first time.
-    if recipe.model.tokenizer is not None:
+    own = recipe.model.tokenizer if source == recipe.model.reference else None  # pruned/ has it
+    origin = Origin.of(source, own)
+    # For some families Transformers 5 has one tokenizer class, whatever the files say. Where the
+    # tokenizer is not the source's, files and config.json meet in the result for the first time.
+    if own is not None:
         with tempfile.TemporaryDirectory() as folder:
             origin.write_small_files(Path(folder))
             digest = ""
@@ -199,7 +212,7 @@ def _origin(recipe: Recipe, source: str, data: PreparedData, reporter: Reporter)
             if digest != data.tokenizer_digest:
                 reporter.warn(
                     f"model.tokenizer: beside the config.json of {source}, AutoTokenizer of "
-                    f"Transformers {transformers.__version__} reads {recipe.model.tokenizer} as "
+                    f"Transformers {transformers.__version__} reads {own} as "
                     "another tokenizer; load that of the result with PreTrainedTokenizerFast"
                 )
     return origin

@@ -89,13 +89,11 @@ class Trainer(PhaseHooks):
         )
         self.vocabulary_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         self.step = self.saved = 0
-        self.evaluated = -1
-        self.save_due = False
+        self.evaluated, self.save_due = -1, False
         self.ratio = dict(policy.ratio)
         self.segment: Segment | None = None
         self.stopped: str | None = None
-        self.numbers = StepMetrics()
-        self.watch = Stopwatch(self.device)
+        self.numbers, self.watch = StepMetrics(), Stopwatch(self.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups."""
@@ -164,13 +162,13 @@ class Trainer(PhaseHooks):
         else:
             self.start_from_scratch()
             if self.accelerator.is_main_process:
+                self.metrics.drop_phase()
                 self._record_start()
         rows = self.micro_batches[0].rows
         self.distributed.warm_up(rows.stop - rows.start, self.data.sequence_length)
         self.accelerator.wait_for_everyone()
 
     def _record_start(self) -> None:
-        self.metrics.drop_phase()
         self._record(
             Start,
             total_steps=self.settings.steps,
@@ -238,14 +236,13 @@ class Trainer(PhaseHooks):
         self.watch.pause()
         self._synchronize()
         steps = self.numbers.counted + self.numbers.skipped
-        seconds = self.watch.lap()
         tokens = steps * self.settings.global_batch * self.data.sequence_length
         fields = {
             **self.numbers.means(),
             "skipped": self.numbers.skipped,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "tokens": self._tokens(),
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": tokens / self.watch.lap(),
             **self.step_fields(),
         }
         self.numbers.reset()
@@ -260,13 +257,12 @@ class Trainer(PhaseHooks):
             TrainingError: Too many in a row.
         """
         found = self.numbers.synchronize()
-        limit = self.training.skip_limit
         for skipped in found:
             assert self.segment is not None  # noqa: S101 - synchronized before the next one is planned
             blocks = self.segment.blocks(skipped.step - 1 - self.evaluated)
             if self.accelerator.is_main_process:
                 self._record(SkippedPoint, skipped.step, **skipped.numbers, blocks=blocks)
-            if skipped.in_a_row == limit:
+            if skipped.in_a_row == self.training.skip_limit:
                 raise TrainingError(failure_text(self.phase, skipped, blocks, self.saved))
         if found:
             self.warn(skipped_text(found), record=False)
@@ -302,9 +298,8 @@ class Trainer(PhaseHooks):
         task.show_activity("")
         steered = {name: losses[name] for name in self.policy.domains}  # not those of share 0
         if not any(map(math.isfinite, steered.values())):
-            raise TrainingError(
-                messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
-            )
+            reason = messages.no_finite_loss_text(self.phase, self.step, losses, self.saved)
+            raise TrainingError(reason)
         evaluated = time.monotonic()
         count = self.parameter_count()
         decision = self.policy.update(step=self.step, losses=steered, params=count)
@@ -394,7 +389,7 @@ class Trainer(PhaseHooks):
         """
         state = read_state(path)
         accept = self.training.checkpoint.accept_changes
-        check_identity(path, state["identity"], self.identity, accept=accept)
+        changes = check_identity(path, state["identity"], self.identity, accept=accept)
         if state["step"] > self.settings.steps:
             raise BadInput(
                 f"{self.phase}.steps: {self.settings.steps}, but {path} has done {state['step']}; "
@@ -408,6 +403,9 @@ class Trainer(PhaseHooks):
         if self.accelerator.is_main_process and not self.metrics.truncate(state["metrics_bytes"]):
             lost = f"{self.metrics.path} has lost lines from before step {self.step}"
             self.warn(lost, record=False)
+        if changes and self.accelerator.is_main_process:
+            self._record_start()
+            self._record(Warned, message=f"resumed in spite of changes: {'; '.join(changes)}")
 
     def _is_due(self) -> bool:
         """Whether to save now; after a skipped step, saving waits for the next one that is not."""
