@@ -115,7 +115,7 @@ def prepare(
 
 
 def _find_text(domains: Sequence[DomainSource], on_progress: Progress | None) -> None:
-    """Find the text of every domain; whoever waits for a network is told for what."""
+    """Find the text of every domain, and report each address before a network is waited for."""
     check_sources(domains)
     for domain in domains:
         for validation in (False, True)[: 1 + (domain.validation is not None)]:
