@@ -99,7 +99,7 @@ def test_text_that_is_gone_is_not_asked_for_once_it_is_prepared(place: Place) ->
     (place / "numbers.jsonl").unlink()
     plan = drprune("plan", "recipe.yaml")
     assert "data.domains.numbers: its text is missing; the data prepared from it are used" in plan
-    assert "numbers: the text is missing" in drprune("prune", "recipe.yaml")
+    assert "numbers: its text is missing" in drprune("prune", "recipe.yaml")
     assert (place / "out/pruned/config.json").is_file()
 
     (place / "colours.jsonl").write_bytes(kept)

@@ -108,6 +108,7 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
         run = Run(own)
         # Looked at again: what it is pruned from, the larger target's model, has been made since.
         run.plan = plan_run(own, known=parts[0])
+        run.plan.warnings = [w for w in run.plan.warnings if w not in parts[0].warnings]
         run.data = data
         with run.session(command):
             _take_reference_losses(run, Path(first.output))
