@@ -122,6 +122,8 @@ class RunPlan:
     """Models that the reference losses are from -> their number of parameters."""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    skipped_files: list[str] = field(default_factory=list)
+    """Warnings of files beside the text; preparing has them too, when it reads the text."""
 
     @property
     def is_finished(self) -> bool:
@@ -363,7 +365,9 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
         for name in plan.missing_text
     ]
     with plan.collected():
-        plan.warnings += skipped_lines([s for s in plan.sources if s.name not in plan.missing_text])
+        plan.skipped_files = skipped_lines(
+            [s for s in plan.sources if s.name not in plan.missing_text]
+        )
 
 
 def check_results(files: RunFolder) -> None:
