@@ -20,7 +20,6 @@ from drpruning.data import (
     check_sources,
     describe_documents,
     estimate_tokens,
-    is_address,
     local_tokenizer_file,
     may_be_hub_name,
     skipped_lines,
@@ -44,7 +43,12 @@ from drpruning.pipeline.plan_warnings import (
     sparsity_warnings,
     update_warnings,
 )
-from drpruning.pipeline.prepared import complete_data, document_format, missing_text
+from drpruning.pipeline.prepared import (
+    complete_data,
+    document_format,
+    missing_text,
+    missing_text_warnings,
+)
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, Target
@@ -357,13 +361,7 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
         plan.prepared = complete_data(plan.recipe, plan.sources)
         if plan.prepared is not None:
             plan.missing_text = missing_text(plan.prepared, plan.sources)
-    places = {source.name: source.source for source in plan.sources}
-    plan.warnings += [
-        f"data.domains.{name}: its text is "
-        f"{'at an address and is not looked at again' if is_address(places[name]) else 'missing'}; "
-        "the data prepared from it are used"
-        for name in plan.missing_text
-    ]
+    plan.warnings += missing_text_warnings(plan.sources, plan.missing_text)
     with plan.collected():
         plan.skipped_files = skipped_lines(
             [s for s in plan.sources if s.name not in plan.missing_text]

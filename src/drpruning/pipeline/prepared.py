@@ -1,7 +1,7 @@
 """The prepared data of a recipe: once they are complete, the text is not needed any more."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,22 @@ def missing_text(prepared: PreparedData, sources: Sequence[DomainSource]) -> lis
         source.name
         for source in sources
         if not _is_there(source, prepared.identity["domains"][source.name])
+    ]
+
+
+def missing_text_warnings(sources: Sequence[DomainSource], missing: Collection[str]) -> list[str]:
+    """One line for each domain of which only the prepared data are used.
+
+    Args:
+        sources: The domains.
+        missing: What `missing_text` found.
+    """
+    return [
+        f"data.domains.{source.name}: its text is "
+        f"{'at an address and not looked at again' if is_address(source.source) else 'missing'}; "
+        "the data prepared from it are used"
+        for source in sources
+        if source.name in missing
     ]
 
 
