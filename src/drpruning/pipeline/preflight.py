@@ -18,9 +18,7 @@ from drpruning.data import (
     PreparedData,
     check_prepared_folder,
     check_sources,
-    describe_documents,
     estimate_tokens,
-    local_tokenizer_file,
     may_be_hub_name,
     skipped_lines,
 )
@@ -45,7 +43,7 @@ from drpruning.pipeline.plan_warnings import (
 )
 from drpruning.pipeline.prepared import (
     complete_data,
-    document_format,
+    documents_line,
     missing_text,
     missing_text_warnings,
 )
@@ -303,9 +301,7 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     recipe = plan.recipe
     _find_text(plan, known)
     with plan.collected():
-        name = recipe.model.tokenizer_source
-        file = local_tokenizer_file(name)
-        plan.documents = describe_documents(file, document_format(recipe), name)
+        plan.documents = documents_line(recipe)
     for label, check in _checks(plan):
         with plan.collected(label):
             check()

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.data import DocumentFormat, DomainSource, PreparedData
+from drpruning.data import (
+    DocumentFormat,
+    DomainSource,
+    PreparedData,
+    describe_documents,
+    local_tokenizer_file,
+)
 from drpruning.data.fingerprint import identify
 from drpruning.data.remote import RemoteText, is_address, without_secrets
 from drpruning.data.sources import resolve
@@ -19,6 +25,19 @@ def document_format(recipe: Recipe) -> DocumentFormat:
     """What a recipe says of the documents' markers and of special tokens in them."""
     data = recipe.data
     return DocumentFormat(special_tokens=data.special_tokens, bos=data.bos, eos=data.eos)
+
+
+def documents_line(recipe: Recipe) -> str:
+    """Say in one line what will be done with each document beside splitting it into tokens.
+
+    Args:
+        recipe: Names the tokenizer, of which only files on this machine are read.
+
+    Raises:
+        BadInput: The tokenizer lacks a token that documents should begin or end with.
+    """
+    name = recipe.model.tokenizer_source
+    return describe_documents(local_tokenizer_file(name), document_format(recipe), name)
 
 
 def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedData | None:
