@@ -181,7 +181,7 @@ def test_data_prepared_for_evaluation_are_not_trained_on(
 
 def test_the_ratio_stays_only_for_the_losses_that_it_follows() -> None:
     ratio = {"a": 0.5, "b": 0.5}
-    one = evaluation_warnings({"a": 1.0, "b": 2.0, "held": float("inf")}, ratio, {})
+    one = evaluation_warnings({"a": 1.0, "b": 2.0, "held": float("inf")}, ratio, {}, None)
     assert one == ["the validation loss of held is inf"]
-    two = evaluation_warnings({"a": float("nan"), "b": 2.0, "held": 1.0}, ratio, {})
+    two = evaluation_warnings({"a": float("nan"), "b": 2.0, "held": 1.0}, ratio, {}, None)
     assert two == ["the validation loss of a is nan; the ratio stays as it was"]
