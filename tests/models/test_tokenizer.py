@@ -227,6 +227,7 @@ def test_the_tokenizer_of_another_model_whose_ids_fit(made: Made) -> None:
         ({"eos_token": "t2"}, {"eos_token_id": None}, {}, []),
         ({"eos_token": "t2"}, {}, {"eos_token_id": 1}, []),
         ({"eos_token": "t2"}, {"pad_token_id": -1, "bos_token_id": 5}, {}, []),
+        ({"pad_token": "t4"}, {"pad_token_id": -1}, {}, []),
         ({"eos_token": "t2"}, {"eos_token_id": 3}, {}, ["eos_token is 't2' with the id 2"]),
         ({"eos_token": "t2"}, {"eos_token_id": [3, 1]}, {}, ["config.json says 1 or 3"]),
         (
