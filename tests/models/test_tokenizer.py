@@ -53,6 +53,9 @@ def made(tmp_path: Path) -> Made:
         ({"added_tokens": {"x": 8, "y": 9}}, 10, None),
         ({"added_tokens": {"x": 8, "y": 9}}, 9, "added_tokens.json adds 'y' with the id 9"),
         ({"added_tokens": {"t3": 40}}, 8, None),
+        ({"added_tokens": {"x": 3}}, 8, "added_tokens.json adds 'x' with the id 8"),
+        ({}, 8, None),
+        ({}, 7, "its largest id is 7, the model's vocabulary has 7 entries"),
         ({"tokenizer_config": {"added_tokens_decoder": {"3": {"content": "t3"}}}}, 8, None),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"12": {"content": "x"}}}},
