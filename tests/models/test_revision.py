@@ -14,7 +14,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import split_revision
+from drpruning.common.hub import split_revision
 from drpruning.models.files import read_config
 from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import Recipe, parse_recipe

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import FOLDER_NAME, HUB_NAME
+from drpruning.common.files import FOLDER_NAME
+from drpruning.common.hub import HUB_NAME
 from drpruning.data.remote import (
     RemoteFile,
     RemoteText,

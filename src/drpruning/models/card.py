@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drpruning import __version__
-from drpruning.common.files import split_revision
+from drpruning.common.hub import split_revision
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Recipe
 from drpruning.recipe.yaml_io import dump_yaml

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, dumps, read_json_object, split_revision
-from drpruning.models.files import first_line, is_file
+from drpruning.common.files import dumps, read_json_object
+from drpruning.common.hub import HUB_NAME, split_revision
+from drpruning.data.tokenizer_files import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TOKENIZER_FILE
+from drpruning.models.files import not_found, optional_file
 from drpruning.recipe.yaml_io import parse_yaml
 
 GENERATION = "generation_config.json"
 CARD = "README.md"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
-    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
+    TOKENIZER_FILE, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, "added_tokens.json",
     "tokenizer.model*", "spiece.model", "sentencepiece*.model", "vocab.json", "vocab.txt",
     "merges.txt", "*.tiktoken", "tekken.json", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
@@ -65,10 +66,7 @@ def companion_folder(name: str, field: str) -> Path:
     try:
         return Path(snapshot_download(hub_name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client has a dozen unrelated error types
-        raise BadInput(
-            f"{field}: {name} is no folder on this machine and not to be had from the Hub "
-            f"({first_line(error)}); give a folder"
-        ) from None
+        raise not_found(name, field, error, "give a folder") from None
 
 
 def copy_companions(model: Path, tokenizer: Path, target: Path) -> None:
@@ -153,8 +151,8 @@ def generation_warnings(name: str, field: str) -> list[str]:
     Raises:
         BadInput: The file of these settings is not a JSON object.
     """
-    file = companion_folder(name, field) / GENERATION
-    if not is_file(file, field):
+    file = optional_file(name, GENERATION, field)
+    if file is None:
         return []
     settings = read_json_object(file, field)
     if settings.get("do_sample") is True:

@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json, read_json_object, unreadable
+from drpruning.common.files import is_file, parse_json, unreadable
+from drpruning.data.tokenizer_files import TOKENIZER_CONFIG, read_local
 from drpruning.models.config_values import check_config_values
-from drpruning.models.files import (
-    check_files,
-    is_file,
-    read_config,
-    weight_files,
-)
+from drpruning.models.files import check_files, read_config, weight_files
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
 from drpruning.pruning.families import undoes_centring
 from drpruning.pruning.shapes import PRUNABLE
@@ -173,11 +169,9 @@ def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
         recipe: Names the source and the tokenizer.
         config: What `source_config` found.
     """
-    tokenizer = Path(recipe.model.tokenizer_source) / "tokenizer_config.json"
     field = SOURCE_FIELD if recipe.model.tokenizer is None else "model.tokenizer"
-    named = {(SOURCE_FIELD, "config.json"): config}
-    if is_file(tokenizer, field):
-        named[field, tokenizer.name] = read_json_object(tokenizer, field)
+    settings = read_local(recipe.model.tokenizer_source, TOKENIZER_CONFIG, field) or {}
+    named = {(SOURCE_FIELD, "config.json"): config, (field, TOKENIZER_CONFIG): settings}
     return [
         f"{place}: {file} names code that comes with it (auto_map); it is not run, Transformers' "
         "own class is used: make sure that it computes the same"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, split_revision
+from drpruning.common.hub import HUB_NAME, split_revision
 from drpruning.data import tokenizer_digest
 from drpruning.models.files import read_config
 from drpruning.models.inspect import check_weights, shape_of

@@ -21,7 +21,6 @@ from drpruning.data import (
     describe_documents,
     estimate_tokens,
     is_address,
-    local_tokenizer_file,
     may_be_hub_name,
     skipped_lines,
 )
@@ -297,9 +296,8 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     recipe = plan.recipe
     _find_text(plan, known)
     with plan.collected():
-        name = recipe.model.tokenizer_source
-        file = local_tokenizer_file(name)
-        plan.documents = describe_documents(file, document_format(recipe), name)
+        tokenizer = recipe.model.tokenizer_source
+        plan.documents = describe_documents(tokenizer, document_format(recipe))
     for label, check in _checks(plan):
         with plan.collected(label):
             check()

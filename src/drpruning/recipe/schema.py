@@ -45,7 +45,7 @@ class Domain(Section):
     """One data domain: where its text is and what share of the blocks it gets at first."""
 
     source: PathText
-    """A path, glob or folder of .jsonl[.gz|.zst], .parquet, .txt, or a dataset name on the Hub."""
+    """A path, glob, folder or address of text files, or a dataset on the Hub; see below."""
     share: NonNegativeFloat
     """Initial share of the blocks, which all have the same length; they sum to 1; 0: see below."""
     text_field: str = "text"
