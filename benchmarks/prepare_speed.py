@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from drpruning.data import DomainSource, PreparedData, prepare
+from drpruning.data import DocumentFormat, DomainSource, PreparedData, prepare
 
 
 def read_texts(folder: Path, field: str, limit: int) -> list[str]:
@@ -51,6 +51,7 @@ def time_prepare(source: Path, tokenizer: Path, folder: Path) -> tuple[float, Pr
     data = prepare(
         [domain],
         tokenizer=tokenizer,
+        document_format=DocumentFormat(bos="never", eos="always"),
         vocab_size=None,
         sequence_length=512,
         validation_blocks=8,
@@ -70,6 +71,7 @@ def main() -> None:
 
     texts = read_texts(options.texts, options.text_field, int(options.megabytes * 1e6))
     tokenizer = Tokenizer.from_file(str(options.tokenizer / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = folder / "text.jsonl"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from helpers.damaged_places import Place
@@ -15,6 +16,9 @@ from helpers.small_recipe import small_recipe
 
 # Tests run side by side, a process a core: threads of torch would only wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 WORDS = {
     "numbers": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.data import Mixture, keyed_permutation
@@ -96,7 +96,6 @@ def test_blocks_walk_through_epochs_in_different_orders():
     assert len(set(epochs)) == 3
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_shares_follow_any_sequence_of_ratios_within_one_block(data):
     names = [f"d{i}" for i in range(data.draw(st.integers(1, 6)))]

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from drpruning.common.errors import BadInput
 from drpruning.data import (
@@ -33,6 +35,31 @@ TEXTS = [f"{number} the cat sat on the mat" for number in range(60)]
 
 def lines(texts: list[str]) -> bytes:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+class BufferedFileSystem(MemoryFileSystem):
+    """The same files through the class that file systems on a network have theirs from."""
+
+    protocol = "buffered"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("buffered://", "memory://")))
+
+    def unstrip_protocol(self, name: str) -> str:
+        return f"buffered:/{name}"
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        content = self.store[self._strip_protocol(path)].getvalue()
+
+        class File(AbstractBufferedFile):
+            def _fetch_range(self, start: int, end: int) -> bytes:
+                return bytes(content[start:end])
+
+        return File(self, path, mode, block_size=100, size=len(content))
+
+
+fsspec.register_implementation("buffered", BufferedFileSystem)
 
 
 @pytest.fixture
@@ -65,8 +92,13 @@ def made(folder: Path, tokenizer: Path, source: str, validation: str | None) -> 
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("scheme", ["memory", "buffered"])
 def test_text_at_an_address_gives_the_blocks_of_local_text(
-    bucket: MemoryFileSystem, tokenizer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bucket: MemoryFileSystem,
+    tokenizer: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    scheme: str,
 ) -> None:
     bucket.get("/bucket", str(tmp_path / "local"), recursive=True)
     local = tmp_path / "local/bucket"
@@ -74,7 +106,9 @@ def test_text_at_an_address_gives_the_blocks_of_local_text(
     here = made(tmp_path / "1", tokenizer, str(local / "web"), str(local / "validation.jsonl"))
     caplog.clear()
     with caplog.at_level(logging.WARNING, "drpruning"):
-        there = made(tmp_path / "2", tokenizer, "memory://bucket/web", "memory://bucket/v*.jsonl")
+        there = made(
+            tmp_path / "2", tokenizer, f"{scheme}://bucket/web", f"{scheme}://bucket/v*.jsonl"
+        )
     assert here.summary() == there.summary()
     assert there.domains["cc"].documents == 60
     for part in ("train", "validation"):
@@ -82,7 +116,7 @@ def test_text_at_an_address_gives_the_blocks_of_local_text(
             tmp_path / f"2/cc/{part}.bin"
         ).read_bytes()
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "not read in memory://bucket/web" in line
+    assert f"not read in {scheme}://bucket/web" in line
     assert "1 hidden (.part/x.jsonl)" in line
     assert "1 of no kind that is read (README.md)" in line
 
@@ -100,6 +134,26 @@ def test_text_at_an_address_gives_the_blocks_of_local_text(
 def test_files_folders_and_globs(bucket: MemoryFileSystem, source: str, count: int) -> None:
     assert bucket.exists("/bucket")
     assert len(locate(DomainSource(name="cc", source=source)).files) == count
+
+
+def test_a_listing_that_has_names_alone_is_completed(
+    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bucket.exists("/bucket")
+    listed = MemoryFileSystem.glob
+
+    def names_alone(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        found = listed(self, path, **options)
+        return {name: {"name": name, "size": None, "type": "file"} for name in found}
+
+    domain = DomainSource(name="cc", source="memory://bucket/web/a.*")
+    complete = locate(domain)
+    monkeypatch.setattr(MemoryFileSystem, "glob", names_alone)
+    assert locate(replace(domain)) == complete
+    (file,) = complete.files
+    assert isinstance(file, remote.RemoteFile)
+    assert file.size == len(lines(TEXTS[:20]))
+    assert file.version is not None
 
 
 @pytest.mark.parametrize(

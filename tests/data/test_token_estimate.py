@@ -1,7 +1,9 @@
 """Estimates of tokens are near the count, whatever the script, the kind of file and its size."""
 
 import argparse
+import csv
 import gzip
+import io
 import json
 import random
 import sys
@@ -66,6 +68,12 @@ def counted(tokenizer: Path, texts: list[str]) -> int:
     return sum(len(found.ids) + 1 for found in core.encode_batch_fast(texts))
 
 
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress,
+    "json": bytes, "json.gz": gzip.compress, "csv": bytes, "tsv.zst": zstandard.compress,
+}  # fmt: skip
+
+
 def write(place: Path, kind: str, texts: list[str]) -> Path:
     lines = "".join(
         json.dumps({"id": index, "text": text}, ensure_ascii=index % 2 == 0) + "\n"
@@ -81,12 +89,18 @@ def write(place: Path, kind: str, texts: list[str]) -> Path:
         columns = {"id": list(range(len(texts))), "text": texts}
         pq.write_table(pa.table(columns), file, row_group_size=200)
     else:
-        compress = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}
-        file.write_bytes(compress[kind](lines))
+        if kind.partition(".")[0] == "json":
+            lines = json.dumps([json.loads(line) for line in lines.splitlines()]).encode()
+        elif kind.partition(".")[0] in {"csv", "tsv"}:
+            stream = io.StringIO()
+            writer = csv.writer(stream, delimiter="\t" if kind[0] == "t" else ",")
+            writer.writerows([["id", "text"], *enumerate(texts)])
+            lines = stream.getvalue().encode()
+        file.write_bytes(PACKED[kind](lines))
     return file
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt"])
+@pytest.mark.parametrize("kind", ["parquet", "txt", *PACKED])
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("documents", [20, 300])
 def test_estimates_are_near_the_count(
@@ -116,6 +130,31 @@ def test_a_document_of_many_megabytes_counts_in_full(tokenizer: Path, tmp_path: 
     file = write(tmp_path / "text", "jsonl", ["\n".join(parts)])
     estimate = estimate_tokens(DomainSource(name="a", source=str(file)), tokenizer)
     assert estimate == pytest.approx(counted(tokenizer, parts), rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_files_that_are_read_from_their_start_are_near_the_count(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    rng = random.Random(8)
+    texts = [english(rng) for _ in range(400)]
+    file = write(tmp_path / "text", kind, texts)
+    monkeypatch.setattr(token_estimate, "_HEAD", 1 << 11)
+    monkeypatch.setattr(token_estimate, "_LONGEST_LINE", 1 << 12)
+    estimate = estimate_tokens(DomainSource(name="a", source=str(file)), tokenizer)
+    assert estimate == pytest.approx(counted(tokenizer, texts), rel=0.25)
+
+
+@pytest.mark.parametrize("period", [2, 3, 50, 200])
+def test_rows_that_alternate_are_near_the_count(
+    tokenizer: Path, tmp_path: Path, period: int
+) -> None:
+    rng = random.Random(9)
+    texts = [english(rng) if number % period < period / 2 else "a b" for number in range(3000)]
+    file = tmp_path / "text.parquet"
+    pq.write_table(pa.table({"text": texts}), file, row_group_size=200)
+    estimate = estimate_tokens(DomainSource(name="a", source=str(file)), tokenizer)
+    assert estimate == pytest.approx(counted(tokenizer, texts), rel=0.2)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst"])

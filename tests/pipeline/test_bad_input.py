@@ -132,6 +132,24 @@ LATE = [
     Row("config-of-no-type", config(use_cache="x"),
         ("model.source", "the config.json of model does not make a model", "use_cache")),
     Row("text-not-utf8", source("n.txt", b"one \xff"), ("n.txt", "UTF-8 at byte 4")),
+    Row("text-compressed-torn", source("n.txt.gz", gzip.compress(b"one two")[:-3]),
+        ("data.domains.numbers.source", "n.txt.gz cannot be read")),
+    Row("array-ends-early", source("n.json", b'[{"text": "one"}, {"text": "two"}'),
+        ("n.json:2", "the array ends early", "write the file again")),
+    Row("array-of-numbers", source("n.json", b"[1, 2]"),
+        ("n.json:1", "an object is expected", "one a line")),
+    Row("array-not-utf8", source("n.json", b'[{"text": "\xff"}]'), ("n.json", "UTF-8")),
+    Row("csv-quote-open", source("n.csv", b'text,id\n"one,1\n'),
+        ("n.csv:2", "not valid CSV", "quotes in them twice")),
+    Row("csv-ragged", source("n.csv", b"text,id\none,1,2\n"),
+        ("n.csv:2: 3 fields", "the header has 2", "double quotes")),
+    Row("csv-names-twice", source("n.csv", b"text,text\none,two\n"),
+        ("n.csv", "several columns have one name", "rename")),
+    Row("csv-without-the-field", source("n.tsv", b"body\tid\none\t1\n"),
+        ("data.domains.numbers.text_field", "n.tsv:2 has no field 'text'", "body, id")),
+    Row("csv-not-utf8", source("n.csv", b"text\n\xff\n"), ("n.csv", "UTF-8")),
+    Row("address-of-nothing", source("memory://nowhere/a.jsonl"),
+        ("data.domains.numbers.source", "memory://nowhere/a.jsonl does not exist")),
     Row("documents-empty", lines('{"text": ""}', '{"text": " "}', '{"text": null}'),
         ("data.domains.numbers.source", "all 3 documents are empty")),
     Row("where-fits-nothing",
@@ -176,7 +194,9 @@ def refused(place: Place, *words: str, command: str = "prepare") -> None:
     assert place.tree() == before
 
 
-@pytest.mark.parametrize("name", ["n.jsonl", "n.jsonl.gz", "n.txt", "n.parquet"])
+@pytest.mark.parametrize(
+    "name", ["n.jsonl", "n.jsonl.gz", "n.txt", "n.txt.gz", "n.json", "n.csv", "n.parquet"]
+)
 def test_a_document_that_memory_does_not_allow(
     place: Place, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -185,6 +205,9 @@ def test_a_document_that_memory_does_not_allow(
         "n.jsonl": f"{GOOD}\n{json.dumps({'text': text})}".encode(),
         "n.jsonl.gz": gzip.compress(json.dumps({"text": text}).encode()),
         "n.txt": text.encode(),
+        "n.txt.gz": gzip.compress(text.encode()),
+        "n.json": json.dumps([{"text": text}]).encode(),
+        "n.csv": f"text\n{text}\n".encode(),
         "n.parquet": parquet(text=text),
     }
     source(name, kinds[name])(place)

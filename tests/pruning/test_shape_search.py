@@ -71,7 +71,7 @@ def test_proposals_are_near_the_budget_and_reachable(name: str, share: float) ->
     assert abs(propose_shapes(source, params)[0].deviation) <= 0.02
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     family=st.sampled_from(["llama", "qwen2"]),
     layers=st.integers(1, 20),

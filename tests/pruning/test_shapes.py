@@ -162,7 +162,7 @@ def test_refused_targets_are_those_that_transformers_refuses():
     assert ModelShape.of(tiny("qwen2", hidden_size=16)).pruned_to(num_heads=3).num_heads == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_refusals_name_shapes_that_work(data):
     config = data.draw(st.sampled_from([LLAMA_7B, QWEN2_7B, NEOX, PHI3, PHI3_LONG]))

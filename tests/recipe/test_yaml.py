@@ -24,7 +24,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(VALUES)
 def test_what_is_written_is_read_back_to_the_bit(value: Any) -> None:
     for flow in (False, True):
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back_to_the_bit(value: Any) -> None:
         )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(VALUES)
 def test_readers_of_older_yaml_read_the_same(value: Any) -> None:
     assert repr(yaml.safe_load(dump_yaml({"a": value}))["a"]) == repr(value)

@@ -28,7 +28,7 @@ STEPS = ("even", "repeated", "newest repeated", "all the same", "from 0", "past 
 def examples(count):
     """Always the same ones; not shrunk, which would take minutes."""
     phases = (Phase.explicit, Phase.generate)
-    return settings(max_examples=count, deadline=None, derandomize=True, phases=phases)
+    return settings(max_examples=count, derandomize=True, phases=phases)
 
 
 def course(shape, t, rng):

@@ -29,7 +29,7 @@ def exact(initial, eta, history):
     return {d: weight / math.fsum(weights.values()) for d, weight in weights.items()}, widest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_ratio_is_the_softmax_of_all_losses(data):
     domains = "abcde"[: data.draw(st.integers(2, 5), label="domains")]

@@ -28,7 +28,7 @@ def test_order_of_the_sizes_does_not_matter() -> None:
     np.testing.assert_allclose(one.loss_at(2e9), two.loss_at(2e9), rtol=1e-12)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     start=st.floats(5, 10),
     gaps=st.lists(st.floats(0.2, 1.0), min_size=2, max_size=5),
@@ -53,7 +53,7 @@ def test_exact_laws_are_recovered(
 falling = st.lists(st.floats(0.01, 5), min_size=3, max_size=6, unique_by=lambda x: round(x, 2))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(losses=falling, ratio=st.floats(1.5, 20))
 def test_any_falling_losses_give_a_falling_law_above_zero(
     losses: list[float], ratio: float

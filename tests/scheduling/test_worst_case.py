@@ -75,7 +75,7 @@ def test_agrees_with_a_convex_solver_on_many_problems():
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_beats_every_feasible_point(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 20))
@@ -95,7 +95,7 @@ def test_beats_every_feasible_point(seed):
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-100, 100), st.floats(1e-3, 1e3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_shift_and_scale_of_the_scores_change_nothing(seed, shift, scale):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 20))
@@ -181,7 +181,7 @@ def test_ten_thousand_domains_stay_within_their_constraints():
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_projection_meets_its_optimality_conditions(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 12))

@@ -35,12 +35,13 @@ from drpruning.data.fingerprint import (
 )
 from drpruning.data.packing import DomainDocuments, DomainSplit, TooLittleText, split_domains
 from drpruning.data.readers import RowReader
-from drpruning.data.remote import without_secrets
+from drpruning.data.remote import RemoteText, without_secrets
 from drpruning.data.sources import (
     DomainSource,
     Source,
     check_sources,
     locate,
+    resolve,
     skipped_lines,
 )
 from drpruning.data.tokenization import DocumentTokenizer
@@ -90,7 +91,7 @@ def prepare(
     Raises:
         BadInput: an argument or a source cannot work, or another process prepares in the folder.
     """
-    check_sources(domains, remote=True)
+    _find_text(domains, on_progress)
     check_prepared_folder(Path(folder))
     wanted = document_format or DocumentFormat()
     job = _Preparation(
@@ -111,6 +112,18 @@ def prepare(
     finally:
         remove_empty(missing)
     return PreparedData.open(job.folder)
+
+
+def _find_text(domains: Sequence[DomainSource], on_progress: Progress | None) -> None:
+    """Find the text of every domain, and report each address before a network is waited for."""
+    check_sources(domains)
+    for domain in domains:
+        for validation in (False, True)[: 1 + (domain.validation is not None)]:
+            address = resolve(domain, validation=validation)
+            if on_progress is not None and isinstance(address, RemoteText):
+                on_progress(f"looking at {address}", 0, 1)
+            locate(domain, validation=validation)
+    check_sources(domains, remote=True)
 
 
 def check_prepared_folder(folder: Path) -> None:

@@ -4,19 +4,23 @@ Nothing here is called for a plan, which must not wait for a network: only what 
 at an address. Passwords and signed queries in addresses are in no message and in no manifest.
 """
 
+import io
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from drpruning.common.errors import BadInput
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _USER = re.compile(r"://[^/@\s'\"]*@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
+_BUFFER = 1 << 20
 _IN_THE_EXTRA = {"s3", "s3a", "gs", "gcs", "http", "https"}
+_LOGGERS = ("fsspec", "s3fs", "gcsfs", "aiobotocore", "botocore")
 _VERSIONS = (
     "md5Hash", "crc32c", "Content-MD5", "content_md5", "ETag", "etag", "blob_id", "generation",
     "VersionId", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "modified",
@@ -62,7 +66,8 @@ class RemoteFile:
 
     def open(self) -> IO[bytes]:
         """Open the file to read its bytes, which come in pieces."""
-        return cast("IO[bytes]", self._file_system.open(self.path, "rb"))
+        # Files of fsspec have no `readline` with a limit, and no `read1`.
+        return io.BufferedReader(self._file_system.open(self.path, "rb"), _BUFFER)
 
 
 def is_address(source: str) -> bool:
@@ -117,6 +122,11 @@ def list_files(address: str, label: str) -> tuple[list[RemoteFile], str | None]:
     check_address(address, label)
     from fsspec.core import url_to_fs
 
+    # Python prints what nobody handles, and the tracebacks of retries would hide our one message.
+    for logger in map(logging.getLogger, _LOGGERS):
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
+
     try:
         system, path = url_to_fs(address)
         system.invalidate_cache()  # it may have changed since the last look
@@ -129,6 +139,8 @@ def list_files(address: str, label: str) -> tuple[list[RemoteFile], str | None]:
             info = system.info(path)
             folder = f"{path.rstrip('/')}/" if info["type"] == "directory" else None
             infos = [info] if folder is None else list(system.find(path, detail=True).values())
+        # A listing that is a web page has names alone.
+        infos = [i if _version(i) is not None else system.info(i["name"]) for i in infos]
     except BadInput:
         raise
     except Exception as error:  # each file system has errors of its own
@@ -150,14 +162,17 @@ def unreachable(label: str, address: str, error: Exception) -> BadInput:
     """Make the error for an address that cannot be read."""
     shown = without_secrets(address)
     if isinstance(error, FileNotFoundError):
-        return BadInput(f"{label}: {shown} does not exist, or may not be seen; name another")
+        return BadInput(f"{label}: {shown} does not exist or cannot be reached; name another")
     if isinstance(error, PermissionError):
         return BadInput(
             f"{label}: {shown} cannot be read: permission denied; give the credentials that its "
             "package looks for (environment variables or its configuration file)"
         )
     reason = without_secrets(str(error).strip()) or type(error).__name__
-    return BadInput(f"{label}: {shown} cannot be read: {reason}; see that it can be reached")
+    return BadInput(
+        f"{label}: {shown} cannot be read: {reason}; see that it can be reached with the "
+        "credentials that its package finds"
+    )
 
 
 def _has_magic(address: str) -> bool:

@@ -18,9 +18,7 @@ from drpruning.data import (
     PreparedData,
     check_prepared_folder,
     check_sources,
-    describe_documents,
     estimate_tokens,
-    is_address,
     skipped_lines,
 )
 from drpruning.models.companions import generation_warnings
@@ -44,9 +42,10 @@ from drpruning.pipeline.plan_warnings import (
 )
 from drpruning.pipeline.prepared import (
     complete_data,
-    document_format,
+    documents_line,
     domain_sources,
     missing_text,
+    missing_text_warnings,
 )
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
@@ -266,8 +265,7 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     recipe = plan.recipe
     _find_text(plan, known)
     with plan.collected():
-        tokenizer = recipe.model.tokenizer_source
-        plan.documents = describe_documents(tokenizer, document_format(recipe))
+        plan.documents = documents_line(recipe)
     for label, check in _checks(plan):
         with plan.collected(label):
             check()
@@ -323,13 +321,7 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
         plan.prepared = complete_data(plan.recipe, plan.sources)
         if plan.prepared is not None:
             plan.missing_text = missing_text(plan.prepared, plan.sources)
-    places = {source.name: source.source for source in plan.sources}
-    plan.warnings += [
-        f"data.domains.{name}: its text is "
-        f"{'at an address and is not looked at again' if is_address(places[name]) else 'missing'}; "
-        "the data prepared from it are used"
-        for name in plan.missing_text
-    ]
+    plan.warnings += missing_text_warnings(plan.sources, plan.missing_text)
     with plan.collected():
         present = [source for source in plan.sources if source.name not in plan.missing_text]
         plan.data_warnings += skipped_lines(present)

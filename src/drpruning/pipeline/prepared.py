@@ -4,12 +4,18 @@ Once the prepared data are complete, the text is not needed any more.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.data import DocumentFormat, DomainSource, PreparedData, may_be_hub_name
+from drpruning.data import (
+    DocumentFormat,
+    DomainSource,
+    PreparedData,
+    describe_documents,
+    may_be_hub_name,
+)
 from drpruning.data.fingerprint import identify
 from drpruning.data.remote import RemoteText, is_address, without_secrets
 from drpruning.data.sources import resolve
@@ -22,6 +28,18 @@ def document_format(recipe: Recipe) -> DocumentFormat:
     """What a recipe says of the documents' markers and of special tokens in them."""
     data = recipe.data
     return DocumentFormat(special_tokens=data.special_tokens, bos=data.bos, eos=data.eos)
+
+
+def documents_line(recipe: Recipe) -> str:
+    """Say in one line what will be done with each document beside splitting it into tokens.
+
+    Args:
+        recipe: Names the tokenizer, of which only files on this machine are read.
+
+    Raises:
+        BadInput: The tokenizer lacks a token that documents should begin or end with.
+    """
+    return describe_documents(recipe.model.tokenizer_source, document_format(recipe))
 
 
 def domain_sources(recipe: Recipe) -> list[DomainSource]:
@@ -119,6 +137,22 @@ def missing_text(prepared: PreparedData, sources: Sequence[DomainSource]) -> lis
         source.name
         for source in sources
         if not _is_there(source, prepared.identity["domains"][source.name])
+    ]
+
+
+def missing_text_warnings(sources: Sequence[DomainSource], missing: Collection[str]) -> list[str]:
+    """One line for each domain of which only the prepared data are used.
+
+    Args:
+        sources: The domains.
+        missing: What `missing_text` found.
+    """
+    return [
+        f"data.domains.{source.name}: its text is "
+        f"{'at an address and not looked at again' if is_address(source.source) else 'missing'}; "
+        "the data prepared from it are used"
+        for source in sources
+        if source.name in missing
     ]
 
 

@@ -44,7 +44,7 @@ class Domain(Section):
     """One data domain: where its text is and what share of the blocks it gets at first."""
 
     source: PathText
-    """A path, glob, folder or address of text files, or a dataset on the Hub; see below."""
+    """A path, glob, folder or address of files of text (see below), or a dataset on the Hub."""
     share: NonNegativeFloat
     """Initial share of the blocks, which all have the same length; they sum to 1; 0: see below."""
     text_field: str = "text"

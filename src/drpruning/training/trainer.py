@@ -81,6 +81,7 @@ class Trainer(PhaseHooks):
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
+        self.vocabulary_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         self.distributed = DistributedModel(model, self.training, self.accelerator)
         self.model, self.parameters = self.distributed.module, self.distributed.parameters
         self.optimizer = build_optimizer(self.parameter_groups(), self.settings)
@@ -88,7 +89,6 @@ class Trainer(PhaseHooks):
         self.checkpoints = CheckpointManager(
             self.folder.checkpoints, self.phase, self.training.checkpoint, self.accelerator
         )
-        self.vocabulary_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         self.step = self.saved = 0
         self.evaluated, self.save_due = -1, False
         self.ratio = dict(policy.ratio)
