@@ -37,7 +37,7 @@ WITHOUT_TORCH = {
     "pruning.shape_search",
     "pruning.shapes",
     "pruning.similarity",
-    "models.companions",
+    "models.auxiliary_files",
     "models.config_values",
     "models.files",
     "models.inspect",

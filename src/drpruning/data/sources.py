@@ -234,7 +234,8 @@ def unreadable(label: str, file: TextFile | str, error: Exception) -> BadInput:
         return unreachable(label, str(file), error)
     if isinstance(error, PermissionError):
         return BadInput(
-            f"{label}: {file} cannot be read: permission denied; allow reading it, or name another"
+            f"{label}: {file} cannot be read: permission denied; change its permissions, or "
+            "name another"
         )
     if isinstance(error, FileNotFoundError):
         return BadInput(

@@ -1,4 +1,4 @@
-"""The small files of a model, in a folder or on the Hub: what they say, and what they lead to.
+"""The files of a model, in a folder or on the Hub: config.json, weights, and what they lead to.
 
 Nothing is loaded and no code that comes with a model is run; see docs/security.md.
 """

@@ -16,7 +16,12 @@ from safetensors.torch import save_file
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_folder, dumps, read_json_object
-from drpruning.models.companions import CARD, card_metadata, companion_folder, copy_companions
+from drpruning.models.auxiliary_files import (
+    CARD,
+    auxiliary_folder,
+    card_metadata,
+    copy_auxiliary_files,
+)
 from drpruning.models.files import INDEX, LARGEST_CONFIG, weight_files
 from drpruning.models.published_config import published_config
 from drpruning.models.weight_headers import read_header
@@ -68,11 +73,11 @@ class Origin:
         Raises:
             BadInput: The config.json, the weights or the folder cannot be read.
         """
-        folder = companion_folder(source, field)
+        folder = auxiliary_folder(source, field)
         stored, original = _dtypes(weight_files(folder, field), field)
         return cls(
             folder=folder,
-            tokenizer=companion_folder(tokenizer, "model.tokenizer") if tokenizer else folder,
+            tokenizer=auxiliary_folder(tokenizer, "model.tokenizer") if tokenizer else folder,
             config=read_json_object(folder / "config.json", field, LARGEST_CONFIG),
             card=card_metadata(source, folder),
             stored_dtype=stored,
@@ -88,7 +93,7 @@ class Origin:
         """
         text = dumps(self.config if config is None else config, indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        copy_companions(self.folder, self.tokenizer, folder)
+        copy_auxiliary_files(self.folder, self.tokenizer, folder)
 
     def result_dtype(self, choice: str) -> torch.dtype:
         """The type of a final result: a type by name, or for `auto` the original one."""

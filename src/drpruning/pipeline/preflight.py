@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput, shown
+from drpruning.common.files import unreadable
 from drpruning.data import (
     DomainSource,
     PreparedData,
@@ -21,7 +22,7 @@ from drpruning.data import (
     estimate_tokens,
     skipped_lines,
 )
-from drpruning.models.companions import generation_warnings
+from drpruning.models.auxiliary_files import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
@@ -161,7 +162,7 @@ class RunPlan:
                 raise
             place = f"{label}: {error.filename}" if label else shown(error.filename)
             if isinstance(error, PermissionError):
-                self._add(f"{place} cannot be read: permission denied; make it readable")
+                self._add(str(unreadable(place, error)))
             else:
                 self._add(f"{place}: {error.strerror}; name another place")
 

@@ -1,4 +1,4 @@
-"""The small files beside a model's weights: tokenizer, generation settings, licence, model card.
+"""The files beside config.json and weights: tokenizer, generation settings, licence, model card.
 
 A result has them as its source has them. Only `tokenizer_config.json` is rewritten, and only where
 it says what a reader other than Transformers 5 cannot follow. Importable without torch.
@@ -45,8 +45,8 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", 
 _LARGEST_CARD = 10_000_000
 
 
-def companion_folder(name: str, field: str) -> Path:
-    """The folder that holds a model's small files: its own, or its snapshot in the Hub's cache.
+def auxiliary_folder(name: str, field: str) -> Path:
+    """The folder with a model's auxiliary files: its own, or its snapshot in the Hub's cache.
 
     Files that the cache lacks are fetched; without a network it is what the cache has.
 
@@ -69,7 +69,7 @@ def companion_folder(name: str, field: str) -> Path:
         raise not_found(name, field, error, "give a folder") from None
 
 
-def copy_companions(model: Path, tokenizer: Path, target: Path) -> None:
+def copy_auxiliary_files(model: Path, tokenizer: Path, target: Path) -> None:
     """Copy a tokenizer's files, and a model's licence and generation settings, byte for byte.
 
     Args:
@@ -114,7 +114,7 @@ def card_metadata(name: str, folder: Path) -> dict[str, Any]:
 
     Args:
         name: The model: a folder, or a name on the Hub.
-        folder: What `companion_folder` found for it.
+        folder: What `auxiliary_folder` found for it.
 
     Returns:
         `base_model`, the nearest ancestor that has a name on the Hub, and the licence, as far as
