@@ -103,7 +103,7 @@ def test_the_remedy_trains_the_model_further(finished: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     ["prune.steps=8", "prune=null", "pretrain=null", "scheduling.policy=constant",
-     "data.sequence_length=32", "training.log_every=1", "training.seed=3"],
+     "data.sequence_length=32", "training.log_every=1", "training.seed=3", "model.dtype=float16"],
 )  # fmt: skip
 def test_nothing_else_that_was_run_can_be_said_to_be_otherwise(finished: Path, change: str) -> None:
     before = contents(finished)

@@ -10,8 +10,8 @@ from drpruning.common.errors import BadInput, FolderLocked
 from drpruning.common.files import LOCK_FILE, check_folder, missing_folders, remove_empty
 from drpruning.data import DomainSource
 from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
-from drpruning.recipe.changes import differences, fixed_settings
-from drpruning.recipe.section import escape_path
+from drpruning.recipe.changes import differences, fixed_settings, written_as
+from drpruning.recipe.paths import escape_path
 
 PLAN_FILE = "plan.json"
 SOURCE, PRUNED, MODEL = "source", "pruned", "model"
@@ -32,6 +32,11 @@ class RunFolder:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether there is a recipe of a run; other programs write one beside a model."""
+        return self.recipe.is_file() and not (self.path / "config.json").is_file()
 
     @property
     def sessions(self) -> Path:
@@ -292,7 +297,9 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
         fixed = _measured_settings(RunFolder(folder))
         return [change for change in changes if change.startswith(fixed)]
     done = finished_phases(saved, folder).keys()
-    if recipe.training.checkpoint.accept_changes and not recipe.phases.keys() <= done:
+    if recipe.phases.keys() <= done:  # no model is left that could be written otherwise
+        return changes + differences(written_as(recipe), written_as(saved))
+    if recipe.training.checkpoint.accept_changes:
         fixed_parts = {"model", *done}
         changes = [line for line in changes if line.split(" ")[0].split(".")[0] in fixed_parts]
     return changes
