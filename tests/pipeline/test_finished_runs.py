@@ -103,7 +103,8 @@ def test_the_remedy_trains_the_model_further(finished: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     ["prune.steps=8", "prune=null", "pretrain=null", "scheduling.policy=constant",
-     "data.sequence_length=32", "training.log_every=1", "training.seed=3"],
+     "data.sequence_length=32", "training.log_every=1", "training.seed=3",
+     "model.dtype=float16", "model.max_shard_size=1GB"],
 )  # fmt: skip
 def test_nothing_else_that_was_run_can_be_said_to_be_otherwise(finished: Path, change: str) -> None:
     before = contents(finished)
@@ -112,6 +113,7 @@ def test_nothing_else_that_was_run_can_be_said_to_be_otherwise(finished: Path, c
     message = drprune("run", "recipe.yaml", "--set", change, *also, *ACCEPT, status=2)
     assert field in message
     assert "out" in message
+    assert ("nothing is prepared again" in message) == (not change.startswith("data."))
     assert contents(finished) == before
 
 
