@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.common.errors import BadInput
+from drpruning.common.errors import BadInput, shown
 from drpruning.common.files import split_revision
 from drpruning.data.document_format import (
     DocumentFormat,
@@ -98,12 +98,15 @@ class DocumentTokenizer:
         _load.cache_clear()  # the folder may have changed
         splitter = _load(str(name), wanted.special_tokens)
         markers = DocumentMarkers.choose(markers_of(splitter.tokenizer), wanted, str(name))
-        largest = max(splitter.tokenizer.get_vocab().values())
+        vocabulary = splitter.tokenizer.get_vocab()
+        last = max(vocabulary, key=lambda token: vocabulary[token])
+        largest = vocabulary[last]
         if vocab_size is not None and largest >= vocab_size:
             raise BadInput(
                 f"the tokenizer does not fit the model: the largest token id of {name} is "
-                f"{largest}, the model's vocabulary has {vocab_size} entries (ids up to "
-                f"{vocab_size - 1}); use the tokenizer that belongs to the model"
+                f"{largest}, for {shown(last)}, the model's vocabulary has {vocab_size} entries "
+                f"(ids up to {vocab_size - 1}); name the one that belongs to the model in "
+                "model.tokenizer"
             )
         return cls(
             name=str(name),
