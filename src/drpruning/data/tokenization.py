@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -286,15 +287,17 @@ def _without_special_tokens(core: Any) -> Any:
     `encode_special_tokens` keeps special tokens from being looked for in the text, but not the
     model from finding the same characters in its vocabulary: Unigram, WordPiece and WordLevel take
     any entry that fits, and BPE one that merges lead to. SentencePiece itself does not, since they
-    are control symbols there. So these entries get names that no text has, under the same ids.
+    are control symbols there. So these entries get other names under the same ids: random ones, so
+    that nobody can write a text that has them.
     """
     content = json.loads(core.to_str())
     model = content["model"]
     vocabulary = model["vocab"]
     listed = isinstance(vocabulary, list)
+    secret = secrets.token_hex(16)
     entries = {entry for entry, _ in vocabulary} if listed else vocabulary.keys()
     names = {
-        token["content"]: f"\ufdd0{token['id']}\ufdd1"  # noncharacters
+        token["content"]: f"{secret}-{token['id']}"
         for token in content["added_tokens"]
         if token["special"] and token["content"] in entries
     }
