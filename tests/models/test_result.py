@@ -173,6 +173,17 @@ def test_rotary_settings_of_transformers_5_are_written_for_4_too(
     assert torch.equal(loaded(long).logits, cut.eval()(long).logits)
 
 
+def test_the_factor_that_transformers_5_asks_for_is_not_in_what_4_reads(tmp_path: Path) -> None:
+    modern, older = ROTARY["phi3, longrope"]
+    length = modern["original_max_position_embeddings"]
+    parameters = {"rope_theta": 5e5, **modern, "factor": 64 / length}
+    more = {"rope_parameters": parameters, "original_max_position_embeddings": length}
+    tiny("phi3", plain=True, **more).save_pretrained(tmp_path / "source")
+    _, config = written(tmp_path / "source", tmp_path / "output")
+    assert config["rope_parameters"] == parameters
+    assert config["rope_scaling"] == older["rope_scaling"]
+
+
 @ROTARY_CASES
 def test_rotary_settings_of_transformers_4_stay_as_they_are(
     kind: str, forms: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path

@@ -32,7 +32,7 @@ def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[st
     """
     path = Path(name) / "config.json"
     if not is_file(path, field):
-        _refuse_other_formats(Path(name), field, has_config=False)
+        refuse_other_formats(Path(name), field, has_config=False)
         check_hub_name(name, field, "no folder with a config.json")
         path = _hub_config(name, field, remedy)
     return read_json_object(path, field, LARGEST_CONFIG)
@@ -121,7 +121,7 @@ def weight_files(folder: Path, field: str) -> list[Path]:
     if is_file(folder / WEIGHTS, field):
         return [folder / WEIGHTS]
     if not is_file(folder / INDEX, field):
-        _refuse_other_formats(folder, field, has_config=True)
+        refuse_other_formats(folder, field, has_config=True)
         raise BadInput(
             f"{field}: {folder} has no safetensors weights ({WEIGHTS} or {INDEX}); convert them "
             "first"
@@ -197,7 +197,7 @@ _FORMATS = (
 """What people have in place of safetensors; the first that is found is named."""
 
 
-def _refuse_other_formats(place: Path, field: str, *, has_config: bool) -> None:
+def refuse_other_formats(place: Path, field: str, *, has_config: bool) -> None:
     """Refuse a file in place of a folder, and a folder with a model in another format.
 
     Args:

@@ -10,6 +10,7 @@ from drpruning.models.files import read_config
 from drpruning.models.inspect import check_weights, shape_of
 from drpruning.models.tokenizer import check_tokenizer
 from drpruning.pruning import PruningPlan
+from drpruning.pruning.clients import attention_by_index
 from drpruning.runs.folder import PLAN_FILE
 from drpruning.runs.plans import find_plan
 
@@ -35,6 +36,9 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
     plan = find_plan(plan_file)
     _check_output(output)
     _check_source(plan, model)
+    reporter = reporter or Reporter()
+    if mixed := attention_by_index(plan.source, plan.layers):
+        reporter.warn(f"{plan_file}: {mixed} (see docs/clients.md)")
     from safetensors import SafetensorError
 
     from drpruning.models.card import cut_model_card
@@ -61,7 +65,7 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
         raise BadInput(f"{_OUTPUT}: {output} cannot be written: {reason}") from None
     before, after = plan.source.num_parameters(), plan.target.num_parameters()
     dtype = dtype_name(cut.dtype)
-    (reporter or Reporter()).line(f"{before:,} -> {after:,} parameters ({dtype}): {output}")
+    reporter.line(f"{before:,} -> {after:,} parameters ({dtype}): {output}")
 
 
 def _check_output(output: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from drpruning.common.errors import BadInput
 from drpruning.common.hub import HUB_NAME, split_revision
 from drpruning.data import tokenizer_digest
+from drpruning.models.files import refuse_other_formats
 from drpruning.models.inspect import check_model
 from drpruning.pipeline.run import Run, open_prepared, show_table
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
@@ -80,6 +81,8 @@ def _model(target: Path) -> _Model:
         return _Model(place if target.name in {"", ".."} else name, place)
     if HUB_NAME.fullmatch(split_revision(name)[0]) and not target.exists():
         return _Model(name, name)
+    if target.is_dir() or target.suffix == ".gguf":
+        refuse_other_formats(target, _FIELD, has_config=False)
     raise BadInput(f"{name}: neither a run folder nor a model folder, nor a name on the Hub")
 
 

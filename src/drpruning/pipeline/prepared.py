@@ -16,7 +16,8 @@ from drpruning.data import (
     describe_documents,
     may_be_hub_name,
 )
-from drpruning.data.fingerprint import identify
+from drpruning.data.fingerprint import Identity, identify, identity_differences
+from drpruning.data.preparation import mismatch_message
 from drpruning.data.remote import RemoteText, is_address, without_secrets
 from drpruning.data.sources import resolve
 from drpruning.data.text_files import TextFiles
@@ -86,32 +87,46 @@ def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedDa
     Args:
         recipe: Gives the folder and the settings of the data.
         sources: The domains.
+
+    Raises:
+        BadInput: They are complete and of other settings or domains, which preparing would refuse.
     """
     try:
         prepared = PreparedData.open(recipe.prepared_folder)
     except (BadInput, OSError):  # none, unfinished, or not ours: preparing says what is wrong
         return None
-    settings = {
-        "sequence_length": recipe.data.sequence_length,
-        "validation_blocks": recipe.data.validation_blocks,
-    }
-    same = (
-        settings.items() <= prepared.identity["settings"].items()
-        and prepared.document_format == document_format(recipe)
-        and prepared.domains.keys() == {source.name for source in sources}
-        and all(_can_be_of(source, prepared) for source in sources)
+    if different := identity_differences(prepared.identity, _known_identity(recipe, sources)):
+        raise BadInput(mismatch_message(prepared.folder, different))
+    same = prepared.document_format == document_format(recipe) and all(
+        _can_be_of(source, prepared) for source in sources
     )
     return prepared if same else None
 
 
+def _known_identity(recipe: Recipe, sources: Sequence[DomainSource]) -> Identity:
+    """What identifies prepared data, as far as the recipe says it."""
+    return {
+        "settings": {
+            "sequence_length": recipe.data.sequence_length,
+            "validation_blocks": recipe.data.validation_blocks,
+            "special_tokens": recipe.data.special_tokens,
+        },
+        "domains": {
+            source.name: {
+                "text_field": source.text_field,
+                "where": json.loads(json.dumps(dict(source.where), default=str)),
+                "trained": source.trained,
+            }
+            for source in sources
+        },
+    }
+
+
 def _can_be_of(source: DomainSource, prepared: PreparedData) -> bool:
-    """Whether prepared data can be of a domain, as far as its settings and names say."""
+    """Whether prepared data can be of a domain, as far as the names of its text say."""
     saved, places = prepared.identity["domains"][source.name], prepared.places[source.name]
     return (
-        saved.get("text_field") == source.text_field
-        and saved.get("trained", True) == source.trained
-        and ("order" in saved) == source.in_order
-        and saved.get("where") == json.loads(json.dumps(dict(source.where), default=str))
+        ("order" in saved) == source.in_order
         and _is_same_name(source.source, places["source"])
         and _is_same_name(source.validation, places["validation"])
     )

@@ -2,12 +2,19 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drpruning.common.errors import BadInput, FolderLocked
-from drpruning.common.files import LOCK_FILE, check_folder, missing_folders, remove_empty
+from drpruning.common.files import (
+    LOCK_FILE,
+    atomic_write,
+    check_folder,
+    missing_folders,
+    remove_empty,
+)
 from drpruning.data import DomainSource
 from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
 from drpruning.recipe.changes import differences, fixed_settings, written_as
@@ -209,7 +216,8 @@ def check_output(recipe: Recipe, saved: Recipe | None) -> None:
     may all settings of a phase that has not begun. Before the first phase has begun, only the
     prepared data are fixed (preparing compares them), and the model once it is measured. With
     `training.checkpoint.accept_changes` everything may differ but the model, the phases that are
-    finished, and all settings once every phase is.
+    finished, what the state of the policy in a checkpoint is of, and all settings once every phase
+    is finished.
 
     Args:
         recipe: The run to be.
@@ -251,9 +259,10 @@ def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
         state, action = "holds the run of another recipe", "resume"
     text = (
         f"output: {files.path} {state} ({'; '.join(changes[:5])}); {action} that one with "
-        f"`drprune run {files.recipe}`, or write another output (with data.prepared: "
-        f"{prepared} nothing is prepared again)"
+        f"`drprune run {files.recipe}`, or write another output"
     )
+    if not any(change.startswith(("data.", "model.tokenizer")) for change in changes):
+        text += f" (with data.prepared: {prepared} nothing is prepared again)"
     if "pretrain" in done and any(change.startswith("pretrain.") for change in changes):
         text += (
             f"; to train its model further, write there model.source: {model}, no "
@@ -302,7 +311,16 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
     if recipe.training.checkpoint.accept_changes:
         fixed_parts = {"model", *done}
         changes = [line for line in changes if line.split(" ")[0].split(".")[0] in fixed_parts]
+        if any(any(RunFolder(folder).checkpoints.glob(f"{phase}-*")) for phase in begun - done):
+            changes += differences(_state_settings(recipe), _state_settings(saved))
     return changes
+
+
+def _state_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the state of a policy, and so a checkpoint, is of."""
+    trained = sorted(recipe.initial_ratio)
+    policy = recipe.scheduling.policy
+    return {"scheduling": {"policy": policy}, "data": {"domains above share 0": trained}}
 
 
 def _measured_settings(files: RunFolder) -> tuple[str, ...]:
@@ -368,24 +386,42 @@ def _lies_in(place: str, folder: str) -> bool:
 
 @contextmanager
 def rollback_on_error(folder: Path) -> Iterator[None]:
-    """Remove what a block has written to begin a run, if it fails before there is a result.
+    """Take back what a block has written to begin or resume a run, if it fails before it does so.
 
-    Then what was wrong can be corrected, in the recipe too, and the same folder be used. Prepared
-    data stay.
+    Then what was wrong can be corrected, in the recipe too, and the same folder be used; the
+    recipe.yaml of a run that was not resumed says what was run before. Prepared data stay.
     """
     missing = missing_folders(folder)
     before = set() if missing else {path.name for path in folder.iterdir()}
+    file = RunFolder(folder).recipe
+    recipe = file.read_text(encoding="utf-8") if file.is_file() else None
+    computed = _computed(folder)
     try:
         yield
     except FolderLocked:
         raise
     except (BadInput, OSError):
         now = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if _NAMES.recipe.name not in before and now <= _BEGINNING | {_NAMES.data.name}:
+        if recipe is not None and _computed(folder) == computed:
+            with suppress(OSError):  # the first error is the one to tell
+                atomic_write(file, recipe)
+        if recipe is None and now <= _BEGINNING | {_NAMES.data.name}:
             for name in (now - before) & _BEGINNING:
                 (folder / name).unlink()
             remove_empty(missing)
         raise
+
+
+def _computed(folder: Path) -> dict[Path, int]:
+    """What a run, or those of several targets, have computed: file -> time of its last change."""
+    places = folder.iterdir() if folder.is_dir() else ()
+    return {
+        path: path.stat().st_mtime_ns
+        for place in places
+        if place.name != _NAMES.data.name
+        for path in (place, *place.rglob("*"))
+        if path.name not in _BEGINNING and path.is_file()
+    }
 
 
 def saved_recipe(folder: Path) -> Recipe | None:
