@@ -54,6 +54,9 @@ MADE: dict[str, Callable[[Path], object]] = {
     "roberta": lambda to: save(
         processed(processors.RobertaProcessing(("</s>", EOS), ("<s>", BOS))), to, **BOTH
     ),
+    "roberta-another-first": lambda to: save(
+        processed(processors.RobertaProcessing(("</s>", EOS), ("<pad>", 3))), to, **BOTH
+    ),
     "gpt-2": lambda to: save(processed(BYTES), to, bos_token="</s>", eos_token="</s>"),
     "opt": lambda to: save(
         processed(template(["</s>"])), to, bos_token="</s>", eos_token="</s>"
