@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import folder_lock
-from drpruning.data import DomainSource, PreparedData, TokenBlocks, prepare
+from drpruning.data import DocumentFormat, DomainSource, PreparedData, TokenBlocks, prepare
 from drpruning.data import preparation as preparing
 from drpruning.data.readers import RowReader
 
@@ -393,8 +393,13 @@ def test_failed_preparation_is_resumed_with_a_corrected_recipe(tokenizer, tmp_pa
         run(tokenizer, tmp_path / "out", source(path, "b", text_field="body"), good)
     with pytest.raises(BadInput, match="no field 'body'"):
         run(tokenizer, tmp_path / "out", good, source(path, "b", text_field="body"))
-    with pytest.raises(BadInput, match="seed"):
-        run(tokenizer, tmp_path / "out", good, source(path, "b"), seed=1)
+    for other, named in (
+        ({"seed": 1}, "seed"),
+        ({"document_format": DocumentFormat(special_tokens="parse")}, "special_tokens"),
+        ({"document_format": DocumentFormat(eos="never")}, "eos_id"),
+    ):
+        with pytest.raises(BadInput, match=named):
+            run(tokenizer, tmp_path / "out", good, source(path, "b"), **other)
     opened.clear()
     assert list(run(tokenizer, tmp_path / "out", good, source(path, "b")).domains) == ["a", "b"]
     assert opened == ["b.jsonl"]

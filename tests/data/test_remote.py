@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
@@ -38,9 +38,18 @@ def lines(texts: list[str]) -> bytes:
 
 
 class BufferedFileSystem(MemoryFileSystem):
-    """The same files through the class that file systems on a network have theirs from."""
+    """The same files as a network has them: listings are kept, files come in blocks."""
 
     protocol = "buffered"
+    kept: ClassVar[dict[Any, Any]] = {}
+
+    def find(self, path: str, **options: Any) -> Any:
+        if path not in self.kept:
+            self.kept[path] = super().find(path, **options)
+        return self.kept[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:  # noqa: ARG002 - of fsspec
+        self.kept.clear()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -71,6 +80,7 @@ def bucket() -> Iterator[MemoryFileSystem]:
         pq.write_table(pa.table({"text": TEXTS[40:]}), file)
     system.pipe("/bucket/web/README.md", b"about it")
     system.pipe("/bucket/web/.part/x.jsonl", b"{}")
+    system.pipe("/bucket/web/deep/.part/y.jsonl", b"{}")
     system.pipe("/bucket/validation.jsonl", lines([f"{text} v" for text in TEXTS]))
     yield system
     system.rm("/bucket", recursive=True)
@@ -117,7 +127,7 @@ def test_text_at_an_address_gives_the_blocks_of_local_text(
         ).read_bytes()
     (line,) = [record.getMessage() for record in caplog.records]
     assert f"not read in {scheme}://bucket/web" in line
-    assert "1 hidden (.part/x.jsonl)" in line
+    assert "2 hidden (.part/x.jsonl, deep/.part/y.jsonl)" in line
     assert "1 of no kind that is read (README.md)" in line
 
 
@@ -129,11 +139,32 @@ def test_text_at_an_address_gives_the_blocks_of_local_text(
         ("memory://bucket/web", 3),
         ("memory://bucket/web/", 3),
         ("memory://bucket/**/*.parquet", 1),
+        ("memory://bucket/*", 1),  # the folder that it matches too is no file
     ],
 )
 def test_files_folders_and_globs(bucket: MemoryFileSystem, source: str, count: int) -> None:
     assert bucket.exists("/bucket")
     assert len(locate(DomainSource(name="cc", source=source)).files) == count
+
+
+def test_the_query_of_a_web_page_is_no_pattern_and_no_part_of_a_name(
+    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`?` and `[` are signs of a glob at other addresses."""
+    bucket.pipe("/bucket/web/c.csv?parts[0]=1", b"text\none\n")
+    # Without the package for https.
+    monkeypatch.setattr("fsspec.get_filesystem_class", lambda _scheme: MemoryFileSystem)
+    monkeypatch.setattr(
+        "fsspec.core.url_to_fs",
+        lambda address: (bucket, address.replace("https://me:secret@host", "/bucket")),
+    )
+    source = "https://me:secret@host/web/c.csv?parts[0]=1"
+    monkeypatch.setattr(bucket, "unstrip_protocol", lambda _path: source, raising=False)
+    domain = DomainSource(name="cc", source=source)
+    check_sources([domain], remote=True)
+    (file,) = locate(domain).files
+    assert file.name == "c.csv"
+    assert str(file) == "https://host/web/c.csv?..."
 
 
 def test_a_listing_that_has_names_alone_is_completed(
@@ -189,10 +220,15 @@ def test_nothing_is_looked_at_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(resolve(domain)) == "memory://bucket/web"
 
 
+@pytest.mark.parametrize("scheme", ["memory", "buffered"])
 def test_a_change_shows_before_the_data_are_complete_and_while_they_are_read(
-    bucket: MemoryFileSystem, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: MemoryFileSystem,
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
 ) -> None:
-    source, validation = "memory://bucket/web", "memory://bucket/validation.jsonl"
+    source, validation = f"{scheme}://bucket/web", f"{scheme}://bucket/validation.jsonl"
     first = made(tmp_path / "out", tokenizer, source, validation)
     assert made(tmp_path / "out", tokenizer, source, validation).fingerprint == first.fingerprint
     bucket.pipe("/bucket/web/a.jsonl", lines(TEXTS[1:21]))

@@ -21,6 +21,7 @@ WRITTEN = [
     "<s>the cat</s>",
     "</s>",
     "a <s><s></s> b",
+    "</s>! the cat",
     "the cat sat",
 ]
 
@@ -148,6 +149,37 @@ def test_what_is_written_is_counted(tmp_path: Path) -> None:
     assert data.domains["cc"].counts.special_tokens == {
         "<pad>": data.domains["cc"].counts.validation_documents
     }
+
+
+def test_it_is_counted_by_document_however_documents_are_grouped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = DocumentTokenizer.load(made("byte_level_bpe", tmp_path), None, NOTHING)
+    texts = [b"the cat", b"</s> sat </s>", b"on <s>", b"the mat", b"<s> and <pad>"]
+    for packet in (1, 20, 1 << 18):
+        monkeypatch.setattr("drpruning.data.tokenization._PACKET_BYTES", packet)
+        assert tokenizer.encode(texts, workers=1).special == {
+            1: {"</s>": 2}, 2: {"<s>": 1}, 4: {"<s>": 1, "<pad>": 1},
+        }  # fmt: skip
+
+
+def test_domains_of_one_source_have_the_counts_of_their_own_documents(tmp_path: Path) -> None:
+    tokenizer = made("byte_level_bpe", tmp_path / "tokenizer")
+    rows = [
+        {"text": f"{number} the cat {'</s> sat' if number % 3 else '<s><pad>'}", "n": number % 3}
+        for number in range(90)
+    ]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domains = [
+        DomainSource(name=f"n{n}", source=str(tmp_path / "all.jsonl"), where={"n": n})
+        for n in (0, 1)
+    ]
+    data = prepare(
+        domains, tokenizer=tokenizer, vocab_size=None, sequence_length=16, validation_blocks=2,
+        folder=tmp_path / "out",
+    )  # fmt: skip
+    assert data.domains["n0"].counts.special_tokens == {"<s>": 30, "<pad>": 30}
+    assert data.domains["n1"].counts.special_tokens == {"</s>": 30}
 
 
 def test_another_treatment_of_special_tokens_is_other_data(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from drpruning.common.errors import BadInput
 from drpruning.data import DomainSource, PreparedData, prepare
-from drpruning.pipeline.preflight import domain_sources
+from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import parse_recipe
 
 WORDS = [f"w{number}" for number in range(500)]

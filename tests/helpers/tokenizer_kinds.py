@@ -39,7 +39,7 @@ def byte_level_bpe() -> Tokenizer:
 
 
 def byte_fallback_bpe() -> Tokenizer:
-    """As Llama 2, Mistral and Gemma have: SentencePiece's BPE, whose merges lead to `</s>` too."""
+    """As Llama 2, Mistral and Gemma have: SentencePiece's BPE, with merges to and from `</s>`."""
     core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     core.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -57,7 +57,7 @@ def byte_fallback_bpe() -> Tokenizer:
     content = json.loads(core.to_str())
     content["added_tokens"] = content["added_tokens"][: len(SPECIAL)]
     vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
-    for left, right in (("s", ">"), ("<", "/"), ("</", "s>"), ("<", "s>")):
+    for left, right in (("s", ">"), ("<", "/"), ("</", "s>"), ("<", "s>"), ("</s>", "!")):
         vocabulary.setdefault(left + right, len(vocabulary))
         merges.insert(0, [left, right])
     merges.sort(key=lambda pair: len("".join(pair)) > 2)  # parts before what is made of them

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pruning"))
 from tiny_models import TOKENS, VARIANTS, masked, targets_of, tiny
 
 from drpruning.common.errors import BadInput
+from drpruning.models.auxiliary_files import card_metadata, generation_warnings
 from drpruning.models.card import cut_model_card, model_card
-from drpruning.models.companions import card_metadata, generation_warnings
 from drpruning.models.inspect import check_weights
 from drpruning.models.loading import load_model
 from drpruning.models.result import Origin, save_model
@@ -218,7 +218,7 @@ def test_what_the_program_does_not_know_of_a_config_stays_and_leftovers_go(llama
     assert config["head_dim"] == 8
 
 
-def test_companion_files_are_those_of_the_source(llama: Path) -> None:
+def test_auxiliary_files_are_those_of_the_source(llama: Path) -> None:
     copied = {
         "tokenizer.model": b"\x0a\x00sentencepiece", "vocab.json": b"{}", "merges.txt": b"a b\r\n",
         "special_tokens_map.json": b'{"eos_token":"</s>"}', "chat_template.jinja": b"{{ x }}\n",

@@ -1,4 +1,4 @@
-"""A recipe whose text is at an address: prepared once, and not looked at again."""
+"""Prepared data whose text is at an address, or gone, are used only as they were prepared."""
 
 import json
 from collections.abc import Iterator
@@ -68,3 +68,23 @@ def test_the_markers_are_part_of_what_was_prepared() -> None:
     assert "eos_id (saved 0, now None)" in said
     assert "run together" in drprune("plan", "recipe.yaml", "--set", "data.eos=never")
     drprune("prepare", "recipe.yaml", "--set", "data.eos=always")  # the same tokens
+
+
+def test_data_of_other_settings_do_not_stand_for_missing_text(place: Place) -> None:
+    """Where the text is there, preparing compares all settings."""
+    tokenizer, config = (place / f"model/{name}.json" for name in ("tokenizer", "tokenizer_config"))
+    content = json.loads(tokenizer.read_text())
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 1, "content": "<unk>"})
+    tokenizer.write_text(json.dumps(content))
+    drprune("prepare", "recipe.yaml")
+    (place / "numbers.jsonl").unlink()
+    assert "the data prepared from it are used" in drprune("prepare", "recipe.yaml")
+    only_evaluated = ("data.domains.numbers.share=0", "data.normalise_shares=true")
+    for changes in (["data.special_tokens=parse"], ["data.eos=never"], only_evaluated):
+        options = [part for change in changes for part in ("--set", change)]
+        said = drprune("prepare", "recipe.yaml", *options, status=2)
+        assert "data.domains.numbers.source: numbers.jsonl does not exist" in said
+    # It splits text as before; only what ends a document is another token.
+    config.write_text(config.read_text().replace('"eos_token": "</s>"', '"eos_token": "<unk>"'))
+    said = drprune("prepare", "recipe.yaml", status=2)
+    assert "made with something else than the recipe names (the tokenizer)" in said

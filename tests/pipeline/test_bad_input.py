@@ -16,7 +16,7 @@ import zstandard
 from typer.testing import CliRunner
 
 from drpruning.cli.commands import app
-from drpruning.data.formats import MEMORY_PER_BYTE
+from drpruning.data.memory import MEMORY_PER_BYTE
 from drpruning.data.readers import RowReader
 from helpers.damaged_places import Place, Row, both, complaint, config, field, file, nothing
 from helpers.invalid_inputs import DEEP, lines, parquet, source
@@ -212,10 +212,10 @@ def test_a_document_that_memory_does_not_allow(
     }
     source(name, kinds[name])(place)
     monkeypatch.setattr("drpruning.data.documents._LONG", 1000)
-    monkeypatch.setattr("drpruning.data.formats.free_memory", lambda: 2 * len(text))
+    monkeypatch.setattr("drpruning.data.memory.free_memory", lambda: 2 * len(text))
     line_number = ":2" if name == "n.jsonl" else ""
     refused(place, f"{name}{line_number}", "too long for the memory", "split it")
-    monkeypatch.setattr("drpruning.data.formats.free_memory", lambda: 20 * len(text))
+    monkeypatch.setattr("drpruning.data.memory.free_memory", lambda: 20 * len(text))
     field("data.domains.numbers.validation", "v.jsonl")(place)
     place.write("v.jsonl", GOOD)
     assert CliRunner().invoke(app, ["prepare", "recipe.yaml"]).exit_code == 0

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput, shown
 from drpruning.common.files import fsync_path
-from drpruning.data.formats import Row, longest_document, too_long
+from drpruning.data.formats import Row
+from drpruning.data.memory import longest_document, too_long
 from drpruning.data.permutation import Indices
 from drpruning.data.readers import RowReader, field_names, lookup
 from drpruning.data.sources import DomainSource

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput, shown
-from drpruning.common.files import split_revision
+from drpruning.common.hub import split_revision
 from drpruning.data.document_format import (
     DocumentFormat,
     DocumentMarkers,

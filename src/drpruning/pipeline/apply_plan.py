@@ -43,7 +43,7 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
 
     from drpruning.models.card import cut_model_card
     from drpruning.models.loading import load_model, quiet_libraries
-    from drpruning.models.result import Origin, save_model
+    from drpruning.models.result import Origin, dtype_name, save_model
     from drpruning.pruning import apply_plan
 
     quiet_libraries()
@@ -64,7 +64,7 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise BadInput(f"{_OUTPUT}: {output} cannot be written: {reason}") from None
     before, after = plan.source.num_parameters(), plan.target.num_parameters()
-    dtype = str(cut.dtype).removeprefix("torch.")
+    dtype = dtype_name(cut.dtype)
     reporter.line(f"{before:,} -> {after:,} parameters ({dtype}): {output}")
 
 
@@ -80,11 +80,12 @@ def _check_output(output: Path) -> None:
 
 def _check_source(plan: PruningPlan, model: str) -> None:
     """Refuse a model that is not the plan's source, from its small files and headers."""
-    shape = shape_of(read_config(model, _MODEL), f"{_MODEL}: {model}")
+    config = read_config(model, _MODEL)
+    shape = shape_of(config, f"{_MODEL}: {model}")
     if differences := shape.differences(plan.source):
         found = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
         raise BadInput(
             f"{_MODEL}: the plan was made for another model than {model}, which has {found}"
         )
     check_tokenizer(model, shape, _MODEL)
-    check_weights(model, shape, _MODEL)
+    check_weights(model, shape, _MODEL, config)

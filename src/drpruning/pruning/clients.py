@@ -1,6 +1,6 @@
 """Shapes that Transformers computes but other software does not. Importable without torch.
 
-Each entry was seen with the versions in docs/clients.md; tests/clients compares this table with
+Each entry was seen with the versions in docs/clients.md; tests/clients compares those on heads with
 what the programs themselves do.
 """
 
@@ -25,6 +25,7 @@ _HEADS_FILL: Mapping[str, Mapping[str, str]] = {
 model in which it is not."""
 BLOCKS = {
     32: "llama.cpp leaves the weights that read it unquantized",
+    64: "bitsandbytes' nf4 fails or computes wrong numbers on a CPU from the weights that read it",
     256: "llama.cpp replaces k-quants (Q4_K_M) of the weights that read it by larger types",
 }
 """Multiple that quantized weights need along their input -> what follows where it is none."""

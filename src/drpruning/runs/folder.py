@@ -18,8 +18,8 @@ from drpruning.common.files import (
 )
 from drpruning.data import DomainSource
 from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
-from drpruning.recipe.changes import differences, fixed_settings
-from drpruning.recipe.section import escape_path
+from drpruning.recipe.changes import differences, fixed_settings, written_as
+from drpruning.recipe.paths import escape_path
 
 PLAN_FILE = "plan.json"
 SOURCE, PRUNED, MODEL = "source", "pruned", "model"
@@ -40,6 +40,11 @@ class RunFolder:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether there is a recipe of a run; other programs write one beside a model."""
+        return self.recipe.is_file() and not (self.path / "config.json").is_file()
 
     @property
     def sessions(self) -> Path:
@@ -302,20 +307,14 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
         fixed = _measured_settings(RunFolder(folder))
         return [change for change in changes if change.startswith(fixed)]
     done = finished_phases(saved, folder).keys()
-    if recipe.phases.keys() <= done:  # nothing is written any more
-        return changes + differences(_result_settings(recipe), _result_settings(saved))
+    if recipe.phases.keys() <= done:  # no model is left that could be written otherwise
+        return changes + differences(written_as(recipe), written_as(saved))
     if recipe.training.checkpoint.accept_changes:
         fixed_parts = {"model", *done}
         changes = [line for line in changes if line.split(" ")[0].split(".")[0] in fixed_parts]
         if any(any(RunFolder(folder).checkpoints.glob(f"{phase}-*")) for phase in begun - done):
             changes += differences(_state_settings(recipe), _state_settings(saved))
     return changes
-
-
-def _result_settings(recipe: Recipe) -> dict[str, Any]:
-    """How a run's last model is written, which may be changed until it is."""
-    model = recipe.model
-    return {"model": {"dtype": model.dtype, "max_shard_size": model.max_shard_size}}
 
 
 def _state_settings(recipe: Recipe) -> dict[str, Any]:
