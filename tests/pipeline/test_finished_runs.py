@@ -183,3 +183,11 @@ def test_data_of_other_settings_are_refused_by_plan_too(
         assert "data.prepared: out/data holds data that was prepared with other settings" in message
         assert f"what differs: {words}. Give data.prepared another folder" in message
     assert contents(pruned) == before
+
+
+def test_commands_in_a_refusal_are_quoted_for_a_shell(finished: Path) -> None:
+    shutil.move(finished / "out", finished / "my $run")
+    message = drprune("plan", "my $run/recipe.yaml", "--set", "pretrain.steps=9", status=2)
+    assert "`drprune run 'my $run/recipe.yaml'`" in message
+    assert "`drprune export-schedule 'my $run'`" in message
+    assert "model.source: my $$run/model" in message, "as a recipe has it"

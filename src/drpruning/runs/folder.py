@@ -1,6 +1,7 @@
 """A run folder: the paths in it, and whether a recipe may use it."""
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -259,7 +260,7 @@ def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
         state, action = "holds the run of another recipe", "resume"
     text = (
         f"output: {files.path} {state} ({'; '.join(changes[:5])}); {action} that one with "
-        f"`drprune run {files.recipe}`, or write another output"
+        f"`drprune run {shlex.quote(str(files.recipe))}`, or write another output"
     )
     if not any(change.startswith(("data.", "model.tokenizer")) for change in changes):
         text += f" (with data.prepared: {prepared} nothing is prepared again)"
@@ -267,7 +268,7 @@ def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
         text += (
             f"; to train its model further, write there model.source: {model}, no "
             f"model.target and no prune, and scheduling.start: {start}, which `drprune "
-            f"export-schedule {files.path}` makes"
+            f"export-schedule {shlex.quote(str(files.path))}` makes"
         )
     return text
 
