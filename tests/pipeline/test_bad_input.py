@@ -132,7 +132,7 @@ LATE = [
     Row("config-of-no-type", config(use_cache="x"),
         ("model.source", "the config.json of model does not make a model", "use_cache")),
     Row("text-not-utf8", source("n.txt", b"one \xff"), ("n.txt", "UTF-8 at byte 4")),
-    Row("text-compressed-torn", source("n.txt.gz", gzip.compress(b"one two")[:-3]),
+    Row("text-compressed-torn", source("n.txt.gz", gzip.compress(b"one two", mtime=0)[:-3]),
         ("data.domains.numbers.source", "n.txt.gz cannot be read")),
     Row("array-ends-early", source("n.json", b'[{"text": "one"}, {"text": "two"}'),
         ("n.json:2", "the array ends early", "write the file again")),
