@@ -65,6 +65,11 @@ FORMATS = [
         renamed(WEIGHTS, "model/a.safetensors"),
         file("model/model.safetensors.index.json", '{"weight_map": {"a": "a.safetensors"}}'),
     ), ("model.source", "index.json has no metadata", 'add "metadata": {}')),
+    Row("index-with-null-metadata", both(
+        renamed(WEIGHTS, "model/a.safetensors"),
+        file("model/model.safetensors.index.json",
+             '{"metadata": null, "weight_map": {"a": "a.safetensors"}}'),
+    ), ("model.source", "index.json has no metadata")),
     Row("tied-with-another-output-matrix", config(tie_word_embeddings=True),
         ("model.source: model has lm_head.weight", "set tie_word_embeddings to false",
          "take lm_head.weight out")),

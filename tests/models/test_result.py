@@ -52,6 +52,15 @@ ROTARY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             },
         },
     ),
+    "llama, longrope": (
+        {"rope_type": "longrope", "original_max_position_embeddings": 16, **LONGROPE},
+        {
+            "rope_theta": 5e5, "original_max_position_embeddings": 16,
+            "rope_scaling": {
+                "rope_type": "longrope", "original_max_position_embeddings": 16, **LONGROPE,
+            },
+        },
+    ),
     "qwen2, yarn": (
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
         {
@@ -184,6 +193,15 @@ def test_the_factor_that_transformers_5_asks_for_is_not_in_what_4_reads(tmp_path
     assert config["rope_scaling"] == older["rope_scaling"]
 
 
+def test_an_older_field_that_is_null_is_written_too(llama: Path) -> None:
+    modern, older = ROTARY["llama, llama3"]
+    parameters = {"rope_theta": 5e5, **modern}
+    change(llama / "config.json", rope_parameters=parameters, rope_scaling=None)
+    _, config = written(llama, llama.with_name("out"))
+    assert config["rope_parameters"] == parameters
+    assert config.items() >= older.items()
+
+
 @ROTARY_CASES
 def test_rotary_settings_of_transformers_4_stay_as_they_are(
     kind: str, forms: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
@@ -209,9 +227,10 @@ def test_rotary_settings_of_transformers_4_stay_as_they_are(
 def test_what_the_program_does_not_know_of_a_config_stays_and_leftovers_go(llama: Path) -> None:
     change(
         llama / "config.json", pad_token_id=2, pretraining_tp=1, note="ours", auto_map={"A": "b.C"},
-        _name_or_path="/home/me/llama", quantization_config=None,
+        _name_or_path="/home/me/llama", quantization_config=None, architectures=...,
     )  # fmt: skip
     _, config = written(llama, llama.with_name("out"))
+    assert config["architectures"] == ["LlamaForCausalLM"]  # servers choose their code by it
     assert {"pad_token_id": 2, "pretraining_tp": 1, "note": "ours"}.items() <= config.items()
     assert not {"auto_map", "_name_or_path", "quantization_config"} & config.keys()
     assert config["num_hidden_layers"] == 2
@@ -224,6 +243,10 @@ def test_auxiliary_files_are_those_of_the_source(llama: Path) -> None:
         "special_tokens_map.json": b'{"eos_token":"</s>"}', "chat_template.jinja": b"{{ x }}\n",
         "additional_chat_templates/tools.jinja": b"{{ y }}", "LICENSE.txt": b"terms\r\n",
         "NOTICE": b"notice", "USE_POLICY.md": b"policy", "tekken.json": b"{}",
+        "added_tokens.json": b"{}", "vocab.txt": b"a\nb", "spiece.model": b"\x0a",
+        "sentencepiece.bpe.model": b"\x0a\x01", "tokenizer.model.v3": b"\x0a\x02",
+        "chat_template.json": b"{ }", "license.md": b"more terms", "Notice.txt": b"another",
+        "COPYING": b"copying",
         "generation_config.json": b'{"temperature": 0.6}', "qwen.tiktoken": b"IQ== 0",
     }  # fmt: skip
     left = ["pytorch_model.bin", "modeling.py", "training_args.bin", ".gitattributes"]
@@ -341,11 +364,24 @@ def test_the_original_type_is_known_after_a_model_in_between(llama: Path) -> Non
         assert content.metadata() == {"format": "pt"}
 
 
-def test_of_mixed_types_the_most_common_counts(llama: Path) -> None:
-    model = tiny().to(torch.bfloat16)
-    model.lm_head.float()
+def test_of_mixed_types_that_of_most_numbers_counts(llama: Path) -> None:
+    model = tiny()
+    by_size = sorted(model.parameters(), key=torch.numel, reverse=True)
+    largest = by_size[: len(by_size) // 2 - 1]
+    assert 2 * sum(p.numel() for p in largest) > sum(p.numel() for p in by_size)
+    for parameter in largest:
+        parameter.data = parameter.data.bfloat16()
     model.save_pretrained(llama)
     assert Origin.of(str(llama)).stored_dtype == torch.bfloat16
+
+
+def test_a_source_in_float64_gives_a_result_in_float32(llama: Path) -> None:
+    tiny().double().save_pretrained(llama)
+    origin, output = Origin.of(str(llama)), llama.with_name("out")
+    model = load_model(str(llama))
+    save_model(model, origin, output, dtype=origin.result_dtype("auto"))
+    assert json.loads((output / "config.json").read_text())["dtype"] == "float32"
+    assert load_model(str(output)).dtype == torch.float32
 
 
 def test_weights_beyond_float16_are_refused_and_nothing_is_written(llama: Path) -> None:
@@ -397,6 +433,19 @@ def test_a_card_is_readable_and_has_nothing_local_whatever_the_path(
         assert " ".join(name.replace("`", "'").split()) in card.split("\n# ")[1]
 
 
+def test_a_card_lists_the_phases_behind_it_with_the_steps_that_were_done(
+    llama: Path, recipe_values: dict[str, Any]
+) -> None:
+    recipe, shape, steps = parse_recipe(recipe_values), ModelShape.of(llama), {"prune": 3}
+    assert {name: phase.steps for name, phase in recipe.phases.items()} != steps
+    pruned = model_card(recipe, shape, "prune", {}, steps)
+    assert "- prune: 3 steps of" in pruned
+    assert "- pretrain" not in pruned
+    trained = model_card(recipe, shape, "pretrain", {}, steps | {"pretrain": 7})
+    assert "- prune: 3 steps of" in trained
+    assert "- pretrain: 7 steps of" in trained
+
+
 def test_the_licence_and_the_published_ancestor_go_from_card_to_card(llama: Path) -> None:
     (llama / "README.md").write_text(
         "---\nlicense: other\nlicense_name: llama2\nlicense_link: LICENSE.txt\nbase_model: a/b\n"
@@ -437,12 +486,23 @@ def test_sampling_settings_without_sampling_are_warned_of(llama: Path) -> None:
     for settings in (
         '{"temperature": 0.9, "do_sample": true}',
         '{"top_p": 1.0, "top_k": 50}',
+        '{"temperature": null, "min_p": null}',
         "{}",
     ):
         file.write_text(settings)
         assert generation_warnings(str(llama), "model.source") == []
     file.unlink()
     assert generation_warnings(str(llama), "model.source") == []
+
+
+def test_every_setting_of_sampling_is_known(llama: Path) -> None:
+    for name, value in {
+        "temperature": 0.6, "top_p": 0.9, "top_k": 20, "typical_p": 0.5, "epsilon_cutoff": 3e-4,
+        "eta_cutoff": 3e-4, "min_p": 0.1, "top_h": 0.4,
+    }.items():  # fmt: skip
+        (llama / "generation_config.json").write_text(json.dumps({name: value}))
+        (warning,) = generation_warnings(str(llama), "model.source")
+        assert f"has {name} without do_sample: true" in warning
 
 
 # A name on the Hub.

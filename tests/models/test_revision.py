@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from drpruning.common.errors import BadInput
 from drpruning.common.hub import split_revision
-from drpruning.models.files import read_config
+from drpruning.models.files import check_files, read_config
 from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import Recipe, parse_recipe
 from drpruning.recipe.changes import differences, fixed_settings
@@ -173,6 +173,17 @@ def test_config_weights_and_tokenizer_are_those_of_the_revision(hub: Path) -> No
     assert (tag["positions"], tag["norm"], tag["has_seventeen"]) == (48, 2.0, True)
     assert main["digest"] != tag["digest"]
     assert tag == commit
+
+
+def test_files_that_only_one_revision_has_are_of_that_revision(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub / "models--org--tiny/snapshots" / COMMITS["v1.0"] / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check_files("org/tiny", "MODEL")
+    with pytest.raises(BadInput, match=r"^MODEL: org/tiny@v1\.0 is an adapter"):
+        check_files("org/tiny@v1.0", "MODEL")
 
 
 def test_a_run_of_a_revision(hub: Path, recipe_values: dict[str, Any], tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def made(tmp_path: Path) -> Made:
         ({"added_tokens": {"x": 8, "y": 9}}, 10, None),
         ({"added_tokens": {"x": 8, "y": 9}}, 9, "added_tokens.json adds 'y' with the id 9"),
         ({"added_tokens": {"t3": 40}}, 8, None),
+        ({"added_tokens": {"x": 3}}, 8, "added_tokens.json adds 'x' with the id 8"),
+        ({}, 8, None),
+        ({}, 7, "its largest id is 7, the model's vocabulary has 7 entries"),
         ({"tokenizer_config": {"added_tokens_decoder": {"3": {"content": "t3"}}}}, 8, None),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"12": {"content": "x"}}}},
@@ -227,6 +230,7 @@ def test_the_tokenizer_of_another_model_whose_ids_fit(made: Made) -> None:
         ({"eos_token": "t2"}, {"eos_token_id": None}, {}, []),
         ({"eos_token": "t2"}, {}, {"eos_token_id": 1}, []),
         ({"eos_token": "t2"}, {"pad_token_id": -1, "bos_token_id": 5}, {}, []),
+        ({"pad_token": "t4"}, {"pad_token_id": -1}, {}, []),
         ({"eos_token": "t2"}, {"eos_token_id": 3}, {}, ["eos_token is 't2' with the id 2"]),
         ({"eos_token": "t2"}, {"eos_token_id": [3, 1]}, {}, ["config.json says 1 or 3"]),
         (

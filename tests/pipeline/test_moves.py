@@ -90,6 +90,8 @@ def test_once_a_model_is_measured_the_model_is_fixed_too(place: Place) -> None:
     shutil.copytree(place / "model", place / "other")
     message = drprune("plan", "recipe.yaml", "--set", "model.source=other", status=2)
     assert "model.source (saved 'model', now 'other')" in message
+    message = drprune("plan", "recipe.yaml", "--set", "model.revision=v1", status=2)
+    assert "model.revision (saved None, now 'v1')" in message
     drprune("plan", "recipe.yaml", "--set", "prune.learning_rate=0.5")
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpruning.common.errors import BadInput
-from drpruning.pruning import ModelShape, propose_shapes
-from drpruning.pruning.clients import heads_that_fill, new_limits
+from drpruning.pruning import FAMILIES, ModelShape, propose_shapes
+from drpruning.pruning.clients import client_limits, heads_that_fill, new_limits
 
 PRUNABLE = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 
@@ -192,3 +192,36 @@ def test_what_other_software_does_not_take_is_proposed_on_demand() -> None:
     assert limit.problem == "heads x head size (14 x 128) is not the hidden size (1,536)"
     assert heads_that_fill(QWEN2_7B, 1536) == (12, 2)
     assert heads_that_fill(QWEN2_7B, 1500) is None
+
+
+HEADS_FILL = {
+    "llama": {"CTranslate2"},
+    "qwen2": {"llama.cpp", "vLLM", "CTranslate2"},
+    "olmo2": {"llama.cpp"},
+    "phi3": {"llama.cpp"},
+}
+"""Family -> who needs heads x head size to be the hidden size, as in docs/clients.md."""
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gpt_neox"}))
+def test_who_needs_heads_that_fill_the_hidden_size(family: str) -> None:
+    """GPT-NeoX has no others; what the programs do is tried in tests/clients."""
+    source = shape(family, 4, 1024, 2048, (8, 8), 128, 100)
+    target = shape(family, 4, 1024, 2048, (4, 4), 128, 100)
+    limits = new_limits(source, target)
+    clients = {effect.split()[0] for limit in limits if limit.severe for effect in limit.effects}
+    assert clients == HEADS_FILL.get(family, set())
+
+
+def test_what_the_source_lacks_too_is_no_limit_of_a_target() -> None:
+    source = shape("llama", 4, 1000, 3000, (8, 8), 64, 100)
+    target = shape("llama", 2, 500, 1500, (4, 4), 64, 100)
+    assert client_limits(source)
+    assert new_limits(source, target) == []
+
+
+def test_layers_that_alternate_are_proposed_in_pairs() -> None:
+    gemma = shape("gemma2", 42, 3584, 14336, (16, 8), 256, 256000, tied_embeddings=True)
+    for share in (0.3, 0.6):
+        proposals = propose_shapes(gemma, int(share * gemma.num_parameters()))
+        assert [p.shape.num_layers % 2 for p in proposals] == [0] * len(proposals)

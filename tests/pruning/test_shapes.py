@@ -263,6 +263,7 @@ def test_layers_of_alternating_kinds_are_counted_in_pairs():
     assert client_warnings(gemma, gemma.pruned_to(num_layers=4)) == []
     (warning,) = client_warnings(odd, odd.pruned_to(num_layers=4))
     assert "llama.cpp and Transformers before 4.53 take a layer's attention from its" in warning
+    assert odd.pruned_to(num_layers=3).num_layers == 3
 
 
 def test_missing_fields_of_a_shape_are_named():

@@ -1,6 +1,7 @@
 """`~` and environment variables mean the same in every field that is a path, or may be one."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import Recipe, load_recipe, parse_recipe
 from drpruning.recipe.paths import escape_path, expand_path
 from drpruning.recipe.yaml_io import dump_yaml
+from drpruning.runs.records import load_run
 from helpers.small_runs import FOUND, drprune
 
 DOMAINS = {name: {"source": "x", "share": 1 / 3} for name in ("numbers", "colours", "animals")}
@@ -152,6 +154,8 @@ def test_a_run_lies_in_folders_of_any_name(
     recipe = load_recipe(odd / "run/recipe.yaml")
     assert Path(recipe.output) == odd / "run"
     assert recipe.prepared_folder == odd / "data"
+    manifest = json.loads((odd / "data/manifest.json").read_text())
+    assert load_run(odd / "run").tokenizer == manifest["identity"]["tokenizer"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml", "~odd"]
 
 

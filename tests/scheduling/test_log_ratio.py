@@ -116,6 +116,16 @@ def test_a_change_of_domains_keeps_what_tiny_shares_are_to_one_another():
     assert after == pytest.approx(before, rel=1e-9)
 
 
+def test_kept_domains_whose_logarithms_are_at_the_end_of_the_scale_share_what_is_left():
+    """A sum of 1 added to -1e308 is -1e308 again."""
+    policy = GroupDRO({"a": 0.4, "b": 0.3, "c": 0.3}, eta=1e300)
+    policy.update(step=0, losses={"a": 1e9, "b": 1.0, "c": 1.0})
+    state = policy.state_dict()
+    assert state["log_ratio"]["b"] == state["log_ratio"]["c"] < -1e307
+    changed = change_domains(state, {"b": 0.4, "c": 0.4, "new": 0.2})
+    assert changed["ratio"] == pytest.approx({"b": 0.4, "c": 0.4, "new": 0.2})
+
+
 def test_sheared_takes_any_excess_and_shares_of_zero():
     """Its weights are smoothed at every step, so none is ever small enough to be lost."""
     policy = Sheared({"a": 0.5, "b": 0.5}, reference_loss={"a": 1.0, "b": 1.0})
