@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -380,6 +381,31 @@ def test_a_model_is_cut_and_written_whole(
     assert str(tmp_path) not in card
     assert find_plan(output) == plan
     assert [path.name for path in output.parent.iterdir()] == ["cut"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "out_of_turn"),
+    [((0, 1, 4, 5), False), ((0, 3), False), ((1, 2), True), ((0, 2), True)],
+)
+def test_layers_of_a_plan_that_are_out_of_turn_are_warned_of(
+    model_folder: Path, tmp_path: Path, layers: tuple[int, ...], *, out_of_turn: bool
+) -> None:
+    from transformers import AutoConfig, Gemma2Config, Gemma2ForCausalLM
+
+    source, output = tmp_path / "source", tmp_path / "cut"
+    shutil.copytree(model_folder, source)
+    config = Gemma2Config(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=6, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=4, bos_token_id=None,
+        eos_token_id=0,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(source)
+    plan = random_plan(ModelShape.of(source), random.Random(3), num_layers=len(layers))
+    replace(plan, layers=layers).save(tmp_path / "plan.json")
+    text = " ".join(printed("apply-plan", tmp_path / "plan.json", source, output).split())
+    assert ("llama.cpp and Transformers before 4.53" in text) == out_of_turn
+    kinds = AutoConfig.from_pretrained(output).layer_types
+    assert (kinds == config.layer_types[: len(layers)]) != out_of_turn
 
 
 def test_output_that_is_taken_is_refused_and_kept(

@@ -147,3 +147,17 @@ def test_limits_of_vllm(name, narrow, tmp_path):
         own = torch.tensor(own_logits(narrow[name])).log_softmax(-1).numpy()
         works = difference(found["logits"], own[:-1]) < 1e-3
     assert works != ("vLLM" in refusing(narrow[name])), found
+
+
+@pytest.mark.parametrize(
+    ("width", "types"), [(256, {"Q4_K", "Q6_K"}), (224, {"Q5_0", "Q8_0"}), (200, {"F16"})]
+)
+def test_types_of_quantized_weights(width, types, sources, converter, tmp_path):
+    cut(sources["llama"], tmp_path / "model", {"num_layers": 2, "intermediate_size": width})
+    models = {"model": tmp_path / "model"}
+    found = ask("older", "llama_cpp_types", models, tmp_path / "out", source=converter)["model"]
+    assert {found[f"blk.{layer}.ffn_down.weight"] for layer in range(2)} <= types
+    rules = {limit.rule for limit in client_limits(ModelShape.of(tmp_path / "model"))}
+    for multiple in (32, 256):
+        said = f"intermediate size is a multiple of {multiple}" in rules
+        assert said == (width % multiple != 0)

@@ -90,7 +90,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_the_files_say_what_transformers_does(folder: Path) -> None:
     """The reader for plans agrees with the tokenizer that preparing loads."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = TokenizerMarkers.of_files(folder / "tokenizer.json")
+    found = TokenizerMarkers.of_files(str(folder))
     assert found == markers_of(tokenizer)
     for text in ("the cat sat", "a", "</s>"):
         prompt = tokenizer(text)["input_ids"]
@@ -107,7 +107,7 @@ def test_plan_and_preparation_say_and_do_the_same(folder: Path, wanted: tuple[An
     refusals = []
     for attempt in (
         lambda: DocumentTokenizer.load(folder, None, settings),
-        lambda: describe_documents(folder / "tokenizer.json", settings, str(folder)),
+        lambda: describe_documents(str(folder), settings),
     ):
         try:
             attempt()
@@ -118,7 +118,7 @@ def test_plan_and_preparation_say_and_do_the_same(folder: Path, wanted: tuple[An
     if refusals:
         return
     tokenizer = DocumentTokenizer.load(folder, None, settings)
-    line = describe_documents(folder / "tokenizer.json", settings, str(folder))
+    line = describe_documents(str(folder), settings)
     found = tokenizer.encode([b"the cat", b"sat"], 1)
     one, two = np.split(found.tokens, np.cumsum(found.lengths)[:-1])
     bos, eos = tokenizer.markers.bos, tokenizer.markers.eos
@@ -212,7 +212,7 @@ def test_tokens_that_are_not_there_are_named(
 
 def test_documents_without_an_eos_may_begin_with_a_bos(tmp_path: Path) -> None:
     save(processed(LLAMA), tmp_path, bos_token="<s>")
-    line = describe_documents(tmp_path / "tokenizer.json", DocumentFormat(), "it")
+    line = describe_documents(str(tmp_path), DocumentFormat())
     assert line == "documents: <s> first; special tokens written in the text are text"
 
 
@@ -230,5 +230,5 @@ def test_what_the_files_do_not_tell_is_left_open(tmp_path: Path, damage: str) ->
         config.write_text('{"tokenizer_class": "LlamaTokenizer"}')
     else:
         config.write_text('{"tokenizer_class": "TokenizersBackend", "eos_token": "<end>"}')
-    line = describe_documents(file, DocumentFormat(), "it")
+    line = describe_documents(str(tmp_path), DocumentFormat())
     assert "known once the tokenizer is loaded" in line

@@ -272,6 +272,23 @@ def test_domains_of_one_source_are_told_apart_and_read_once(tokenizer, tmp_path,
     assert not set(documents_in(data.domains["bc"].train)) & set(documents[::3])
 
 
+def test_where_tells_true_from_one_as_json_does(tokenizer, tmp_path):
+    values = [True, 1, False, 0, 1.0]
+    rows = [{"text": text, "n": values[i % 5]} for i, text in enumerate(texts(500))]
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = run(
+        tokenizer,
+        tmp_path / "out",
+        source(path, "true", where={"n": True}),
+        source(path, "one", where={"n": 1}),
+        source(path, "zero", where={"n": [0]}),
+        validation_blocks=1,
+    )
+    counts = {name: domain.documents for name, domain in data.domains.items()}
+    assert counts == {"true": 100, "one": 200, "zero": 100}
+
+
 def test_ids_beyond_16_bits_are_stored_without_loss(tmp_path):
     words = [f"x{i}" for i in range(70_000)]
     tokenizer = save_tokenizer(tmp_path / "tokenizer", words)
@@ -531,7 +548,7 @@ GOOD = b'{"text": "w1"}\n' * 300
         ("a.jsonl.zst", GOOD, r"a\.jsonl\.zst cannot be read"),
         ("a.parquet", GOOD, r"a\.parquet is not a parquet file"),
         ("a.txt", b"w1 \xff", r"a\.txt: not valid UTF-8 at byte 3"),
-        ("a.txt.gz", gzip.compress(b"w1 w2")[:-3], r"a\.txt\.gz cannot be read"),
+        ("a.txt.gz", gzip.compress(b"w1 w2", mtime=0)[:-3], r"a\.txt\.gz cannot be read"),
         ("a.json", b'[{"text": "w1"}, {"text": "w2"}', r"a\.json:2: .*the array ends early"),
         ("a.json", b'[{"text": "w1"}, {"text": "w', r"a\.json:2: not valid JSON: Unterminated"),
         ("a.json", b'[{"text": "w1"},', r"a\.json:1: .*the array ends early"),
@@ -615,7 +632,9 @@ def test_bad_settings_are_named(tokenizer, tmp_path):
         run(tokenizer, out, domain, sequence_length=1)
     with pytest.raises(BadInput, match=r"validation_blocks must be at least 1, got 0"):
         run(tokenizer, out, domain, validation_blocks=0)
-    with pytest.raises(BadInput, match=r"does not fit the model: .* is 201, .* has 200 entries"):
+    with pytest.raises(
+        BadInput, match=r"fit the model: .* is 201, for .* has 200 entries .* in model\.tokenizer"
+    ):
         run(tokenizer, out, domain, vocab_size=200)
     with pytest.raises(BadInput, match="no end-of-sequence token"):
         run(save_tokenizer(tmp_path / "bare", eos_token=None), out, domain)

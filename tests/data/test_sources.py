@@ -118,7 +118,7 @@ def test_text_that_may_not_be_read_is_named(files, monkeypatch):
     monkeypatch.setattr(
         os, "access", lambda path, mode: access(path, mode) and Path(path).name != "b.jsonl"
     )
-    message = r"cc\.(source|validation): .*b\.jsonl cannot be read: permission denied; allow"
+    message = r"cc\.(source|validation): .*b\.jsonl cannot be read: permission denied; change"
     for place in (files / "b.jsonl", files / "*.jsonl", files):
         with pytest.raises(BadInput, match=message):
             check_sources([domain(place)])

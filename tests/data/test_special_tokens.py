@@ -67,6 +67,22 @@ def test_other_text_and_added_tokens_that_are_not_special_stay_as_they_were(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_no_text_can_be_made_to_become_a_special_token(kind: str, tmp_path: Path) -> None:
+    from drpruning.data import tokenization
+
+    folder = made(kind, tmp_path / kind)
+    vocabularies = []
+    for _ in range(2):
+        tokenization._load.cache_clear()
+        core = tokenization._load(str(folder), "text")._core
+        vocabularies.append({index: token for token, index in core.get_vocab(False).items()})
+    hidden = [{vocabulary[SPECIAL.index(t)] for t in SPECIAL[1:]} for vocabulary in vocabularies]
+    assert not hidden[0] & hidden[1], "each process has names of its own"
+    ids = core.encode(" ".join(sorted(hidden[0])), add_special_tokens=False).ids
+    assert not {SPECIAL.index(t) for t in SPECIAL[1:]} & set(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_parsed_text_is_what_the_tokenizer_makes_of_it(kind: str, tmp_path: Path) -> None:
     folder = made(kind, tmp_path / kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)

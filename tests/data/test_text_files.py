@@ -21,6 +21,7 @@ from drpruning.data.formats import JsonObjects, csv_rows
 from drpruning.data.readers import RowReader
 from drpruning.data.sources import locate
 from drpruning.data.text_files import COMPRESSIONS, FORMATS, kind_of
+from helpers import small_runs
 
 Texts = list[str]
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -136,6 +137,18 @@ def test_every_file_is_read_or_named(mixed: Path) -> None:
     found = locate(domain)
     named = {Path(name).name for name, _ in found.skipped} | {f.name for f in found.files}
     assert everything - {"e.jsonl"} <= named | {path.name for path in mixed.glob(".git/*")}
+
+
+@pytest.mark.parametrize("command", ["plan", "prepare"])
+def test_a_command_names_them_once(
+    mixed: Path, recipe_values: dict[str, Any], tmp_path: Path, command: str
+) -> None:
+    rows = "".join(json.dumps({"text": f"one two {number}"}) + "\n" for number in range(200))
+    (mixed / "b.jsonl").write_text(rows)
+    recipe_values["data"]["domains"]["numbers"]["source"] = str(mixed)
+    recipe = small_runs.write(recipe_values, tmp_path / "r.yaml")
+    shown = small_runs.drprune(command, recipe)
+    assert shown.count("data.domains.numbers.source: not read in") == 1
 
 
 def test_only_the_first_names_are_shown(tmp_path: Path) -> None:

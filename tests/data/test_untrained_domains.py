@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from drpruning.common.errors import BadInput
 from drpruning.data import DomainSource, PreparedData, check_sources, prepare
-from drpruning.pipeline.preflight import DomainPlan, domain_sources, repetition_warnings
+from drpruning.pipeline.preflight import DomainPlan, repetition_warnings
+from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import parse_recipe
 
 WORDS = [f"w{number}" for number in range(500)]

@@ -12,9 +12,10 @@ from drpruning.common.errors import BadInput
 from drpruning.data.workers import worker_processes
 
 PARENT = """
-import multiprocessing, time
+import multiprocessing, signal, time
 from drpruning.data.workers import worker_processes
 from drpruning.cli.app import interrupt_on_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 interrupt_on_signals()
 try:
     with worker_processes(3) as pool:

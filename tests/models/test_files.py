@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, read_json_object
+from drpruning.common.files import read_json_object
+from drpruning.common.hub import HUB_NAME
 from drpruning.data import may_be_hub_name
 
 

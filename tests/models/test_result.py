@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pruning"))
 from tiny_models import TOKENS, VARIANTS, masked, targets_of, tiny
 
 from drpruning.common.errors import BadInput
+from drpruning.models.auxiliary_files import card_metadata, generation_warnings
 from drpruning.models.card import cut_model_card, model_card
-from drpruning.models.companions import card_metadata, generation_warnings
 from drpruning.models.inspect import check_weights
 from drpruning.models.loading import load_model
 from drpruning.models.result import Origin, save_model
@@ -182,6 +182,17 @@ def test_rotary_settings_of_transformers_5_are_written_for_4_too(
     assert torch.equal(loaded(long).logits, cut.eval()(long).logits)
 
 
+def test_the_factor_that_transformers_5_asks_for_is_not_in_what_4_reads(tmp_path: Path) -> None:
+    modern, older = ROTARY["phi3, longrope"]
+    length = modern["original_max_position_embeddings"]
+    parameters = {"rope_theta": 5e5, **modern, "factor": 64 / length}
+    more = {"rope_parameters": parameters, "original_max_position_embeddings": length}
+    tiny("phi3", plain=True, **more).save_pretrained(tmp_path / "source")
+    _, config = written(tmp_path / "source", tmp_path / "output")
+    assert config["rope_parameters"] == parameters
+    assert config["rope_scaling"] == older["rope_scaling"]
+
+
 def test_an_older_field_that_is_null_is_written_too(llama: Path) -> None:
     modern, older = ROTARY["llama, llama3"]
     parameters = {"rope_theta": 5e5, **modern}
@@ -226,7 +237,7 @@ def test_what_the_program_does_not_know_of_a_config_stays_and_leftovers_go(llama
     assert config["head_dim"] == 8
 
 
-def test_companion_files_are_those_of_the_source(llama: Path) -> None:
+def test_auxiliary_files_are_those_of_the_source(llama: Path) -> None:
     copied = {
         "tokenizer.model": b"\x0a\x00sentencepiece", "vocab.json": b"{}", "merges.txt": b"a b\r\n",
         "special_tokens_map.json": b'{"eos_token":"</s>"}', "chat_template.jinja": b"{{ x }}\n",

@@ -14,7 +14,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import split_revision
+from drpruning.common.hub import split_revision
 from drpruning.models.files import check_files, read_config
 from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import Recipe, parse_recipe
@@ -201,3 +201,20 @@ def test_a_run_of_a_revision(hub: Path, recipe_values: dict[str, Any], tmp_path:
     assert "seventeen" in (output / "model/tokenizer.json").read_text()
     assert json.loads((output / "evaluation/source.json").read_text())["path"] == "org/tiny@v1.0"
     assert "org/tiny@v1.0" in (output / "model/README.md").read_text()
+
+
+def test_plan_names_quantized_weights_of_the_hub(
+    hub: Path, recipe_values: dict[str, Any], tmp_path: Path
+) -> None:
+    """The small files say so, before the weights are fetched and the data are prepared."""
+    file = hub / "models--org--tiny/snapshots" / COMMITS["main"] / "config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"quantization": {"bits": 4, "group_size": 64}}))
+    recipe_values["model"]["source"] = "org/tiny"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_values))
+    command = [sys.executable, "-m", "drpruning.cli", "plan", str(recipe)]
+    environment = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "model.source: the config.json of org/tiny has a quantization of MLX" in done.stderr

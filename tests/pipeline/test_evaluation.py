@@ -199,7 +199,7 @@ def test_a_name_on_the_hub_is_a_model_too(home: Path, monkeypatch: pytest.Monkey
         original = getattr(module, function)
         monkeypatch.setattr(module, function, lambda _name, *rest: original(downloaded, *rest))
 
-    for function in ("read_config", "check_tokenizer", "check_weights", "tokenizer_digest"):
+    for function in ("check_model", "tokenizer_digest"):
         found_in_the_cache(evaluation, function)
     found_in_the_cache(perplexity, "load_model")
     assert "org/name" in drprune("evaluate", "org/name", "--data", "out")

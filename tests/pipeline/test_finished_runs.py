@@ -103,7 +103,8 @@ def test_the_remedy_trains_the_model_further(finished: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     ["prune.steps=8", "prune=null", "pretrain=null", "scheduling.policy=constant",
-     "data.sequence_length=32", "training.log_every=1", "training.seed=3"],
+     "data.sequence_length=32", "training.log_every=1", "training.seed=3",
+     "model.dtype=float16", "model.max_shard_size=1GB"],
 )  # fmt: skip
 def test_nothing_else_that_was_run_can_be_said_to_be_otherwise(finished: Path, change: str) -> None:
     before = contents(finished)
@@ -112,6 +113,7 @@ def test_nothing_else_that_was_run_can_be_said_to_be_otherwise(finished: Path, c
     message = drprune("run", "recipe.yaml", "--set", change, *also, *ACCEPT, status=2)
     assert field in message
     assert "out" in message
+    assert ("nothing is prepared again" in message) == (not change.startswith("data."))
     assert contents(finished) == before
 
 
@@ -158,3 +160,34 @@ def test_kept_checkpoints_of_a_finished_phase_stay(pruned: Path) -> None:
     assert kept.is_dir()
     drprune("pretrain", "recipe.yaml")
     assert kept.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data.sequence_length=32"], "sequence_length (saved 16, now 32)"),
+        (["data.special_tokens=parse"], "special_tokens (saved text, now parse)"),
+        (["data.domains.numbers.where={n: 1}"], "the where of domain numbers"),
+        (["data.domains.numbers.share=0", "data.normalise_shares=true"],
+         "whether domain numbers is trained on (share above 0)"),
+    ],
+)  # fmt: skip
+def test_data_of_other_settings_are_refused_by_plan_too(
+    pruned: Path, changes: list[str], words: str
+) -> None:
+    asked = [*changes, "output=other", "data.prepared=out/data"]
+    arguments = [word for change in asked for word in ("--set", change)]
+    before = contents(pruned)
+    for command in ("plan", "run"):
+        message = drprune(command, "recipe.yaml", *arguments, status=2)
+        assert "data.prepared: out/data holds data that was prepared with other settings" in message
+        assert f"what differs: {words}. Give data.prepared another folder" in message
+    assert contents(pruned) == before
+
+
+def test_commands_in_a_refusal_are_quoted_for_a_shell(finished: Path) -> None:
+    shutil.move(finished / "out", finished / "my $run")
+    message = drprune("plan", "my $run/recipe.yaml", "--set", "pretrain.steps=9", status=2)
+    assert "`drprune run 'my $run/recipe.yaml'`" in message
+    assert "`drprune export-schedule 'my $run'`" in message
+    assert "model.source: my $$run/model" in message, "as a recipe has it"

@@ -11,6 +11,7 @@ from tiny_models import VARIANTS, tiny
 from transformers import LlamaConfig
 
 from drpruning.common.errors import BadInput
+from drpruning.pipeline.plan_warnings import client_warnings
 from drpruning.pruning import FAMILIES, ModelShape
 
 LLAMA_7B = {
@@ -258,6 +259,10 @@ def test_layers_of_alternating_kinds_are_counted_in_pairs():
         gemma.pruned_to(num_layers=1)
     assert gemma.pruned_to(num_layers=4).num_layers == 4
     odd = ModelShape.of(tiny("gemma2", num_hidden_layers=5))  # its kinds do not come in pairs
+    assert odd.pruned_to(num_layers=4).num_layers == 4
+    assert client_warnings(gemma, gemma.pruned_to(num_layers=4)) == []
+    (warning,) = client_warnings(odd, odd.pruned_to(num_layers=4))
+    assert "llama.cpp and Transformers before 4.53 take a layer's attention from its" in warning
     assert odd.pruned_to(num_layers=3).num_layers == 3
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.common.errors import BadInput
-from drpruning.pipeline.preflight import domain_sources
+from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import Recipe, load_recipe, parse_recipe
-from drpruning.recipe.section import escape_path, expand_path
+from drpruning.recipe.paths import escape_path, expand_path
 from drpruning.recipe.yaml_io import dump_yaml
 from drpruning.runs.records import load_run
 from drpruning.runs.schedule_start import next_command

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from drpruning.common.errors import BadInput
-from drpruning.pipeline.preflight import domain_sources
+from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.recipe.changes import fixed_settings
 from drpruning.recipe.scheduling import DEFAULTS

@@ -475,7 +475,7 @@ def test_the_plan_warns_of_a_domain_that_runs_out(
 ) -> None:
     plan = plan_run(parse_recipe(running_out(recipe_values, rule)))
     assert plan.problems == []
-    (line,) = [w for w in plan.warnings if "data.domains.animals" in w]
+    (line,) = [w for w in plan.data_warnings if "data.domains.animals" in w]
     assert said in line
     assert plan.domains["animals"].exhausted_at is not None
     epochs = plan.domains["animals"].epochs

@@ -25,7 +25,7 @@ from drpruning.recipe import Pretrain
 from drpruning.runs.lines import Warned
 from drpruning.runs.log import MetricsLog
 from drpruning.training.distributed import check_device
-from drpruning.training.messages import evaluation_text, exhausted_text, untrained_text
+from drpruning.training.messages import evaluation_text, exhausted_text, first_loss_text
 from drpruning.training.optimizer import learning_rate_factor, micro_batches
 from drpruning.training.signals import SIGNALS, InterruptGuard
 from helpers.small_runs import drprune
@@ -289,7 +289,7 @@ def test_evaluations_read_as_sentences() -> None:
 def test_a_first_loss_far_above_that_of_an_untrained_model(
     losses: dict[str, float], *, warned_of: bool
 ) -> None:
-    lines = untrained_text(losses, 4096)
+    lines = first_loss_text(losses, 4096)
     assert len(lines) == warned_of
     assert all("about ln(vocabulary) = 8.32: the tokenizer is probably" in line for line in lines)
 

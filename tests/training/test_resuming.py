@@ -1,5 +1,6 @@
 """Resumed runs: after damage and full disks, with another recipe, on other data."""
 
+import copy
 import errno
 import shutil
 import signal
@@ -315,14 +316,54 @@ def test_changed_recipe_is_refused_unless_accepted(
     assert "- pretrain: 10 steps" in (folder / "model/README.md").read_text()
 
 
-def test_fewer_steps_than_done_are_refused(
+def test_fewer_steps_than_done_are_refused_and_the_recipe_stays(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_until(values, 5, monkeypatch)
-    values["pretrain"]["steps"] = 3
-    values["training"]["checkpoint"]["accept_changes"] = True
+    folder = run_until(values, 5, monkeypatch)
+    before = (folder / "recipe.yaml").read_text()
+    changed = copy.deepcopy(values)
+    changed["pretrain"]["steps"] = 3
+    changed["training"]["checkpoint"]["accept_changes"] = True
     with pytest.raises(BadInput, match=r"pretrain.steps: 3, but .*has done 4"):
-        run(values, "pretrain")
+        run(changed, "pretrain")
+    assert (folder / "recipe.yaml").read_text() == before, "what was refused was not run"
+    run(values, "pretrain")
+    assert logged(folder)[-1]["step"] == 8
+
+
+def test_what_a_checkpoint_cannot_be_resumed_with_is_refused_by_plan(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values["scheduling"] = {"policy": "constant"}
+    folder = run_until(values, 5, monkeypatch)
+    before = (folder / "recipe.yaml").read_text()
+    values["training"]["checkpoint"]["accept_changes"] = True
+    other_policy, fewer_domains = copy.deepcopy(values), copy.deepcopy(values)
+    other_policy["scheduling"] = {"policy": "group_dro"}
+    fewer_domains["data"] |= {"prepared": str(tmp_path / "data"), "normalise_shares": True}
+    fewer_domains["data"]["domains"]["animals"]["share"] = 0
+    refusals = {
+        "scheduling.policy (saved 'constant', now 'group_dro')": other_policy,
+        "data.domains above share 0 (saved ['animals', 'colours', 'numbers'], "
+        "now ['colours', 'numbers'])": fewer_domains,
+    }
+    for refusal, changed in refusals.items():
+        recipe = write(changed, tmp_path / "changed.yaml")
+        for command in ("plan", "run"):
+            assert refusal in drprune(command, recipe, status=2)
+        assert (folder / "recipe.yaml").read_text() == before
+
+
+def test_other_shares_are_accepted_and_named(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_until(values, 5, monkeypatch)
+    values["training"]["checkpoint"]["accept_changes"] = True
+    for name, share in {"numbers": 0.5, "colours": 0.4}.items():
+        values["data"]["domains"][name]["share"] = share
+    run(values, "pretrain")
+    (warning,) = (r for r in logged(folder) if r["kind"] == "warning" and r["step"] == 4)
+    assert "data.domains.numbers.share (saved 0.6, now 0.5)" in warning["message"]
 
 
 def test_another_model_is_never_accepted(

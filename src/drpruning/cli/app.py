@@ -125,14 +125,22 @@ def command(examples: str) -> Callable[[Callable[..., None]], Callable[..., None
     return register
 
 
-def _expanded(value: Any) -> Any:
-    """An argument with `~` in its paths replaced, which no shell does in `--output=~/runs`.
+def expand_home(text: str) -> str:
+    """Replace `~` in a path of the command line, which no shell does in `--output=~/runs`.
 
     Variables are left alone: shells replace them everywhere, so a `$` is one of the name itself.
+
+    Args:
+        text: A path, or a name on the Hub, which stays as it is.
     """
+    return os.path.expanduser(text)  # noqa: PTH111 - Path would drop a leading ./
+
+
+def _expanded(value: Any) -> Any:
+    """An argument with `~` replaced in what is a path by its type."""
     if isinstance(value, list):
         return [_expanded(item) for item in value]
-    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111
+    return Path(expand_home(str(value))) if isinstance(value, Path) else value
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -1,6 +1,5 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from drpruning import __version__
-from drpruning.cli.app import app, command
+from drpruning.cli.app import app, command, expand_home
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
@@ -367,4 +366,4 @@ def apply_plan(
     """
     from drpruning.pipeline.apply_plan import cut_model
 
-    cut_model(plan, os.path.expanduser(model), output)  # noqa: PTH111 - may be a Hub name
+    cut_model(plan, expand_home(model), output)

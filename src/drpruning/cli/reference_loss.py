@@ -1,8 +1,8 @@
 """`drprune reference-loss`: measure models on the validation blocks of a recipe or a run."""
 
-import os
 from pathlib import Path
 
+from drpruning.cli.app import expand_home
 from drpruning.common.errors import BadInput
 from drpruning.pipeline.reference_losses import (
     check_reference_models,
@@ -11,7 +11,7 @@ from drpruning.pipeline.reference_losses import (
 )
 from drpruning.pipeline.run import Run, open_prepared
 from drpruning.recipe import ReferenceModels
-from drpruning.recipe.section import escape_path
+from drpruning.recipe.paths import escape_path
 from drpruning.recipe.yaml_io import dump_yaml
 from drpruning.runs.folder import open_recipe
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
@@ -44,7 +44,7 @@ def compute_reference_losses(
     if len(models) == 2 or len(set(models)) < len(models):
         raise BadInput("--model: name one model, or three or more different sizes of a family")
     wanted = None
-    if models := [escape_path(os.path.expanduser(model)) for model in models]:  # noqa: PTH111
+    if models := [escape_path(expand_home(model)) for model in models]:
         one = len(models) == 1
         wanted = (
             ReferenceModels(from_model=models[0]) if one else ReferenceModels(from_models=models)

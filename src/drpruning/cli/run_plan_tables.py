@@ -183,5 +183,5 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
         console.print(plan.documents, markup=False, soft_wrap=True)
     for line in _schedule_lines(recipe, plan):
         console.print(line, markup=False, soft_wrap=True)
-    for warning in [*plan.warnings, *plan.skipped_files]:
+    for warning in (*plan.warnings, *plan.data_warnings):
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

@@ -18,28 +18,8 @@ from drpruning.common.errors import BadInput, FolderLocked
 LOCK_FILE = ".lock"
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 """Names that become a folder's: none of them leads out of the folder that it is put in."""
-HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
-"""Names that a model or a dataset on the Hugging Face Hub can have."""
-HUB_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w./+-]{0,199}", re.ASCII)
-"""Names that a branch, tag or commit on the Hub can have; none leads out of a folder."""
 LARGEST_JSON = 100_000_000
 """Bytes of a JSON file that is read, unless a reader says otherwise."""
-
-
-def split_revision(name: str) -> tuple[str, str]:
-    """Split the reference of a model, `NAME@REVISION`, into its name and its revision on the Hub.
-
-    Only a model on the Hub has a revision: the path of a file or folder stays as it is.
-
-    Args:
-        name: A folder, or a name on the Hub with or without a revision.
-
-    Returns:
-        The name, and the branch, tag or commit: `main` where the reference has none.
-    """
-    hub_name, _, revision = name.partition("@")
-    is_reference = HUB_NAME.fullmatch(hub_name) and HUB_REVISION.fullmatch(revision)
-    return (hub_name, revision) if is_reference and not Path(name).exists() else (name, "main")
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -254,6 +234,22 @@ def read_json_object(path: Path, label: str = "", largest: int = LARGEST_JSON) -
     if not isinstance(content, dict):
         raise BadInput(f"{name} does not hold a JSON object")
     return content
+
+
+def is_file(path: Path, field: str) -> bool:
+    """Whether there is such a file.
+
+    Args:
+        path: The file.
+        field: The field of the recipe that it belongs to, for the message.
+
+    Raises:
+        BadInput: A folder above it does not let us look.
+    """
+    try:
+        return path.is_file()
+    except PermissionError as error:
+        raise unreadable(f"{field}: {path}", error) from None
 
 
 def unreadable(name: str, error: OSError) -> BadInput:

@@ -17,7 +17,7 @@ from drpruning.data.sources import (
     may_be_hub_name,
     skipped_lines,
 )
-from drpruning.data.token_estimate import estimate_tokens, local_tokenizer_file
+from drpruning.data.token_estimate import estimate_tokens
 from drpruning.data.tokenization import tokenizer_digest
 
 Blocks = TokenBlocks
@@ -40,7 +40,6 @@ __all__ = [
     "estimate_tokens",
     "is_address",
     "keyed_permutation",
-    "local_tokenizer_file",
     "may_be_hub_name",
     "prepare",
     "skipped_lines",

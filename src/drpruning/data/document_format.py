@@ -7,15 +7,21 @@ so that a plan can say it where Transformers is not installed; `markers_of` asks
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json
+from drpruning.data.tokenizer_files import (
+    TOKENIZER_FILE,
+    read_local,
+    read_settings,
+    token_ids,
+    token_text,
+)
 
 Rule = Literal["auto", "always", "never"]
 SpecialTokens = Literal["text", "parse"]
 
+_FIELD = "model.tokenizer"
 _GENERIC_CLASSES = {"PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"}
 """Tokenizer classes that have no special tokens of their own: what is not named is absent."""
 
@@ -62,21 +68,25 @@ class TokenizerMarkers:
     prompts_begin_with_bos: bool
 
     @classmethod
-    def of_files(cls, tokenizer_file: Path) -> "TokenizerMarkers | None":
-        """Read the markers from a tokenizer.json and the files beside it.
+    def of_files(cls, name: str) -> "TokenizerMarkers | None":
+        """Read the markers from a tokenizer's JSON files.
+
+        Args:
+            name: folder, or a name in the local Hub cache.
 
         Returns:
             None where these files do not tell, since a tokenizer class of Transformers would add
-            what they leave out, or where one of them cannot be read.
+            what they leave out, or where one of them is missing or damaged.
         """
         try:
-            core = parse_json(tokenizer_file.read_bytes())
-            config = _config(tokenizer_file.parent)
-            if config is None:
+            core = read_local(name, TOKENIZER_FILE, _FIELD)
+            settings = read_settings(name, _FIELD)
+            if core is None or not _is_complete(settings):
                 return None
-            bos, eos = (_marker(config.get(f"{name}_token"), core) for name in ("bos", "eos"))
+            ids = token_ids(core)
+            bos, eos = (_marker(settings.get(f"{role}_token"), ids) for role in ("bos", "eos"))
             first = bos is not None and _puts_first(core.get("post_processor"), bos)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None  # what needs the tokenizer says what is wrong with it
         return cls(bos=bos, eos=eos, prompts_begin_with_bos=first)
 
@@ -140,18 +150,17 @@ _SPECIAL_TOKENS: Mapping[SpecialTokens, str] = {
 }
 
 
-def describe_documents(tokenizer_file: Path | None, wanted: DocumentFormat, name: str) -> str:
+def describe_documents(name: str, wanted: DocumentFormat) -> str:
     """Say in one line what will be done with documents, as far as a tokenizer's files tell.
 
     Args:
-        tokenizer_file: the tokenizer.json, None where there is none on this machine.
+        name: of the tokenizer: folder or Hub name.
         wanted: the settings.
-        name: of the tokenizer.
 
     Raises:
         BadInput: see `DocumentMarkers.choose`.
     """
-    found = None if tokenizer_file is None else TokenizerMarkers.of_files(tokenizer_file)
+    found = TokenizerMarkers.of_files(name)
     if found is None:
         return (
             f"documents: bos {wanted.bos}, eos {wanted.eos} (which tokens these are is known once "
@@ -182,31 +191,20 @@ def _with_and_without_special_tokens(tokenizer: Any) -> list[list[int]]:
         return [[], tokenizer("", add_special_tokens=True)["input_ids"]]
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-    """What tokenizer_config.json says of BOS and EOS, None where a class's defaults would count."""
-    file, legacy = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    config: dict[str, Any] = parse_json(file.read_bytes()) if file.is_file() else {}
-    # Transformers reads the older file only where the newer one does not list the added tokens.
-    if "added_tokens_decoder" not in config and legacy.is_file():
-        config |= parse_json(legacy.read_bytes())
-    generic = config.get("tokenizer_class") in _GENERIC_CLASSES
-    known = {"bos_token", "eos_token"} <= config.keys()
-    return config if generic or known else None
+def _is_complete(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of a tokenizer say all of BOS and EOS; a class may have defaults."""
+    generic = settings.get("tokenizer_class") in _GENERIC_CLASSES
+    return generic or {"bos_token", "eos_token"} <= settings.keys()
 
 
-def _marker(token: Any, core: Mapping[str, Any]) -> Marker | None:
-    """The token of an entry of tokenizer_config.json, with its id."""
-    if isinstance(token, Mapping):
-        token = token["content"]
-    if token is None:
-        return None
-    for added in core["added_tokens"]:
-        if added["content"] == token:
-            return Marker(token, int(added["id"]))
-    entries = core["model"]["vocab"]
-    if isinstance(entries, list):
-        entries = {piece: index for index, (piece, _) in enumerate(entries)}
-    return Marker(token, int(entries[token]))
+def _marker(entry: Any, ids: Mapping[str, int]) -> Marker | None:
+    """The token that an entry of the settings names, with its id.
+
+    Raises:
+        KeyError: the vocabulary does not have it.
+    """
+    text = token_text(entry)
+    return None if text is None else Marker(text, int(ids[text]))
 
 
 def _puts_first(processor: Mapping[str, Any] | None, bos: Marker) -> bool:

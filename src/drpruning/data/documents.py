@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from drpruning.common.errors import BadInput, shown
 from drpruning.common.files import fsync_path
-from drpruning.data.formats import Row, longest_document, too_long
+from drpruning.data.formats import Row
+from drpruning.data.memory import longest_document, too_long
 from drpruning.data.permutation import Indices
 from drpruning.data.readers import RowReader, field_names, lookup
 from drpruning.data.sources import DomainSource
@@ -140,7 +141,7 @@ class DomainWriter:
         for name, wanted in self.domain.where.items():
             value = lookup(row, name)[1]
             allowed = wanted if isinstance(wanted, list | tuple) else [wanted]
-            if value not in allowed:
+            if not any(_is_same(value, one) for one in allowed):
                 if len(self._rejected) < _VALUES_SHOWN:
                     self._rejected.add(f"{name} = {shown(value)}")
                 return False
@@ -279,6 +280,11 @@ class _TokenizationBatch:
                 collector.add(encoded, hashes)
             elif mine.any():
                 collector.add(_some(encoded, mine), hashes[mine])
+
+
+def _is_same(value: object, wanted: object) -> bool:
+    """Whether two values of JSON are equal: unlike in Python, `true` is not 1 there."""
+    return isinstance(value, bool) == isinstance(wanted, bool) and value == wanted
 
 
 def _some(documents: EncodedDocuments, chosen: NDArray[np.bool_]) -> EncodedDocuments:

@@ -54,7 +54,7 @@ def identity_differences(
         part: words for one entry of a domain, with {} for its key.
     """
     found = []
-    if saved.get("tokenizer") != current.get("tokenizer"):
+    if "tokenizer" in current and saved.get("tokenizer") != current["tokenizer"]:
         found.append("the tokenizer")
     settings = saved.get("settings", {})
     for key, value in current.get("settings", {}).items():

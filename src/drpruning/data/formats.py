@@ -6,63 +6,23 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import parse_json
+from drpruning.data.memory import longest_document, too_long
 from drpruning.data.text_files import FileKind
 
-MEMORY_PER_BYTE = 12  # 6 to 9 were measured: as read, decoded, encoded, in Arrow, as ids
 _BOM = b"\xef\xbb\xbf"
 _LARGEST_WINDOW = 1 << 31  # the most that zstd itself has (`--long=31`); only what is used is taken
 _TOO_MUCH = ("too much memory", "not enough memory")
 _LARGEST_FIELD = (1 << 31) - 1  # of a CSV file: what a C long holds everywhere
 _JSON_CHARACTERS = 1 << 20  # that are read at once
 _LONGEST_WORD = 12  # characters of the longest thing that JSON has outside of strings, but numbers
-_MEMORY = Path("/proc/meminfo")
-_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 Row = Mapping[str, Any]
 Located = tuple[str, int, Row]
 """What a row came from, its number there (counted from 1) and the row."""
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that are free on this machine, at most what a container may use.
-
-    Returns:
-        None where the system does not say.
-    """
-    found = [int(text) for file in _LIMITS if (text := _read(file).strip()).isdecimal()]
-    for line in _read(_MEMORY).splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    return min(found, default=None)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="ascii")
-    except OSError:
-        return ""
-
-
-def longest_document() -> int | None:
-    """Bytes of a document that can be tokenized in the memory that is free; None: not known."""
-    free = free_memory()
-    return None if free is None else free // MEMORY_PER_BYTE
-
-
-def too_long(place: str, limit: int) -> BadInput:
-    """The error for a document that is longer than the memory allows."""
-    return BadInput(
-        f"{place}: a document of more than {limit:,} bytes is too long for the memory that is "
-        "free here; split it into several"
-    )
 
 
 def rows_in(kind: FileKind, raw: IO[bytes], place: str, text_field: str) -> Iterator[Located]:

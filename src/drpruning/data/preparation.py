@@ -270,7 +270,8 @@ class _Preparation:
         if found and found["fingerprint"] == fingerprint:
             return found
         if found and not _can_resume(found, identity):
-            raise BadInput(_mismatch_message(self.folder, found["identity"], identity))
+            different = identity_differences(found["identity"], identity)
+            raise BadInput(mismatch_message(self.folder, different))
         done = found["tokenized"] if found else {}
         if found and found["identity"]["settings"] != identity["settings"]:
             # The settings say where to stop reading a validation source, and nothing of the rest.
@@ -415,9 +416,15 @@ def _can_resume(manifest: dict[str, Any], current: Identity) -> bool:
     )
 
 
-def _mismatch_message(folder: Path, saved: Identity, current: Identity) -> str:
-    found = identity_differences(saved, current) or ["the program's version"]
+def mismatch_message(folder: Path, different: Sequence[str]) -> str:
+    """The message for a folder with data of other settings or text.
+
+    Args:
+        folder: Of the data.
+        different: What `identity_differences` found.
+    """
+    found = different or ["the program's version"]
     return (
-        f"{folder} holds data that was prepared with other settings or other text; what differs: "
-        f"{'; '.join(found)}. Give data.prepared another folder, or delete {folder}"
+        f"data.prepared: {folder} holds data that was prepared with other settings or other text; "
+        f"what differs: {'; '.join(found)}. Give data.prepared another folder, or delete {folder}"
     )

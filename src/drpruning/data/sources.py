@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import FOLDER_NAME, HUB_NAME
+from drpruning.common.files import FOLDER_NAME
+from drpruning.common.hub import HUB_NAME
 from drpruning.data.remote import (
     RemoteFile,
     RemoteText,
@@ -233,7 +234,8 @@ def unreadable(label: str, file: TextFile | str, error: Exception) -> BadInput:
         return unreachable(label, str(file), error)
     if isinstance(error, PermissionError):
         return BadInput(
-            f"{label}: {file} cannot be read: permission denied; allow reading it, or name another"
+            f"{label}: {file} cannot be read: permission denied; change its permissions, or "
+            "name another"
         )
     if isinstance(error, FileNotFoundError):
         return BadInput(

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import split_revision
+from drpruning.common.hub import local_file
 from drpruning.data.columns import path_of, rows_of
 from drpruning.data.formats import JsonObjects, csv_rows, uncompressed
 from drpruning.data.readers import lookup
-from drpruning.data.sources import DomainSource, may_be_hub_name, resolve
+from drpruning.data.sources import DomainSource, resolve
 from drpruning.data.text_files import PARQUET, FileKind, TextFiles, kind_of
+from drpruning.data.tokenizer_files import TOKENIZER_FILE
 
 _FILES = 8  # of one kind, evenly spread
 _PLACES = 16  # in all these files together
@@ -92,7 +93,9 @@ def _tokens(text: str, count: Counter) -> float:
 
 def _counter(tokenizer: str | Path | None) -> Counter:
     """A function that counts the tokens of a text, or guesses their number by its script."""
-    file = None if tokenizer is None else local_tokenizer_file(str(tokenizer))
+    file = (
+        None if tokenizer is None else local_file(str(tokenizer), TOKENIZER_FILE, "model.tokenizer")
+    )
     if file is not None:
         try:
             loaded = _load(file, file.stat().st_mtime_ns)
@@ -106,23 +109,6 @@ def _counter(tokenizer: str | Path | None) -> Counter:
 def _by_script(text: str) -> float:
     dense, ascii_ = len(_DENSE.findall(text)), len(_ASCII.findall(text))
     return dense + (len(text) - dense - ascii_) / 2 + ascii_ / 4
-
-
-def local_tokenizer_file(name: str) -> Path | None:
-    """The tokenizer.json of a folder or of a name in the local Hub cache, None without one."""
-    file = Path(name) / "tokenizer.json"
-    if file.is_file():
-        return file
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        hub_name, revision = split_revision(name)
-        if not may_be_hub_name(hub_name):
-            return None
-        cached = try_to_load_from_cache(hub_name, "tokenizer.json", revision=revision)
-    except Exception:  # not installed, or no name of a repository
-        return None
-    return Path(cached) if isinstance(cached, str) else None
 
 
 @functools.lru_cache(maxsize=1)

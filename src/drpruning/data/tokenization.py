@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.common.errors import BadInput
-from drpruning.common.files import split_revision
+from drpruning.common.errors import BadInput, shown
+from drpruning.common.hub import split_revision
 from drpruning.data.document_format import (
     DocumentFormat,
     DocumentMarkers,
@@ -98,12 +99,15 @@ class DocumentTokenizer:
         _load.cache_clear()  # the folder may have changed
         splitter = _load(str(name), wanted.special_tokens)
         markers = DocumentMarkers.choose(markers_of(splitter.tokenizer), wanted, str(name))
-        largest = max(splitter.tokenizer.get_vocab().values())
+        vocabulary = splitter.tokenizer.get_vocab()
+        last = max(vocabulary, key=lambda token: vocabulary[token])
+        largest = vocabulary[last]
         if vocab_size is not None and largest >= vocab_size:
             raise BadInput(
                 f"the tokenizer does not fit the model: the largest token id of {name} is "
-                f"{largest}, the model's vocabulary has {vocab_size} entries (ids up to "
-                f"{vocab_size - 1}); use the tokenizer that belongs to the model"
+                f"{largest}, for {shown(last)}, the model's vocabulary has {vocab_size} entries "
+                f"(ids up to {vocab_size - 1}); name the one that belongs to the model in "
+                "model.tokenizer"
             )
         return cls(
             name=str(name),
@@ -283,15 +287,17 @@ def _without_special_tokens(core: Any) -> Any:
     `encode_special_tokens` keeps special tokens from being looked for in the text, but not the
     model from finding the same characters in its vocabulary: Unigram, WordPiece and WordLevel take
     any entry that fits, and BPE one that merges lead to. SentencePiece itself does not, since they
-    are control symbols there. So these entries get names that no text has, under the same ids.
+    are control symbols there. So these entries get other names under the same ids: random ones, so
+    that nobody can write a text that has them.
     """
     content = json.loads(core.to_str())
     model = content["model"]
     vocabulary = model["vocab"]
     listed = isinstance(vocabulary, list)
+    secret = secrets.token_hex(16)
     entries = {entry for entry, _ in vocabulary} if listed else vocabulary.keys()
     names = {
-        token["content"]: f"\ufdd0{token['id']}\ufdd1"  # noncharacters
+        token["content"]: f"{secret}-{token['id']}"
         for token in content["added_tokens"]
         if token["special"] and token["content"] in entries
     }

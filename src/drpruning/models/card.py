@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drpruning import __version__
-from drpruning.common.files import split_revision
+from drpruning.common.hub import split_revision
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Recipe
 from drpruning.recipe.yaml_io import dump_yaml
@@ -24,7 +24,7 @@ def model_card(
         recipe: How the model was made.
         shape: Its shape.
         phase: The one that made it: `prune`, or `pretrain` for continued pretraining.
-        metadata: Fields for the front matter, see `drpruning.models.companions.card_metadata`.
+        metadata: Fields for the front matter, see `drpruning.models.auxiliary_files.card_metadata`.
         steps: Phase -> optimizer steps done; fewer than the recipe's where a phase has ended early.
     """
     source = _label(recipe.model.reference, metadata)
@@ -58,7 +58,7 @@ def cut_model_card(source: str, plan: PruningPlan, metadata: Mapping[str, Any]) 
     Args:
         source: The model that was cut.
         plan: What stayed.
-        metadata: Fields for the front matter, see `drpruning.models.companions.card_metadata`.
+        metadata: Fields for the front matter, see `drpruning.models.auxiliary_files.card_metadata`.
     """
     title = f"Cut out of {_label(source, metadata)} by a pruning plan"
     summary = "Its weights are as they were; it has not been trained since the cut."

@@ -19,8 +19,6 @@ ACTIVATIONS = frozenset({
     "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 })  # fmt: skip
 """Transformers' activation functions, without those that have parameters of their own."""
-
-
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double")
 """Names of torch's types that a model can be built in."""
 _FLAGS = ("is_encoder_decoder", "is_causal", "use_bidirectional_attention")

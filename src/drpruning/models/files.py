@@ -1,4 +1,4 @@
-"""The small files of a model, in a folder or on the Hub: what they say, and what they lead to.
+"""The files of a model, in a folder or on the Hub: config.json, weights, and what they lead to.
 
 Nothing is loaded and no code that comes with a model is run; see docs/security.md.
 """
@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import (
-    HUB_NAME,
-    read_json_object,
-    split_revision,
-    unreadable,
-)
+from drpruning.common.files import is_file, read_json_object
+from drpruning.common.hub import HUB_NAME, split_revision
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,26 +32,10 @@ def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[st
     """
     path = Path(name) / "config.json"
     if not is_file(path, field):
-        _refuse_other_formats(Path(name), field, has_config=False)
+        refuse_other_formats(Path(name), field, has_config=False)
         check_hub_name(name, field, "no folder with a config.json")
         path = _hub_config(name, field, remedy)
     return read_json_object(path, field, LARGEST_CONFIG)
-
-
-def is_file(path: Path, field: str) -> bool:
-    """Whether there is such a file.
-
-    Args:
-        path: The file.
-        field: The field of the recipe that it belongs to, for the message.
-
-    Raises:
-        BadInput: A folder above it does not let us look.
-    """
-    try:
-        return path.is_file()
-    except PermissionError as error:
-        raise unreadable(f"{field}: {path}", error) from None
 
 
 def check_hub_name(name: str, field: str, lacking: str) -> None:
@@ -121,9 +101,9 @@ def check_files(name: str, field: str, config: dict[str, Any] | None = None) -> 
                 f"{place} {key} {config[key]!r}, which is code on the Hub; take it out and choose "
                 "a kernel with training.attention"
             )
-    if _optional_file(name, ADAPTER, field) is not None:
+    if optional_file(name, ADAPTER, field) is not None:
         raise _adapter(name, field)
-    if (index := _optional_file(name, INDEX, field)) is not None:
+    if (index := optional_file(name, INDEX, field)) is not None:
         _read_index(index, field)
     return config
 
@@ -141,7 +121,7 @@ def weight_files(folder: Path, field: str) -> list[Path]:
     if is_file(folder / WEIGHTS, field):
         return [folder / WEIGHTS]
     if not is_file(folder / INDEX, field):
-        _refuse_other_formats(folder, field, has_config=True)
+        refuse_other_formats(folder, field, has_config=True)
         raise BadInput(
             f"{field}: {folder} has no safetensors weights ({WEIGHTS} or {INDEX}); convert them "
             "first"
@@ -217,7 +197,7 @@ _FORMATS = (
 """What people have in place of safetensors; the first that is found is named."""
 
 
-def _refuse_other_formats(place: Path, field: str, *, has_config: bool) -> None:
+def refuse_other_formats(place: Path, field: str, *, has_config: bool) -> None:
     """Refuse a file in place of a folder, and a folder with a model in another format.
 
     Args:
@@ -270,34 +250,20 @@ def _read_index(file: Path, field: str) -> dict[str, Any]:
     return index
 
 
-def local_file(name: str, file: str, field: str) -> Path | None:
-    """A file of a model in its folder or in the cache of the Hub, without a look at the network.
+def optional_file(name: str, file: str, field: str) -> Path | None:
+    """Find a file of a model, which is fetched where it is on the Hub.
 
     Args:
-        name: A folder, or a name on the Hub.
+        name: A folder, or a name on the Hub with or without a revision.
         file: Name of the file.
         field: The field of the recipe that names the model, for the message.
+
+    Returns:
+        None where the model has none of that name, or it cannot be fetched.
 
     Raises:
         BadInput: A folder above it does not let us look.
     """
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path if is_file(path, field) else None
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    hub_name, revision = split_revision(name)
-    try:
-        found = try_to_load_from_cache(hub_name, file, revision=revision)
-    except ValueError:  # no name that a model on the Hub can have
-        return None
-    return Path(found) if isinstance(found, str) else None
-
-
-def _optional_file(name: str, file: str, field: str) -> Path | None:
-    """A file of a model; None where the model has none of that name, or it cannot be had."""
     if Path(name).is_dir():
         path = Path(name) / file
         return path if is_file(path, field) else None
@@ -330,10 +296,15 @@ def _hub_config(name: str, field: str, remedy: str) -> Path:
             "have none; name the model that they were made from"
         ) from None
     except Exception as error:  # the Hub client has a dozen unrelated error types
-        raise BadInput(
-            f"{field}: {name} is no folder on this machine and not to be had from the Hub "
-            f"({first_line(error)}); {remedy}"
-        ) from None
+        raise not_found(name, field, error, remedy) from None
+
+
+def not_found(name: str, field: str, error: Exception, remedy: str) -> BadInput:
+    """The error for a model that is no folder and that the Hub's client cannot fetch."""
+    return BadInput(
+        f"{field}: {name} is no folder on this machine and not to be had from the Hub "
+        f"({first_line(error)}); {remedy}"
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -1,19 +1,15 @@
 """What the files of a model say of it: its shape and its weights. Nothing is loaded."""
 
-import math
-import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json, read_json_object, unreadable
+from drpruning.common.files import is_file
+from drpruning.data.tokenizer_files import TOKENIZER_CONFIG, read_local
 from drpruning.models.config_values import check_config_values
-from drpruning.models.files import (
-    check_files,
-    is_file,
-    read_config,
-    weight_files,
-)
+from drpruning.models.files import check_files, read_config, weight_files
+from drpruning.models.tokenizer import check_tokenizer
+from drpruning.models.weight_headers import BYTES, read_header, same_bytes
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
 from drpruning.pruning.families import undoes_centring
 from drpruning.pruning.shapes import PRUNABLE
@@ -23,12 +19,6 @@ SOURCE_FIELD = "model.source"
 """The field that names the source model."""
 PROPOSALS = 5
 """Shapes that are shown for a parameter budget."""
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Types of weights, and bytes per element."""
-LARGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header, at most (as the format's own library has it)."""
-CHUNK = 1 << 20
-"""Bytes of a tensor that are read at once."""
 
 
 def source_shape(recipe: Recipe, config: dict[str, Any]) -> ModelShape:
@@ -173,11 +163,9 @@ def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
         recipe: Names the source and the tokenizer.
         config: What `source_config` found.
     """
-    tokenizer = Path(recipe.model.tokenizer_source) / "tokenizer_config.json"
     field = SOURCE_FIELD if recipe.model.tokenizer is None else "model.tokenizer"
-    named = {(SOURCE_FIELD, "config.json"): config}
-    if is_file(tokenizer, field):
-        named[field, tokenizer.name] = read_json_object(tokenizer, field)
+    settings = read_local(recipe.model.tokenizer_source, TOKENIZER_CONFIG, field) or {}
+    named = {(SOURCE_FIELD, "config.json"): config, (field, TOKENIZER_CONFIG): settings}
     return [
         f"{place}: {file} names code that comes with it (auto_map); it is not run, Transformers' "
         "own class is used: make sure that it computes the same"
@@ -186,16 +174,38 @@ def code_warnings(recipe: Recipe, config: dict[str, Any]) -> list[str]:
     ]
 
 
+def check_model(name: str, field: str) -> ModelShape:
+    """Refuse a model that could not be used, from its small files and headers.
+
+    Args:
+        name: A folder, or a name on the Hub.
+        field: What named it, for the message.
+
+    Returns:
+        Its shape.
+
+    Raises:
+        BadInput: Its config.json, tokenizer or weights are missing, damaged or do not fit together.
+    """
+    config = read_config(name, field)
+    shape = shape_of(config, f"{field}: {name}")
+    check_tokenizer(name, shape, field)
+    check_weights(name, shape, field, config)
+    return shape
+
+
 def check_weights(
     name: str, shape: ModelShape, field: str, config: dict[str, Any] | None = None
 ) -> None:
-    """Refuse local weights that are not those of the config, from the headers of their files.
+    """Refuse weights that are not those of the config, from the headers of their files.
+
+    Of a model on the Hub only the small files are looked at; the weights are fetched later.
 
     Args:
-        name: Of the model.
+        name: A folder, or a name on the Hub.
         shape: Its shape.
         field: The field of the recipe that names it.
-        config: The content of its config.json, where that has been read.
+        config: The content of its config.json; None where a model on the Hub is planned without it.
 
     Raises:
         BadInput: There are no safetensors files, one cannot be read or is not complete, a parameter
@@ -203,14 +213,21 @@ def check_weights(
             `drpruning.models.files.check_files`).
     """
     folder = Path(name)
+    if folder.is_dir() or config is not None:
+        check_files(name, field, config)
     if not folder.is_dir():
         return
-    check_files(name, field, config)
     found = {
         tensor.name: tensor
         for file in weight_files(folder, field)
-        for tensor in _header(file, field)
+        for tensor in read_header(file, field).tensors
     }
+    for tensor in found.values():
+        if tensor.dtype not in BYTES:
+            raise BadInput(
+                f"{field}: {tensor.name} in {tensor.file} is of type {tensor.dtype}; give the "
+                f"model with its plain weights ({', '.join(BYTES)})"
+            )
     family, sizes = shape.family, shape.axis_sizes()
     table = family.full_table(shape.num_layers, shape.switches, tied=shape.tied_embeddings)
     names = {own_name: family.file_names.get(own_name, own_name) for own_name in table}
@@ -233,7 +250,7 @@ def check_weights(
     if odd:
         raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
     own_head = head if shape.tied_embeddings else None
-    if own_head is not None and not _same_bytes(own_head, found[names[embedding]], field):
+    if own_head is not None and not same_bytes(own_head, found[names[embedding]], field):
         raise untied_output(name, shape, field)
 
 
@@ -253,75 +270,3 @@ def untied_output(model: str, shape: ModelShape, field: str) -> BadInput:
         "Transformers 4 with the embedding: set tie_word_embeddings to false in config.json to "
         f"keep the matrix, or take {parameter} out of the weights to use the embedding"
     )
-
-
-class _Tensor(NamedTuple):
-    """A tensor in a safetensors file; it lies from byte `begin` up to `end`."""
-
-    name: str
-    file: Path
-    dtype: str
-    shape: list[int]
-    begin: int
-    end: int
-
-
-def _same_bytes(one: _Tensor, other: _Tensor, field: str) -> bool:
-    """Whether two tensors are stored as the same bytes; read up to the first that differs."""
-    left = one.end - one.begin
-    if one.dtype != other.dtype or left != other.end - other.begin:
-        return False
-    try:
-        with one.file.open("rb") as first, other.file.open("rb") as second:
-            first.seek(one.begin)
-            second.seek(other.begin)
-            while left > 0:
-                chunk = first.read(min(left, CHUNK))
-                if not chunk or chunk != second.read(len(chunk)):
-                    return False
-                left -= len(chunk)
-    except OSError as error:
-        raise unreadable(f"{field}: {one.file}", error) from None
-    return True
-
-
-def _header(file: Path, field: str) -> list[_Tensor]:
-    """Every tensor in a safetensors file that is as long as it says."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > LARGEST_HEADER:
-                raise ValueError
-            header = parse_json(stream.read(length))
-        header.pop("__metadata__", None)
-        entries = [(n, e["dtype"], list(e["shape"]), *e["data_offsets"]) for n, e in header.items()]
-        data = 8 + length
-        complete = size == data + _end(entries)
-    except OSError as error:
-        raise unreadable(f"{field}: {file}", error) from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
-        complete = False
-    if not complete:
-        raise BadInput(f"{field}: {file} is not a complete safetensors file; fetch it again")
-    if odd := next((entry for entry in entries if entry[1] not in _BYTES), None):
-        raise BadInput(
-            f"{field}: {odd[0]} in {file} is of type {odd[1]}; give the model with its plain "
-            f"weights ({', '.join(_BYTES)})"
-        )
-    return [_Tensor(n, file, d, shape, data + a, data + b) for n, d, shape, a, b in entries]
-
-
-def _end(entries: list[tuple[str, str, list[int], int, int]]) -> int:
-    """Where the last tensor of a safetensors header ends; they lie one after the other.
-
-    Raises:
-        ValueError: There is a gap or an overlap, or a tensor has not the bytes of its shape.
-    """
-    end = 0
-    for _, dtype, shape, begin, after in sorted(entries, key=lambda entry: entry[3:]):
-        known = dtype not in _BYTES or math.prod(shape) * _BYTES[dtype] == after - begin
-        if begin != end or not known:
-            raise ValueError
-        end = after
-    return end

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import split_revision
+from drpruning.common.hub import split_revision
 from drpruning.models.files import check_files, first_line
 from drpruning.models.inspect import shape_of, untied_output
 from drpruning.models.kernels import use_kernels

@@ -65,18 +65,23 @@ def _rotary_fields(original: Mapping[str, Any], current: Mapping[str, Any]) -> d
         length = "original_max_position_embeddings"
         fields[length] = parameters[length]
     if not original.get("rope_scaling") and parameters["rope_type"] != "default":
-        fields["rope_scaling"] = _rope_scaling(family, parameters)
+        fields["rope_scaling"] = _rope_scaling(family, parameters, current)
     return fields
 
 
-def _rope_scaling(family: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_scaling(
+    family: str, parameters: Mapping[str, Any], current: Mapping[str, Any]
+) -> dict[str, Any]:
     """`rope_scaling` of Transformers 4, made from `rope_parameters`."""
     rest = dict(parameters)
     kind = rest.pop("rope_type")
     for elsewhere in ("rope_theta", "partial_rotary_factor"):
         rest.pop(elsewhere, None)
     if family == "phi3":  # both versions read this one beside `rope_scaling`
-        rest.pop("original_max_position_embeddings", None)
+        length = rest.pop("original_max_position_embeddings", None)
+        # Transformers 5 asks for this one, and 4 takes what it says from the two lengths.
+        if length and rest.get("factor") == current["max_position_embeddings"] / length:
+            del rest["factor"]
     if family == "olmo2":
         rest["factor"] = float(rest["factor"])
     return {"type" if family in _TYPE_ONLY else "rope_type": kind, **rest}

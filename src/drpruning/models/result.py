@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_folder, dumps, read_json_object
-from drpruning.models.companions import CARD, card_metadata, companion_folder, copy_companions
+from drpruning.models.auxiliary_files import (
+    CARD,
+    auxiliary_folder,
+    card_metadata,
+    copy_auxiliary_files,
+)
 from drpruning.models.files import INDEX, LARGEST_CONFIG, weight_files
 from drpruning.models.published_config import published_config
+from drpruning.models.weight_headers import read_header
 from drpruning.pruning import ModelShape
 
 if TYPE_CHECKING:
@@ -57,7 +63,7 @@ class Origin:
 
     @classmethod
     def of(cls, source: str, tokenizer: str | None = None, field: str = "model.source") -> Self:
-        """Look at a model's files.
+        """Look at a model's files. Of a model on the Hub the weights must be in the cache.
 
         Args:
             source: A folder, or a name on the Hub.
@@ -67,11 +73,11 @@ class Origin:
         Raises:
             BadInput: The config.json, the weights or the folder cannot be read.
         """
-        folder = companion_folder(source, field)
-        stored, original = _dtypes(weight_files(folder, field))
+        folder = auxiliary_folder(source, field)
+        stored, original = _dtypes(weight_files(folder, field), field)
         return cls(
             folder=folder,
-            tokenizer=companion_folder(tokenizer, "model.tokenizer") if tokenizer else folder,
+            tokenizer=auxiliary_folder(tokenizer, "model.tokenizer") if tokenizer else folder,
             config=read_json_object(folder / "config.json", field, LARGEST_CONFIG),
             card=card_metadata(source, folder),
             stored_dtype=stored,
@@ -87,7 +93,7 @@ class Origin:
         """
         text = dumps(self.config if config is None else config, indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        copy_companions(self.folder, self.tokenizer, folder)
+        copy_auxiliary_files(self.folder, self.tokenizer, folder)
 
     def result_dtype(self, choice: str) -> torch.dtype:
         """The type of a final result: a type by name, or for `auto` the original one."""
@@ -173,20 +179,17 @@ def _check_finite(shard: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _dtypes(files: list[Path]) -> tuple[torch.dtype, torch.dtype]:
+def _dtypes(files: list[Path], field: str) -> tuple[torch.dtype, torch.dtype]:
     """The type of most weights in files, and the one that their metadata name as the original."""
     sizes: Counter[torch.dtype] = Counter()
+    names = {dtype_name(dtype): dtype for dtype in _DTYPES.values()}
     original = None
     for file in files:
-        with safe_open(file, "pt") as content:
-            named = (content.metadata() or {}).get(_ORIGINAL_DTYPE)
-            original = original or next(
-                (d for d in _DTYPES.values() if dtype_name(d) == named), None
-            )
-            for key in content.keys():  # noqa: SIM118 - it is no mapping
-                tensor = content.get_slice(key)
-                if (dtype := _DTYPES.get(tensor.get_dtype())) is not None:
-                    sizes[dtype] += prod(tensor.get_shape())
+        header = read_header(file, field)
+        original = original or names.get(header.metadata.get(_ORIGINAL_DTYPE, ""))
+        for tensor in header.tensors:
+            if (dtype := _DTYPES.get(tensor.dtype)) is not None:
+                sizes[dtype] += prod(tensor.shape)
     stored = max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
     return stored, original or stored
 

@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say, without loading it: its tokens and its special tokens."""
+"""Whether a tokenizer fits a model and can be loaded here, from its files alone."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import read_json_object
-from drpruning.models.files import check_hub_name, local_file
+from drpruning.common.hub import local_file
+from drpruning.data.tokenizer_files import (
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    read_local,
+    read_settings,
+    token_ids,
+    token_text,
+)
+from drpruning.models.files import check_hub_name
 from drpruning.pruning import ModelShape
 
-LARGEST_TOKENIZER = 1_000_000_000
-"""Bytes of a tokenizer.json, at most; those of 256,000 tokens have some 35 million."""
 UNUSED_ROWS, UNUSED_SHARE = 1024, 0.05
 """Rows of the embedding that may be without a token, the larger of the two. Vocabularies are padded
 to multiples of 64 to 256, or more for many devices: of the published ones Phi-3 leaves 64 rows of
 32,064 unused, GPT-NeoX 155 of 50,432, Qwen2 418 of 152,064, Phi-2 905 of 51,200 and, as the largest
 share, DeepSeek LLM 2,385 of 102,400."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
-_CONFIG, _ADDED, _MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
-_MODEL = "tokenizer.model"
+_ADDED, _MODEL = "added_tokens.json", "tokenizer.model"
 _WELL_CONVERTED = {"llama": "LlamaTokenizer", "gemma2": "GemmaTokenizer"}
 """Classes of tokenizers, without "Fast", whose tokenizer.model Transformers 5 converts as 4 did. Of
 another class or family (5.17 to 5.23, tried with Mistral and Phi-3) it takes the pieces alone, and
@@ -44,31 +50,20 @@ def vocabulary(name: str, field: str) -> dict[str, int] | None:
     folder = Path(name)
     if not name or not folder.is_dir():
         check_hub_name(name, field, "no folder with a tokenizer")
-    if (file := local_file(name, "tokenizer.json", field)) is None:
-        if (file := local_file(name, "vocab.json", field)) is not None:
-            return _tokens(file, read_json_object(file, field, LARGEST_TOKENIZER), field)
-        if not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("*.model")):
-            return None
-        raise BadInput(f"{field}: {folder} has no tokenizer (tokenizer.json)")
-    content = read_json_object(file, field, LARGEST_TOKENIZER)
-    try:
-        entries = content["model"]["vocab"]
-        if isinstance(entries, list):
-            entries = {token: index for index, (token, _) in enumerate(entries)}
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        return _tokens(file, {**entries, **added}, field)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise _no_tokenizer_file(file, field) from None
-
-
-def _tokens(file: Path, tokens: dict[str, Any], field: str) -> dict[str, int]:
-    if not tokens or not all(type(index) is int and index >= 0 for index in tokens.values()):
-        raise _no_tokenizer_file(file, field)
-    return tokens
-
-
-def _no_tokenizer_file(file: Path, field: str) -> BadInput:
-    return BadInput(f"{field}: {file} is not a tokenizer file; fetch it again")
+    for file, tokens_in in ((TOKENIZER_FILE, token_ids), ("vocab.json", dict[str, int])):
+        if (content := read_local(name, file, field)) is None:
+            continue
+        try:
+            tokens = tokens_in(content)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            tokens = {}
+        if not tokens or not all(type(index) is int and index >= 0 for index in tokens.values()):
+            place = local_file(name, file, field)
+            raise BadInput(f"{field}: {place} is not a tokenizer file; fetch it again")
+        return tokens
+    if not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("*.model")):
+        return None
+    raise BadInput(f"{field}: {folder} has no tokenizer ({TOKENIZER_FILE})")
 
 
 def check_tokenizer(name: str, shape: ModelShape, field: str) -> None:
@@ -145,40 +140,31 @@ def _added(name: str, tokens: Mapping[str, int], field: str) -> dict[str, tuple[
 
 def _declared(name: str, field: str) -> Iterator[tuple[str, int | None, str]]:
     """Tokens that files beside the vocabulary name: token, id if it has one, file."""
-    for token, index in _read(name, _ADDED, field).items():
+    for token, index in (read_local(name, _ADDED, field) or {}).items():
         yield token, index if isinstance(index, int) else None, _ADDED
-    config = _read(name, _CONFIG, field)
+    config = read_local(name, TOKENIZER_CONFIG, field) or {}
     decoder = config.get("added_tokens_decoder")
     for index, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if (text := _content(entry)) is not None:
-            yield text, int(index) if index.isdecimal() else None, _CONFIG
+        if (text := token_text(entry)) is not None:
+            yield text, int(index) if index.isdecimal() else None, TOKENIZER_CONFIG
     for role, token in special_tokens(name, field).items():
-        yield token, None, _CONFIG if _content(config.get(role)) == token else _MAP
+        in_config = token_text(config.get(role)) == token
+        yield token, None, TOKENIZER_CONFIG if in_config else SPECIAL_TOKENS_MAP
 
 
 def special_tokens(name: str, field: str) -> dict[str, str]:
     """Read `bos_token`, `eos_token`, `unk_token`, `pad_token` -> token, of those that are set.
 
     Args:
-        name: Of the model.
+        name: A folder, or a name on the Hub, whose cache is looked into.
         field: The field of the recipe that names it.
+
+    Raises:
+        BadInput: A file cannot be read, or holds no JSON object.
     """
-    values = _read(name, _CONFIG, field)
-    if "added_tokens_decoder" not in values:  # then Transformers reads the older file too
-        values = values | _read(name, _MAP, field)
-    found = {role: _content(values.get(role)) for role in _ROLES}
+    settings = read_settings(name, field)
+    found = {role: token_text(settings.get(role)) for role in _ROLES}
     return {role: token for role, token in found.items() if token is not None}
-
-
-def _content(token: object) -> str | None:
-    """The text of a token that is written as text or as an object; None where it is neither."""
-    text = token.get("content") if isinstance(token, Mapping) else token
-    return text if isinstance(text, str) else None
-
-
-def _read(name: str, file: str, field: str) -> dict[str, Any]:
-    path = local_file(name, file, field)
-    return {} if path is None else read_json_object(path, field)
 
 
 def tokenizer_warnings(
@@ -200,7 +186,7 @@ def tokenizer_warnings(
     if tokens is None:
         return _conversion_warning(name, shape, field)
     lines = []
-    if name != source and local_file(source, "tokenizer.json", field) is not None:
+    if name != source and local_file(source, TOKENIZER_FILE, field) is not None:
         own = vocabulary(source, field) or {}
         if other := sum(tokens.get(token) != index for token, index in own.items()):
             lines.append(
@@ -221,7 +207,7 @@ def tokenizer_warnings(
 def _conversion_warning(name: str, shape: ModelShape, field: str) -> list[str]:
     if local_file(name, _MODEL, field) is None:
         return []
-    tokenizer_class = str(_read(name, _CONFIG, field).get("tokenizer_class"))
+    tokenizer_class = str((read_local(name, TOKENIZER_CONFIG, field) or {}).get("tokenizer_class"))
     if tokenizer_class.removesuffix("Fast") == _WELL_CONVERTED.get(shape.model_type):
         return []
     line = (
@@ -238,7 +224,7 @@ def _special_token_warning(
     """Whether the special tokens have other ids than the config.json of the model says."""
     generation: Mapping[str, Any] = {}
     with suppress(BadInput):  # of no consequence for the tokenizer
-        generation = _read(source, "generation_config.json", field)
+        generation = read_local(source, "generation_config.json", field) or {}
     odd = []
     for role, token in special_tokens(name, field).items():
         wanted = _ids(config.get(f"{role}_id"))

@@ -10,6 +10,7 @@ from drpruning.models.files import read_config
 from drpruning.models.inspect import check_weights, shape_of
 from drpruning.models.tokenizer import check_tokenizer
 from drpruning.pruning import PruningPlan
+from drpruning.pruning.clients import attention_by_index
 from drpruning.runs.folder import PLAN_FILE
 from drpruning.runs.plans import find_plan
 
@@ -35,11 +36,14 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
     plan = find_plan(plan_file)
     _check_output(output)
     _check_source(plan, model)
+    reporter = reporter or Reporter()
+    if mixed := attention_by_index(plan.source, plan.layers):
+        reporter.warn(f"{plan_file}: {mixed} (see docs/clients.md)")
     from safetensors import SafetensorError
 
     from drpruning.models.card import cut_model_card
     from drpruning.models.loading import load_model, quiet_libraries
-    from drpruning.models.result import Origin, save_model
+    from drpruning.models.result import Origin, dtype_name, save_model
     from drpruning.pruning import apply_plan
 
     quiet_libraries()
@@ -60,8 +64,8 @@ def cut_model(plan_file: Path, model: str, output: Path, reporter: Reporter | No
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise BadInput(f"{_OUTPUT}: {output} cannot be written: {reason}") from None
     before, after = plan.source.num_parameters(), plan.target.num_parameters()
-    dtype = str(cut.dtype).removeprefix("torch.")
-    (reporter or Reporter()).line(f"{before:,} -> {after:,} parameters ({dtype}): {output}")
+    dtype = dtype_name(cut.dtype)
+    reporter.line(f"{before:,} -> {after:,} parameters ({dtype}): {output}")
 
 
 def _check_output(output: Path) -> None:
@@ -76,11 +80,12 @@ def _check_output(output: Path) -> None:
 
 def _check_source(plan: PruningPlan, model: str) -> None:
     """Refuse a model that is not the plan's source, from its small files and headers."""
-    shape = shape_of(read_config(model, _MODEL), f"{_MODEL}: {model}")
+    config = read_config(model, _MODEL)
+    shape = shape_of(config, f"{_MODEL}: {model}")
     if differences := shape.differences(plan.source):
         found = ", ".join(f"{name} {a}, not {b}" for name, (a, b) in differences.items())
         raise BadInput(
             f"{_MODEL}: the plan was made for another model than {model}, which has {found}"
         )
     check_tokenizer(model, shape, _MODEL)
-    check_weights(model, shape, _MODEL)
+    check_weights(model, shape, _MODEL, config)

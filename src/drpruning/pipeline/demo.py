@@ -13,7 +13,7 @@ from drpruning.common.files import atomic_folder, check_folder
 from drpruning.pipeline.demo_text import write_demo_text
 from drpruning.pipeline.run import Run, show_table
 from drpruning.recipe import Recipe, parse_recipe
-from drpruning.recipe.section import escape_path
+from drpruning.recipe.paths import escape_path
 from drpruning.report import write_report
 from drpruning.runs.folder import RunFolder
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, split_revision
+from drpruning.common.hub import HUB_NAME, split_revision
 from drpruning.data import tokenizer_digest
-from drpruning.models.files import read_config
-from drpruning.models.inspect import check_weights, shape_of
-from drpruning.models.tokenizer import check_tokenizer
+from drpruning.models.files import refuse_other_formats
+from drpruning.models.inspect import check_model
 from drpruning.pipeline.run import Run, open_prepared, show_table
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.records import load_evaluation
@@ -41,9 +40,11 @@ def evaluate_targets(targets: Sequence[Path], data: Path | None) -> None:
         BadInput: A target is none of these, a model is given without data, cannot be loaded, or has
             another tokenizer.
     """
-    folders = list({path.resolve(): path for path in targets if _is_run(path)}.values())
+    folders = list(
+        {path.resolve(): path for path in targets if RunFolder(path).has_recipe}.values()
+    )
     models: dict[str, _Model] = {}
-    for model in (_model(target) for target in targets if not _is_run(target)):
+    for model in (_model(target) for target in targets if not RunFolder(target).has_recipe):
         models.setdefault(model.path, model)
     if models and data is None:
         model = next(iter(models.values()))
@@ -69,11 +70,6 @@ def evaluate_targets(targets: Sequence[Path], data: Path | None) -> None:
         show_table([run.folder for run in runs], runs[0].reporter)
 
 
-def _is_run(target: Path) -> bool:
-    """Whether it is a run folder; other programs too write a recipe.yaml beside a model."""
-    return RunFolder(target).recipe.is_file() and not (target / "config.json").is_file()
-
-
 def _model(target: Path) -> _Model:
     name = str(target)
     try:
@@ -85,14 +81,14 @@ def _model(target: Path) -> _Model:
         return _Model(place if target.name in {"", ".."} else name, place)
     if HUB_NAME.fullmatch(split_revision(name)[0]) and not target.exists():
         return _Model(name, name)
+    if target.is_dir() or target.suffix == ".gguf":
+        refuse_other_formats(target, _FIELD, has_config=False)
     raise BadInput(f"{name}: neither a run folder nor a model folder, nor a name on the Hub")
 
 
 def _check(model: _Model, home: Run) -> None:
     """Refuse a model that could not be measured on a run's blocks, from its small files."""
-    shape = shape_of(read_config(model.path, _FIELD), f"{_FIELD}: {model.label}")
-    check_tokenizer(model.path, shape, _FIELD)
-    check_weights(model.path, shape, _FIELD)
+    check_model(model.path, _FIELD)
     if tokenizer_digest(model.path) != home.data.tokenizer_digest:
         raise BadInput(
             f"{model.label}: its tokenizer is not the one that {home.folder} was made with"

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from drpruning.pruning import ModelShape
-from drpruning.pruning.clients import heads_that_fill, new_limits
+from drpruning.pruning.clients import attention_by_index, heads_that_fill, new_limits
 from drpruning.recipe import Recipe
 from drpruning.scheduling import MIN_POINTS
 
@@ -37,6 +37,8 @@ def client_warnings(source: ModelShape, target: ModelShape) -> list[str]:
     """Find what other software that reads the source does not take of the target's shape."""
     limits = new_limits(source, target)
     lines = []
+    if target.num_layers < source.num_layers and (mixed := attention_by_index(source)):
+        lines.append(f"model.target: {mixed} (see docs/clients.md)")
     for effects in dict.fromkeys(limit.effects for limit in limits):
         alike = [limit for limit in limits if limit.effects == effects]
         problems = ", ".join(limit.problem for limit in alike)

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput, shown
+from drpruning.common.files import unreadable
 from drpruning.data import (
     DomainSource,
     PreparedData,
     check_prepared_folder,
     check_sources,
     estimate_tokens,
-    may_be_hub_name,
     skipped_lines,
 )
-from drpruning.models.companions import generation_warnings
+from drpruning.models.auxiliary_files import generation_warnings
 from drpruning.models.files import INDEX, WEIGHTS
 from drpruning.models.inspect import (
     SOURCE_FIELD,
@@ -44,12 +44,13 @@ from drpruning.pipeline.plan_warnings import (
 from drpruning.pipeline.prepared import (
     complete_data,
     documents_line,
+    domain_sources,
     missing_text,
     missing_text_warnings,
 )
 from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pruning import ModelShape, Proposal
-from drpruning.recipe import Domain, Phase, Recipe, ReferenceModels, Target
+from drpruning.recipe import Phase, Recipe, ReferenceModels, Target
 from drpruning.runs.folder import (
     RunFolder,
     check_apart,
@@ -124,8 +125,8 @@ class RunPlan:
     """Models that the reference losses are from -> their number of parameters."""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    skipped_files: list[str] = field(default_factory=list)
-    """Warnings of files beside the text; preparing has them too, when it reads the text."""
+    data_warnings: list[str] = field(default_factory=list)
+    """Warnings about the text that are said again, from what was read, once it is prepared."""
 
     @property
     def is_finished(self) -> bool:
@@ -161,49 +162,13 @@ class RunPlan:
                 raise
             place = f"{label}: {error.filename}" if label else shown(error.filename)
             if isinstance(error, PermissionError):
-                self._add(f"{place} cannot be read: permission denied; make it readable")
+                self._add(str(unreadable(place, error)))
             else:
                 self._add(f"{place}: {error.strerror}; name another place")
 
     def _add(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
-
-
-def domain_sources(recipe: Recipe) -> list[DomainSource]:
-    """The recipe's domains as the data package takes them, relative paths joined to data.root.
-
-    Of a domain that is only evaluated, nothing but its validation text is read.
-    """
-
-    def place(text: str) -> str:
-        root = recipe.data.root
-        if root is None or "://" in text:
-            return text
-        below = Path(root, text)
-        if below.exists():
-            return str(below)
-        on_the_hub = may_be_hub_name(text) and not Path(text).exists()
-        return text if on_the_hub else str(below.absolute())  # ROOT/NAME could be a name there
-
-    def source(name: str, domain: Domain) -> DomainSource:
-        trained = domain.share > 0
-        alone = None if trained else domain.validation
-        return DomainSource(
-            name=name,
-            source=place(domain.source if alone is None else alone),
-            text_field=domain.text_field,
-            where=domain.where,
-            validation=None
-            if not trained or domain.validation is None
-            else place(domain.validation),
-            split=domain.split if alone is None else "validation",
-            config=domain.config,
-            trained=trained,
-            source_field="source" if alone is None else "validation",
-        )
-
-    return [source(name, domain) for name, domain in recipe.data.domains.items()]
 
 
 def first_exhausted(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
@@ -314,7 +279,7 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     with plan.collected():
         shared = known.domains if known is not None else {}
         plan.domains = shared or plan_domains(recipe, plan.sources, plan.prepared)
-    plan.warnings += repetition_warnings(plan.domains)
+    plan.data_warnings += repetition_warnings(plan.domains)
     plan.warnings += floor_warning(recipe) + update_warnings(recipe)
     return plan
 
@@ -359,9 +324,8 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
             plan.missing_text = missing_text(plan.prepared, plan.sources)
     plan.warnings += missing_text_warnings(plan.sources, plan.missing_text)
     with plan.collected():
-        plan.skipped_files = skipped_lines(
-            [s for s in plan.sources if s.name not in plan.missing_text]
-        )
+        present = [source for source in plan.sources if source.name not in plan.missing_text]
+        plan.data_warnings += skipped_lines(present)
 
 
 def check_results(files: RunFolder) -> None:

@@ -1,4 +1,7 @@
-"""The prepared data of a recipe: once they are complete, the text is not needed any more."""
+"""The data of a recipe: what its settings mean to the data package, and what was prepared before.
+
+Once the prepared data are complete, the text is not needed any more.
+"""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -11,14 +14,15 @@ from drpruning.data import (
     DomainSource,
     PreparedData,
     describe_documents,
-    local_tokenizer_file,
+    may_be_hub_name,
 )
-from drpruning.data.fingerprint import identify
+from drpruning.data.fingerprint import Identity, identify, identity_differences
+from drpruning.data.preparation import mismatch_message
 from drpruning.data.remote import RemoteText, is_address, without_secrets
 from drpruning.data.sources import resolve
 from drpruning.data.text_files import TextFiles
 from drpruning.data.tokenization import DocumentTokenizer
-from drpruning.recipe import Recipe
+from drpruning.recipe import Domain, Recipe
 
 
 def document_format(recipe: Recipe) -> DocumentFormat:
@@ -36,8 +40,43 @@ def documents_line(recipe: Recipe) -> str:
     Raises:
         BadInput: The tokenizer lacks a token that documents should begin or end with.
     """
-    name = recipe.model.tokenizer_source
-    return describe_documents(local_tokenizer_file(name), document_format(recipe), name)
+    return describe_documents(recipe.model.tokenizer_source, document_format(recipe))
+
+
+def domain_sources(recipe: Recipe) -> list[DomainSource]:
+    """The recipe's domains as the data package takes them, relative paths joined to data.root."""
+    root = recipe.data.root
+    return [_domain_source(name, domain, root) for name, domain in recipe.data.domains.items()]
+
+
+def _domain_source(name: str, domain: Domain, root: str | None) -> DomainSource:
+    """One domain; where it is only evaluated, nothing but its validation text is read."""
+    trained, source, validation = domain.share > 0, domain.source, domain.validation
+    validation_alone = not trained and validation is not None
+    if validation is not None and validation_alone:
+        source, validation = validation, None
+    return DomainSource(
+        name=name,
+        source=_place(source, root),
+        text_field=domain.text_field,
+        where=domain.where,
+        validation=None if validation is None else _place(validation, root),
+        split="validation" if validation_alone else domain.split,
+        config=domain.config,
+        trained=trained,
+        source_field="validation" if validation_alone else "source",
+    )
+
+
+def _place(text: str, root: str | None) -> str:
+    """Where a source is: below `data.root`, unless it is an address or a dataset on the Hub."""
+    if root is None or "://" in text:
+        return text
+    below = Path(root, text)
+    if below.exists():
+        return str(below)
+    on_the_hub = may_be_hub_name(text) and not Path(text).exists()
+    return text if on_the_hub else str(below.absolute())  # ROOT/NAME could be a name there
 
 
 def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedData | None:
@@ -48,32 +87,46 @@ def complete_data(recipe: Recipe, sources: Sequence[DomainSource]) -> PreparedDa
     Args:
         recipe: Gives the folder and the settings of the data.
         sources: The domains.
+
+    Raises:
+        BadInput: They are complete and of other settings or domains, which preparing would refuse.
     """
     try:
         prepared = PreparedData.open(recipe.prepared_folder)
     except (BadInput, OSError):  # none, unfinished, or not ours: preparing says what is wrong
         return None
-    settings = {
-        "sequence_length": recipe.data.sequence_length,
-        "validation_blocks": recipe.data.validation_blocks,
-    }
-    same = (
-        settings.items() <= prepared.identity["settings"].items()
-        and prepared.document_format == document_format(recipe)
-        and prepared.domains.keys() == {source.name for source in sources}
-        and all(_can_be_of(source, prepared) for source in sources)
+    if different := identity_differences(prepared.identity, _known_identity(recipe, sources)):
+        raise BadInput(mismatch_message(prepared.folder, different))
+    same = prepared.document_format == document_format(recipe) and all(
+        _can_be_of(source, prepared) for source in sources
     )
     return prepared if same else None
 
 
+def _known_identity(recipe: Recipe, sources: Sequence[DomainSource]) -> Identity:
+    """What identifies prepared data, as far as the recipe says it."""
+    return {
+        "settings": {
+            "sequence_length": recipe.data.sequence_length,
+            "validation_blocks": recipe.data.validation_blocks,
+            "special_tokens": recipe.data.special_tokens,
+        },
+        "domains": {
+            source.name: {
+                "text_field": source.text_field,
+                "where": json.loads(json.dumps(dict(source.where), default=str)),
+                "trained": source.trained,
+            }
+            for source in sources
+        },
+    }
+
+
 def _can_be_of(source: DomainSource, prepared: PreparedData) -> bool:
-    """Whether prepared data can be of a domain, as far as its settings and names say."""
+    """Whether prepared data can be of a domain, as far as the names of its text say."""
     saved, places = prepared.identity["domains"][source.name], prepared.places[source.name]
     return (
-        saved.get("text_field") == source.text_field
-        and saved.get("trained", True) == source.trained
-        and ("order" in saved) == source.in_order
-        and saved.get("where") == json.loads(json.dumps(dict(source.where), default=str))
+        ("order" in saved) == source.in_order
         and _is_same_name(source.source, places["source"])
         and _is_same_name(source.validation, places["validation"])
     )

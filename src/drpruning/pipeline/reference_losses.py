@@ -10,9 +10,8 @@ from rich.table import Table
 from drpruning.common.console import Reporter, make_table
 from drpruning.common.errors import BadInput
 from drpruning.data import PreparedData, tokenizer_digest
-from drpruning.models.files import read_config
-from drpruning.models.inspect import SOURCE_FIELD, check_weights, shape_of
-from drpruning.models.tokenizer import check_tokenizer, vocabulary
+from drpruning.models.inspect import SOURCE_FIELD, check_model
+from drpruning.models.tokenizer import vocabulary
 from drpruning.recipe import Recipe, ReferenceModels
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 
@@ -39,12 +38,9 @@ def check_reference_models(models: ReferenceModels, source: str) -> dict[str, in
     tokens = vocabulary(source, SOURCE_FIELD)
     sizes: dict[str, int] = {}
     for model in models.models:
-        shape = shape_of(read_config(model, FIELD), f"{FIELD}: {model}")
-        check_tokenizer(model, shape, FIELD)
-        check_weights(model, shape, FIELD)
+        size = check_model(model, FIELD).num_parameters()
         if None not in (tokens, own := vocabulary(model, FIELD)) and tokens != own:
             raise _other_tokenizer(model)
-        size = shape.num_parameters()
         for other, other_size in sizes.items():
             if size == other_size:
                 raise BadInput(

@@ -134,10 +134,8 @@ class Run:
         self.recipe = self.plan.recipe
         if self.recipe.model.source is None:
             raise BadInput("model.source: missing; a shape alone can be planned, not trained")
-        estimated = repetition_warnings(self.plan.domains)  # counted once the data are prepared
         for warning in self.plan.warnings:
-            if warning not in estimated:
-                self.reporter.warn(warning)
+            self.reporter.warn(warning)
         self._check_loadable()
         self.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
         if not self.accelerator.is_main_process:

@@ -131,10 +131,7 @@ def run_folders(folders: Iterable[Path]) -> list[Path]:
     """
     found = []
     for folder in folders:
-        is_model = (
-            folder / "config.json"
-        ).is_file()  # a recipe.yaml beside it is another program's
-        recipe = None if is_model else saved_recipe(folder)
+        recipe = saved_recipe(folder) if RunFolder(folder).has_recipe else None
         if recipe is None or recipe.model.targets is None:
             found.append(folder)
             continue

@@ -1,10 +1,10 @@
 """Shapes that Transformers computes but other software does not. Importable without torch.
 
-Each entry was seen with the versions in docs/clients.md; tests/clients compares this table with
+Each entry was seen with the versions in docs/clients.md; tests/clients compares those on heads with
 what the programs themselves do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from drpruning.pruning.shapes import ModelShape
@@ -25,6 +25,7 @@ _HEADS_FILL: Mapping[str, Mapping[str, str]] = {
 model in which it is not."""
 BLOCKS = {
     32: "llama.cpp leaves the weights that read it unquantized",
+    64: "bitsandbytes' nf4 fails or computes wrong numbers on a CPU from the weights that read it",
     256: "llama.cpp replaces k-quants (Q4_K_M) of the weights that read it by larger types",
 }
 """Multiple that quantized weights need along their input -> what follows where it is none."""
@@ -80,6 +81,33 @@ def new_limits(source: ModelShape, target: ModelShape) -> list[ClientLimit]:
     """The rules that a target breaks and the source, which people could use, does not."""
     known = client_limits(source)
     return [limit for limit in client_limits(target) if limit not in known]
+
+
+def attention_by_index(source: ModelShape, layers: Sequence[int] | None = None) -> str | None:
+    """Say what follows where sliding and full attention do not take turns any more (Gemma 2).
+
+    Args:
+        source: the model that is cut.
+        layers: those that stay; absent: any that a target of fewer layers may keep.
+
+    Returns:
+        None where the kinds of layers stay in turn.
+    """
+    period = source.family.layer_period
+    if layers is None:
+        in_turn = period == source.layer_period
+        problem = (
+            f"with {source.num_layers} layers in the source, single ones are cut, and sliding and "
+            "full attention may not take turns any more"
+        )
+    else:
+        in_turn = all(layer % period == place % period for place, layer in enumerate(layers))
+        problem = (
+            "sliding and full attention do not take turns in the layers that stay "
+            f"({', '.join(map(str, layers))})"
+        )
+    clients = "llama.cpp and Transformers before 4.53 take a layer's attention from its index"
+    return None if in_turn else f"{problem}: {clients} and would compute something else"
 
 
 def _widths(shape: ModelShape) -> dict[str, int]:

@@ -34,7 +34,7 @@ REFUSED_BY_CLIENTS = 25.0
 """The cost of what other software cannot load or quantize although it could the source: more than
 any proportion costs, less than a miss of the budget beyond `TOLERANCE`."""
 NOT_QUANTIZED_BEST = 0.25
-"""The cost of a width that only larger quantized types take: that of 0.25% of the budget."""
+"""The cost of a width for each larger block that it does not fill: that of 0.25% of the budget."""
 DEPTHS_APART = 0.1
 """Proposals of one hidden size differ in depth by more than this share of the source's."""
 
@@ -236,9 +236,9 @@ class _Search:
     def _block_cost(self, width: int, sources: int) -> float:
         """The cost of a width that quantized blocks do not divide, where they do the source's."""
         broken = [size for size in BLOCKS if width % size and not sources % size]
-        if not broken:
-            return 0.0
-        return REFUSED_BY_CLIENTS if min(BLOCKS) in broken else NOT_QUANTIZED_BEST
+        if min(BLOCKS) in broken:
+            return REFUSED_BY_CLIENTS
+        return NOT_QUANTIZED_BEST * len(broken)
 
     def _heads_cost(self, hidden: int, heads: int, groups: int) -> float:
         source = self.source

@@ -9,6 +9,7 @@ _FREE = {
     "parallelism", "rank_timeout", "skip_limit",
 }  # fmt: skip
 _ORIGIN = {"like", "params"}
+_OF_FILES = {"dtype", "max_shard_size"}
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
@@ -18,8 +19,7 @@ def fixed_settings(recipe: Recipe) -> dict[str, Any]:
         exclude={
             "output": True,
             "model": {
-                "dtype": True,
-                "max_shard_size": True,
+                **dict.fromkeys(_OF_FILES, True),
                 "target": _ORIGIN,
                 "targets": {"__all__": _ORIGIN},
             },
@@ -27,6 +27,11 @@ def fixed_settings(recipe: Recipe) -> dict[str, Any]:
             "training": _FREE,
         },
     )
+
+
+def written_as(recipe: Recipe) -> dict[str, Any]:
+    """How models are written, which may change as long as one is still to be written."""
+    return {"model": recipe.model.model_dump(mode="json", include=_OF_FILES)}
 
 
 def differences(current: Any, saved: Any, place: str = "") -> list[str]:

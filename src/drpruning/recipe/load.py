@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from drpruning.common.errors import BadInput, shown
+from drpruning.recipe.paths import expand_path
 from drpruning.recipe.scheduling import DEFAULTS, Scheduling, Start
 from drpruning.recipe.schema import Recipe
-from drpruning.recipe.section import expand_path
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import parse_yaml, read_yaml
 

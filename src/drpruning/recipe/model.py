@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, PositiveInt, field_validator, model_validator
 
-from drpruning.common.files import FOLDER_NAME, HUB_REVISION
-from drpruning.recipe.section import PathText, Section, first_twin
+from drpruning.common.files import FOLDER_NAME
+from drpruning.common.hub import HUB_REVISION
+from drpruning.recipe.paths import PathText
+from drpruning.recipe.section import Section, first_twin
 
 DIMENSIONS = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
 """The dimensions that a target can name."""

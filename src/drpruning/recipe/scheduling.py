@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
+from drpruning.recipe.paths import PathText
 from drpruning.recipe.section import (
     SHARES_TOLERANCE,
     Fraction,
     NonNegativeFloat,
-    PathText,
     PositiveFloat,
     Section,
     Share,

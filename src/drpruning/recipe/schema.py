@@ -13,14 +13,13 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from drpruning.common.errors import shown
 from drpruning.common.files import FOLDER_NAME
 from drpruning.recipe.model import ModelSection
+from drpruning.recipe.paths import IN_A_FILE, PathText
 from drpruning.recipe.phases import Phase, Pretrain, Prune
 from drpruning.recipe.scheduling import Scheduling
 from drpruning.recipe.section import (
-    IN_A_FILE,
     SHARES_TOLERANCE,
     Count,
     NonNegativeFloat,
-    PathText,
     PositiveFloat,
     Section,
     first_twin,

@@ -1,17 +1,25 @@
 """A run folder: the paths in it, and whether a recipe may use it."""
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drpruning.common.errors import BadInput, FolderLocked
-from drpruning.common.files import LOCK_FILE, check_folder, missing_folders, remove_empty
+from drpruning.common.files import (
+    LOCK_FILE,
+    atomic_write,
+    check_folder,
+    missing_folders,
+    remove_empty,
+)
 from drpruning.data import DomainSource
 from drpruning.recipe import Recipe, load_recipe, parse_recipe, read_values
-from drpruning.recipe.changes import differences, fixed_settings
-from drpruning.recipe.section import escape_path
+from drpruning.recipe.changes import differences, fixed_settings, written_as
+from drpruning.recipe.paths import escape_path
 
 PLAN_FILE = "plan.json"
 SOURCE, PRUNED, MODEL = "source", "pruned", "model"
@@ -32,6 +40,11 @@ class RunFolder:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether there is a recipe of a run; other programs write one beside a model."""
+        return self.recipe.is_file() and not (self.path / "config.json").is_file()
 
     @property
     def sessions(self) -> Path:
@@ -204,7 +217,8 @@ def check_output(recipe: Recipe, saved: Recipe | None) -> None:
     may all settings of a phase that has not begun. Before the first phase has begun, only the
     prepared data are fixed (preparing compares them), and the model once it is measured. With
     `training.checkpoint.accept_changes` everything may differ but the model, the phases that are
-    finished, and all settings once every phase is.
+    finished, what the state of the policy in a checkpoint is of, and all settings once every phase
+    is finished.
 
     Args:
         recipe: The run to be.
@@ -246,14 +260,15 @@ def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
         state, action = "holds the run of another recipe", "resume"
     text = (
         f"output: {files.path} {state} ({'; '.join(changes[:5])}); {action} that one with "
-        f"`drprune run {files.recipe}`, or write another output (with data.prepared: "
-        f"{prepared} nothing is prepared again)"
+        f"`drprune run {shlex.quote(str(files.recipe))}`, or write another output"
     )
+    if not any(change.startswith(("data.", "model.tokenizer")) for change in changes):
+        text += f" (with data.prepared: {prepared} nothing is prepared again)"
     if "pretrain" in done and any(change.startswith("pretrain.") for change in changes):
         text += (
             f"; to train its model further, write there model.source: {model}, no "
             f"model.target and no prune, and scheduling.start: {start}, which `drprune "
-            f"export-schedule {files.path}` makes"
+            f"export-schedule {shlex.quote(str(files.path))}` makes"
         )
     return text
 
@@ -292,10 +307,21 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
         fixed = _measured_settings(RunFolder(folder))
         return [change for change in changes if change.startswith(fixed)]
     done = finished_phases(saved, folder).keys()
-    if recipe.training.checkpoint.accept_changes and not recipe.phases.keys() <= done:
+    if recipe.phases.keys() <= done:  # no model is left that could be written otherwise
+        return changes + differences(written_as(recipe), written_as(saved))
+    if recipe.training.checkpoint.accept_changes:
         fixed_parts = {"model", *done}
         changes = [line for line in changes if line.split(" ")[0].split(".")[0] in fixed_parts]
+        if any(any(RunFolder(folder).checkpoints.glob(f"{phase}-*")) for phase in begun - done):
+            changes += differences(_state_settings(recipe), _state_settings(saved))
     return changes
+
+
+def _state_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the state of a policy, and so a checkpoint, is of."""
+    trained = sorted(recipe.initial_ratio)
+    policy = recipe.scheduling.policy
+    return {"scheduling": {"policy": policy}, "data": {"domains above share 0": trained}}
 
 
 def _measured_settings(files: RunFolder) -> tuple[str, ...]:
@@ -361,24 +387,42 @@ def _lies_in(place: str, folder: str) -> bool:
 
 @contextmanager
 def rollback_on_error(folder: Path) -> Iterator[None]:
-    """Remove what a block has written to begin a run, if it fails before there is a result.
+    """Take back what a block has written to begin or resume a run, if it fails before it does so.
 
-    Then what was wrong can be corrected, in the recipe too, and the same folder be used. Prepared
-    data stay.
+    Then what was wrong can be corrected, in the recipe too, and the same folder be used; the
+    recipe.yaml of a run that was not resumed says what was run before. Prepared data stay.
     """
     missing = missing_folders(folder)
     before = set() if missing else {path.name for path in folder.iterdir()}
+    file = RunFolder(folder).recipe
+    recipe = file.read_text(encoding="utf-8") if file.is_file() else None
+    computed = _computed(folder)
     try:
         yield
     except FolderLocked:
         raise
     except (BadInput, OSError):
         now = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if _NAMES.recipe.name not in before and now <= _BEGINNING | {_NAMES.data.name}:
+        if recipe is not None and _computed(folder) == computed:
+            with suppress(OSError):  # the first error is the one to tell
+                atomic_write(file, recipe)
+        if recipe is None and now <= _BEGINNING | {_NAMES.data.name}:
             for name in (now - before) & _BEGINNING:
                 (folder / name).unlink()
             remove_empty(missing)
         raise
+
+
+def _computed(folder: Path) -> dict[Path, int]:
+    """What a run, or those of several targets, have computed: file -> time of its last change."""
+    places = folder.iterdir() if folder.is_dir() else ()
+    return {
+        path: path.stat().st_mtime_ns
+        for place in places
+        if place.name != _NAMES.data.name
+        for path in (place, *place.rglob("*"))
+        if path.name not in _BEGINNING and path.is_file()
+    }
 
 
 def saved_recipe(folder: Path) -> Recipe | None:

@@ -11,7 +11,7 @@ from drpruning.common.files import parse_json
 from drpruning.common.unknown import Unknown
 from drpruning.data.blocks import MANIFEST_FILE
 from drpruning.pruning import PruningPlan
-from drpruning.recipe.section import expand_path
+from drpruning.recipe.paths import expand_path
 from drpruning.recipe.yaml_io import parse_yaml
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.lines import (

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, check_output_file
 from drpruning.recipe import Start
-from drpruning.recipe.section import escape_path
+from drpruning.recipe.paths import escape_path
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
 from drpruning.runs.folder import RunFolder

@@ -42,7 +42,14 @@ def run_identity(recipe: Recipe, data: PreparedData, phase: str) -> dict[str, An
     """
     settings = fixed_settings(recipe)
     parts = ("scheduling", phase, "training")
-    return {"data": data_identity(data), "recipe": {part: settings[part] for part in parts}}
+    return {
+        "data": data_identity(data),
+        "recipe": {part: settings[part] for part in parts},
+        "domains": {
+            name: {"share": domain.share, "on_exhausted": domain.on_exhausted}
+            for name, domain in recipe.data.domains.items()
+        },
+    }
 
 
 def check_identity(
@@ -71,6 +78,8 @@ def check_identity(
         found += identity_differences(saved["data"], own["data"], part="{} blocks") or [
             "the sources, tokenizer or settings of the prepared data"
         ]
+    if "domains" in saved:
+        found += differences(own["domains"], saved["domains"], "data.domains")
     if "recipe" in saved:
         found += differences(own["recipe"], saved["recipe"])
     if found and not accept:

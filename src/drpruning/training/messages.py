@@ -10,7 +10,7 @@ BROKEN_MODEL = (
     "the model that this phase starts from does not compute finite numbers: check its weights and "
     "its config.json (such as the base of the rotary embedding), or take another model"
 )
-UNTRAINED_EXCESS = 1.0
+FIRST_LOSS_EXCESS = 1.0
 """Nats above the loss of equal shares for all tokens at which an evaluation before training is odd.
 A model that was never trained stands a little above that loss: its logits have a standard deviation
 of about 0.02 x sqrt(hidden size), and half of the variance comes on top (0.8 at 4,096). A trained
@@ -67,15 +67,15 @@ def evaluation_warnings(
         exhausted: Domain -> its rule `on_exhausted`, of those whose data have been read completely.
         vocabulary_size: Entries of the model's vocabulary before any training, None later.
     """
-    untrained = [] if vocabulary_size is None else untrained_text(losses, vocabulary_size)
+    first = [] if vocabulary_size is None else first_loss_text(losses, vocabulary_size)
     lost = {name: loss for name, loss in losses.items() if not math.isfinite(loss)}
     text = ", of ".join(f"{name} is {loss}" for name, loss in lost.items())
     stays = "; the ratio stays as it was" if any(name in ratio for name in lost) else ""
     nonfinite = [f"the validation loss of {text}{stays}"] if lost else []
-    return untrained + nonfinite + exhausted_text(exhausted)
+    return first + nonfinite + exhausted_text(exhausted)
 
 
-def untrained_text(losses: Mapping[str, float], vocabulary_size: int) -> list[str]:
+def first_loss_text(losses: Mapping[str, float], vocabulary_size: int) -> list[str]:
     """The warning about a first loss that no sound model has: no line or one.
 
     The first evaluation of pruning is the source's own, since all masks are open then; that of
@@ -87,7 +87,7 @@ def untrained_text(losses: Mapping[str, float], vocabulary_size: int) -> list[st
     """
     known = [loss for loss in losses.values() if math.isfinite(loss)]
     mean, equal = sum(known) / max(len(known), 1), math.log(vocabulary_size)
-    if mean <= equal + UNTRAINED_EXCESS:
+    if mean <= equal + FIRST_LOSS_EXCESS:
         return []
     line = (
         f"the validation loss before any training is {mean:.2f} on average, and a model that was "

@@ -130,7 +130,8 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     folder = RunFolder(Path(recipe.output))
     with reporter.status(f"loading {recipe.model.reference}"):
         model = load_model(recipe.model.reference, training=recipe.training)
-        origin = _origin(recipe, recipe.model.reference, data, reporter)
+        origin = _origin(recipe, recipe.model.reference)
+        _warn_of_another_tokenizer(origin, recipe, data, reporter)
     target = ModelShape.of(model).pruned_to(**recipe.model.target.dimensions())
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
@@ -172,7 +173,8 @@ def pretrain(
     source = str(folder.pruned) if recipe.prune is not None else recipe.model.reference
     with reporter.status(f"loading {source}"):
         model = load_model(source, training=recipe.training)
-        origin = _origin(recipe, source, data, reporter)
+        origin = _origin(recipe, source)
+        _warn_of_another_tokenizer(origin, recipe, data, reporter)
     if recipe.prune is not None and (rounded := origin.stored_dtype) != torch.float32:
         reporter.warn(
             f"{source}: its weights are rounded to {dtype_name(rounded)}, for the recipe had no "
@@ -197,25 +199,34 @@ def pretrain(
     accelerator.wait_for_everyone()
 
 
-def _origin(recipe: Recipe, source: str, data: PreparedData, reporter: Reporter) -> Origin:
+def _origin(recipe: Recipe, source: str) -> Origin:
     """What the model of a phase takes over from the one that it starts from."""
-    own = recipe.model.tokenizer if source == recipe.model.reference else None  # pruned/ has it
-    origin = Origin.of(source, own)
-    # For some families Transformers 5 has one tokenizer class, whatever the files say. Where the
-    # tokenizer is not the source's, files and config.json meet in the result for the first time.
-    if own is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            origin.write_small_files(Path(folder))
-            digest = ""
-            with suppress(BadInput):  # read as another tokenizer it may have no EOS
-                digest = tokenizer_digest(folder)
-            if digest != data.tokenizer_digest:
-                reporter.warn(
-                    f"model.tokenizer: beside the config.json of {source}, AutoTokenizer of "
-                    f"Transformers {transformers.__version__} reads {own} as "
-                    "another tokenizer; load that of the result with PreTrainedTokenizerFast"
-                )
-    return origin
+    # pruned/ has the tokenizer of the recipe already.
+    return Origin.of(source, recipe.model.tokenizer if source == recipe.model.reference else None)
+
+
+def _warn_of_another_tokenizer(
+    origin: Origin, recipe: Recipe, data: PreparedData, reporter: Reporter
+) -> None:
+    """Warn where Transformers will not read the result's tokenizer as the data were tokenized.
+
+    For some families Transformers 5 has one tokenizer class, whatever the files say. Where the
+    tokenizer is not the source's, its files and the config.json meet in the result for the first
+    time, so they are put side by side before training.
+    """
+    if origin.tokenizer == origin.folder:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        origin.write_small_files(Path(folder))
+        digest = ""
+        with suppress(BadInput):  # read as another tokenizer it may have no EOS
+            digest = tokenizer_digest(folder)
+    if digest != data.tokenizer_digest:
+        reporter.warn(
+            f"model.tokenizer: beside the config.json of {recipe.model.reference}, AutoTokenizer "
+            f"of Transformers {transformers.__version__} reads {recipe.model.tokenizer} as another "
+            "tokenizer; load that of the result with PreTrainedTokenizerFast"
+        )
 
 
 def _save(

@@ -70,7 +70,8 @@ class Trainer(PhaseHooks):
         self.settings, self.training = context.settings, context.training
         self.data, self.folder = context.data, context.folder
         self.accelerator, self.reporter = context.accelerator, context.reporter
-        self.identity, self.untrained = context.identity, context.untrained_reference_loss
+        self.identity = context.identity
+        self.untrained_reference_loss = context.untrained_reference_loss
         self.policy, self.mixture = policy, mixture
         self.device = self.accelerator.device
         self.micro_batches = micro_batches(
@@ -309,7 +310,7 @@ class Trainer(PhaseHooks):
             self._record(
                 EvalPoint,
                 loss=losses,
-                **EvalPoint.decided(decision, self.untrained),
+                **EvalPoint.decided(decision, self.untrained_reference_loss),
                 realised_share=Unknown() if ended is None else ended.realised_share,
                 epochs=self.mixture.epochs,
                 used_up=used_up,

@@ -1,4 +1,4 @@
-"""The small files beside a model's weights: tokenizer, generation settings, licence, model card.
+"""The files beside config.json and weights: tokenizer, generation settings, licence, model card.
 
 A result has them as its source has them. Only `tokenizer_config.json` is rewritten, and only where
 it says what a reader other than Transformers 5 cannot follow. Importable without torch.
@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import HUB_NAME, dumps, read_json_object, split_revision
-from drpruning.models.files import first_line, is_file
+from drpruning.common.files import dumps, read_json_object
+from drpruning.common.hub import HUB_NAME, split_revision
+from drpruning.data.tokenizer_files import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TOKENIZER_FILE
+from drpruning.models.files import not_found, optional_file
 from drpruning.recipe.yaml_io import parse_yaml
 
 GENERATION = "generation_config.json"
 CARD = "README.md"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
-    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
+    TOKENIZER_FILE, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, "added_tokens.json",
     "tokenizer.model*", "spiece.model", "sentencepiece*.model", "vocab.json", "vocab.txt",
     "merges.txt", "*.tiktoken", "tekken.json", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
@@ -44,8 +45,8 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", 
 _LARGEST_CARD = 10_000_000
 
 
-def companion_folder(name: str, field: str) -> Path:
-    """The folder that holds a model's small files: its own, or its snapshot in the Hub's cache.
+def auxiliary_folder(name: str, field: str) -> Path:
+    """The folder with a model's auxiliary files: its own, or its snapshot in the Hub's cache.
 
     Files that the cache lacks are fetched; without a network it is what the cache has.
 
@@ -65,13 +66,10 @@ def companion_folder(name: str, field: str) -> Path:
     try:
         return Path(snapshot_download(hub_name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client has a dozen unrelated error types
-        raise BadInput(
-            f"{field}: {name} is no folder on this machine and not to be had from the Hub "
-            f"({first_line(error)}); give a folder"
-        ) from None
+        raise not_found(name, field, error, "give a folder") from None
 
 
-def copy_companions(model: Path, tokenizer: Path, target: Path) -> None:
+def copy_auxiliary_files(model: Path, tokenizer: Path, target: Path) -> None:
     """Copy a tokenizer's files, and a model's licence and generation settings, byte for byte.
 
     Args:
@@ -116,7 +114,7 @@ def card_metadata(name: str, folder: Path) -> dict[str, Any]:
 
     Args:
         name: The model: a folder, or a name on the Hub.
-        folder: What `companion_folder` found for it.
+        folder: What `auxiliary_folder` found for it.
 
     Returns:
         `base_model`, the nearest ancestor that has a name on the Hub, and the licence, as far as
@@ -153,8 +151,8 @@ def generation_warnings(name: str, field: str) -> list[str]:
     Raises:
         BadInput: The file of these settings is not a JSON object.
     """
-    file = companion_folder(name, field) / GENERATION
-    if not is_file(file, field):
+    file = optional_file(name, GENERATION, field)
+    if file is None:
         return []
     settings = read_json_object(file, field)
     if settings.get("do_sample") is True:
