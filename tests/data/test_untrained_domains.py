@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from drpruning.common.errors import BadInput
 from drpruning.data import DomainSource, PreparedData, check_sources, prepare
-from drpruning.pipeline.preflight import DomainPlan, repetition_warnings
+from drpruning.pipeline.plan_warnings import floor_warning
+from drpruning.pipeline.preflight import DomainPlan, plan_domains, repetition_warnings
 from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import parse_recipe
 
@@ -169,3 +170,25 @@ def test_that_training_ends_early_is_said_whatever_its_rule_is() -> None:
     held = DomainPlan(0.0, 0, 0, True, None, "repeat")
     *_, line = repetition_warnings({"web": trained, "code": trained, "wiki": held})
     assert "600 tokens in all, 1,000 planned, and no domain repeats" in line
+
+
+def test_a_plan_steers_and_counts_the_trained_domains_alone(texts: Path) -> None:
+    recipe = parse_recipe(
+        {
+            "model": {"source": "some/model"},
+            "data": {
+                "root": str(texts),
+                "domains": {
+                    "web": {"source": "web.jsonl", "share": 1.0},
+                    "wiki": {"source": "wiki.jsonl", "share": 0.0},
+                },
+            },
+            "scheduling": {"floor": 1.0},
+            "pretrain": {"steps": 1},
+            "output": "out",
+        }
+    )
+    assert floor_warning(recipe) == [], "one domain has all of the data, whatever its floor"
+    plans = plan_domains(recipe, domain_sources(recipe), None)
+    assert (plans["wiki"].planned, plans["wiki"].available, plans["wiki"].exact) == (0, 0, True)
+    assert plans["web"].available

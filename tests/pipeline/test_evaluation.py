@@ -4,13 +4,15 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from drpruning.data import TokenBlocks
 from drpruning.models import files
 from drpruning.pipeline import evaluation
 from drpruning.report import results_table
@@ -275,6 +277,17 @@ def test_runs_of_several_targets_are_named_one_by_one() -> None:
     assert table.count("parameters") == 1
     assert sorted(evaluated("several/large")) == ["pruned", "source"]
     assert sorted(evaluated("several/small")) == ["model", "pruned", "source"]
+
+
+def test_a_change_of_any_validation_block_shows() -> None:
+    blocks = np.arange(150 * 4, dtype=np.uint16).reshape(150, 4)
+    digests = set()
+    for place in (None, 0, 63, 64, 149):
+        changed = blocks.copy()
+        if place is not None:
+            changed[place, -1] = 7
+        digests.add(perplexity._digest(cast("TokenBlocks", changed)))
+    assert len(digests) == 5
 
 
 def test_models_on_other_validation_text_are_not_ranked(home: Path) -> None:

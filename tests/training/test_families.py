@@ -70,6 +70,9 @@ def test_a_run_from_plan_to_a_model_in_plain_transformers(
     # The last model has the source's type; the one that training goes on from is not rounded.
     assert loaded.dtype == torch.bfloat16
     assert transformers.AutoConfig.from_pretrained(folder / "pruned").dtype == torch.float32
+    for stage in ("pruned", "model"):
+        own = (folder / stage / "tokenizer.json").read_bytes()
+        assert own == (model_folder / "tokenizer.json").read_bytes()
     text = loaded.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=3, do_sample=False)
     assert text.shape[0] == 1
     assert "done already" in drprune("run", recipe)
