@@ -92,6 +92,19 @@ def test_parsed_text_is_what_the_tokenizer_makes_of_it(kind: str, tmp_path: Path
     assert SPECIAL.index("</s>") in expected[0]
 
 
+@pytest.mark.parametrize("special_tokens", ["text", "parse"])
+def test_settings_of_the_tokenizers_file_neither_cut_nor_fill_documents(
+    tmp_path: Path, special_tokens: Any
+) -> None:
+    wanted = DocumentFormat(special_tokens=special_tokens, bos="never", eos="never")
+    core = KINDS["byte_level_bpe"]()
+    plain = save(core, tmp_path / "plain", **NAMES)
+    core.enable_truncation(3)
+    core.enable_padding(pad_id=SPECIAL.index("<pad>"), pad_token="<pad>", length=40)
+    other = save(core, tmp_path / "other", **NAMES)
+    assert encoded(other, WRITTEN, wanted) == encoded(plain, WRITTEN, wanted)
+
+
 def test_a_slow_tokenizer_keeps_text_as_text(tmp_path: Path) -> None:
     ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)

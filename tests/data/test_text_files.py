@@ -77,6 +77,19 @@ def test_text_comes_back_as_it_was_written(tmp_path: Path, kind: str, compressio
     assert read(file) == DIFFICULT
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"text": "one"}\n'), ("a.json", '[{"text": "one"}]'), ("a.txt", "one"),
+        ("a.csv", "text,id\none,1\n"), ("a.tsv", "text\tid\none\t1\n"),
+    ],
+)  # fmt: skip
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, name: str, content: str) -> None:
+    """Spreadsheets put one before the name of the first column."""
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert read(tmp_path / name) == ["one"]
+
+
 def test_a_folder_has_the_documents_of_all_its_files(tmp_path: Path) -> None:
     rng = random.Random(0)
     parts = {}

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from drpruning.common.errors import BadInput
-from drpruning.data import DomainSource, PreparedData, prepare
+from drpruning.data import DomainSource, PreparedData, check_sources, prepare
+from drpruning.pipeline.preflight import DomainPlan, repetition_warnings
 from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import parse_recipe
 
@@ -111,6 +113,14 @@ def test_its_text_is_trained_on_in_no_domain(tokenizer: Path, texts: Path) -> No
     assert data.domains["web"].counts.in_other_validation == 2
 
 
+def test_one_text_may_validate_a_trained_domain_and_be_a_domain_that_is_not(texts: Path) -> None:
+    web, wiki = sources(texts, 0, validation="wiki-val.jsonl")
+    held = str(texts / "wiki-val.jsonl")
+    check_sources([replace(web, validation=held), wiki])
+    with pytest.raises(BadInput, match=r"is the training text of data\.domains\.wiki"):
+        check_sources([replace(web, validation=held), replace(wiki, trained=True)])
+
+
 @pytest.mark.parametrize(
     ("first", "second", "named"),
     [
@@ -151,3 +161,11 @@ def test_messages_name_the_field_that_the_text_is_from(texts: Path, tokenizer: P
         BadInput, match=r"domains\.wiki\.validation: .* is used by data\.domains\.web"
     ):
         run(tokenizer, texts / "data", twice)
+
+
+def test_that_training_ends_early_is_said_whatever_its_rule_is() -> None:
+    """Its rule for exhausted data is `repeat` unless somebody writes another; it has no effect."""
+    trained = DomainPlan(0.5, 500, 300, True, ("prune", 3), "redistribute")
+    held = DomainPlan(0.0, 0, 0, True, None, "repeat")
+    *_, line = repetition_warnings({"web": trained, "code": trained, "wiki": held})
+    assert "600 tokens in all, 1,000 planned, and no domain repeats" in line

@@ -96,6 +96,16 @@ def test_a_model_that_was_replaced_is_measured_anew(home: Path) -> None:
     assert before.path == str(home / "m")
 
 
+def test_an_evaluation_that_names_its_model_by_a_link_is_replaced_too(home: Path) -> None:
+    drprune("evaluate", model("m", 1), "--data", "out")
+    (file,) = (home / "out/evaluation").glob("*.json")
+    (home / "link").symlink_to(home)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"path": str(home / "link/m")}))
+    drprune("evaluate", "m", "--data", "out")
+    assert list((home / "out/evaluation").glob("*.json")) == [file]
+    assert evaluated()["m"].path == str(home / "m")
+
+
 def test_one_name_in_two_folders_is_two_models(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = {"a/x": 1, "b/x": 2}
     for place, seed in seeds.items():
@@ -144,14 +154,15 @@ def test_ways_that_have_no_name_of_their_own(
 
 
 def test_names_that_differ_by_case_alone_do_not_share_a_file(home: Path) -> None:
-    for number, name in enumerate(("models/m", "Models/M", "source", "pruned", "model/model")):
+    places = ("models/m", "Models/M", "models/M", "source", "pruned", "model/model")
+    for number, name in enumerate(places):
         model(name, number)
         drprune("evaluate", name, "--data", "out")
     names = [path.stem.lower() for path in (home / "out/evaluation").glob("*.json")]
-    assert len(names) == len(set(names)) == 5
+    assert len(names) == len(set(names)) == 6
     drprune("evaluate", "out")
     shown = evaluated()
-    assert len(shown) == 6
+    assert len(shown) == 7
     labels = {each.name: name for name, each in shown.items()}
     assert labels["source"] != "source", "another model has been given that name too"
 
@@ -224,7 +235,20 @@ def test_everything_is_checked_before_anything_is_measured(home: Path) -> None:
     (other / "tokenizer.json").write_text(text.replace('"green"', '"orange"'))
     cut = model("cut", 3)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-9])
+    small = model("small", 4)  # with the run's tokenizer, but without rows for all its ids
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
+    weights = load_file(small / "model.safetensors")
+    rows = {
+        name: t[:20] if t.shape[0] == config["vocab_size"] else t for name, t in weights.items()
+    }
+    save_file(
+        {name: tensor.contiguous() for name, tensor in rows.items()},
+        small / "model.safetensors", {"format": "pt"},
+    )  # fmt: skip
     for bad, words in (
+        ("small", "MODEL: the tokenizer in"),
+        ("small", "does not fit the model: its largest id is 26"),
         ("other", "other: its tokenizer is not the one that out was made with"),
         ("cut", "cut/model.safetensors is not a complete safetensors file"),
         ("numbers.jsonl", "numbers.jsonl: neither a run folder nor a model folder"),

@@ -207,6 +207,22 @@ def test_problems_are_named_by_target(
         assert word in message
 
 
+def test_kinds_of_layers_that_a_larger_target_keeps_are_not_known_to_a_plan(
+    recipe_values: dict[str, Any], model_folder: Path
+) -> None:
+    shape = json.loads((model_folder / "config.json").read_text()) | {
+        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 4,
+        "use_sliding_window": True, "sliding_window": 8,
+        "layer_types": ["full_attention", "full_attention", *["sliding_attention"] * 2],
+    }  # fmt: skip
+    targets = {"large": {"num_layers": 3}, "small": {"num_layers": 1}}
+    source = recipe_values["model"]["source"]
+    recipe_values["model"] = {
+        "source": "org/model", "tokenizer": source, "shape": shape, "targets": targets,
+    }  # fmt: skip
+    assert plan_recipe(parse_recipe(recipe_values)).problems == []
+
+
 def test_problem_of_all_targets_is_named_once(recipe_values: dict[str, Any]) -> None:
     recipe_values["data"]["domains"]["numbers"]["source"] = "none.jsonl"
     message = problems(recipe_values, targets={"large": LARGE, "small": SMALL})

@@ -220,6 +220,14 @@ def test_what_the_source_lacks_too_is_no_limit_of_a_target() -> None:
     assert new_limits(source, target) == []
 
 
+def test_a_source_that_is_not_quantized_well_itself_is_cut_in_proportion() -> None:
+    """Where no target could be better than the source, blocks of weights are no reason."""
+    source = shape("llama", 24, 1000, 2730, (10, 10), 100, 32000)
+    best = propose_shapes(source, int(0.4 * source.num_parameters()))[0].shape
+    assert best.num_layers >= 20
+    assert best.num_heads * best.head_dim == best.hidden_size
+
+
 def test_layers_that_alternate_are_proposed_in_pairs() -> None:
     gemma = shape("gemma2", 42, 3584, 14336, (16, 8), 256, 256000, tied_embeddings=True)
     for share in (0.3, 0.6):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from drpruning.recipe import Recipe, load_recipe, parse_recipe
 from drpruning.recipe.paths import escape_path, expand_path
 from drpruning.recipe.yaml_io import dump_yaml
 from drpruning.runs.records import load_run
+from drpruning.runs.schedule_start import next_command
 from helpers.small_runs import FOUND, drprune
 
 DOMAINS = {name: {"source": "x", "share": 1 / 3} for name in ("numbers", "colours", "animals")}
@@ -157,6 +159,14 @@ def test_a_run_lies_in_folders_of_any_name(
     manifest = json.loads((odd / "data/manifest.json").read_text())
     assert load_run(odd / "run").tokenizer == manifest["identity"]["tokenizer"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml", "~odd"]
+
+
+def test_the_command_that_is_shown_for_a_start_means_its_file() -> None:
+    for name in ("start.yaml", "~odd/$DISK/it's.yaml"):
+        (assignment,) = shlex.split(next_command(Path(name)).partition(" --set ")[2])
+        field, _, value = assignment.partition("=")
+        assert field == "scheduling.start"
+        assert Path(expand_path(value)) == Path(name)
 
 
 def test_options_that_no_shell_expands(
