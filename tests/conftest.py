@@ -16,6 +16,8 @@ from helpers.small_recipe import small_recipe
 
 # Tests run side by side, a process a core: threads of torch would only wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Read when huggingface_hub is imported, here and in the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")

@@ -62,7 +62,7 @@ def test_a_matrix_that_differs_in_one_number_is_refused_on_every_road(
     tied: tuple[Path, str, str], place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, head, _ = tied
-    monkeypatch.setattr("drpruning.models.inspect.CHUNK", 48)
+    monkeypatch.setattr("drpruning.models.weight_headers.CHUNK", 48)
 
     def edit(weights: dict[str, Any]) -> dict[str, Any]:
         weights[head].view(-1)[place] += 1e-3
