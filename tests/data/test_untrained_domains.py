@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from drpruning.common.errors import BadInput
 from drpruning.data import DomainSource, PreparedData, check_sources, prepare
+from drpruning.data.sources import HubDataset, resolve
 from drpruning.pipeline.plan_warnings import floor_warning
 from drpruning.pipeline.preflight import DomainPlan, plan_domains, repetition_warnings
 from drpruning.pipeline.prepared import domain_sources
@@ -192,3 +193,10 @@ def test_a_plan_steers_and_counts_the_trained_domains_alone(texts: Path) -> None
     plans = plan_domains(recipe, domain_sources(recipe), None)
     assert (plans["wiki"].planned, plans["wiki"].available, plans["wiki"].exact) == (0, 0, True)
     assert plans["web"].available
+
+
+def test_a_dataset_for_validation_has_one_split_whatever_is_trained_on(texts: Path) -> None:
+    wiki = {"validation": "org/texts", "split": "train[:90%]"}
+    trained, held = (sources(texts, share, **wiki)[1] for share in (0.5, 0))
+    asked = resolve(trained, validation=True)
+    assert asked == resolve(held) == HubDataset("org/texts", None, "validation")
