@@ -91,7 +91,10 @@ def peak(model: LlamaForCausalLM, settings: Training, *, masked: bool, mesh: obj
 
 
 @pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize(("precision", "masked"), [("bf16", False), ("bf16", True), ("fp32", True)])
+@pytest.mark.parametrize(
+    ("precision", "masked"),
+    [("bf16", False), ("bf16", True), pytest.param("fp32", True, marks=pytest.mark.slow)],
+)
 def test_whole_estimate_agrees_with_the_tracker(
     checkpointing: bool, precision: str, masked: bool
 ) -> None:

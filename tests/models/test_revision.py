@@ -186,6 +186,7 @@ def test_files_that_only_one_revision_has_are_of_that_revision(
         check_files("org/tiny@v1.0", "MODEL")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_revision(hub: Path, recipe_values: dict[str, Any], tmp_path: Path) -> None:
     del recipe_values["prune"]
     recipe_values["pretrain"] |= {"steps": 2, "learning_rate": 1e-9}

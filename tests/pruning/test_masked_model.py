@@ -256,6 +256,7 @@ def test_layers_of_alternating_kinds_stay_in_pairs(seed):
     )
 
 
+@pytest.mark.slow
 def test_no_step_after_the_first_ones_compiles_again():
     torch.compiler.reset()
     wrapped = masked(tiny("gemma2", kv_heads=2), **targets_of(VARIANTS["gemma2-grouped"])["all"])

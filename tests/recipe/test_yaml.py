@@ -99,6 +99,7 @@ def test_aliases_may_add_values_up_to_a_bound() -> None:
         parse_yaml(f"{row}b: [{', '.join(['*a'] * (count + 1))}]\n", "t")
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ten_thousand_domains_is_read() -> None:
     domains = "".join(f"    d{i}: {{source: d{i}.jsonl, share: 1e-4}}\n" for i in range(10_000))
     text = (

@@ -37,6 +37,7 @@ def assert_equal_to_the_bit(folder: Path, whole: Path) -> None:
     assert not list(folder.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_killed_run_ends_as_if_nothing_had_happened(
     recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:
