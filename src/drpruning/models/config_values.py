@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from drpruning.common.errors import BadInput, shown
 from drpruning.pruning import ModelShape
+from drpruning.pruning.families import NOT_CAUSAL
 
 LONGEST = 2**31 - 1
 """Positions, at most: they are counted in 32 bits."""
@@ -21,8 +22,6 @@ ACTIVATIONS = frozenset({
 """Transformers' activation functions, without those that have parameters of their own."""
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double")
 """Names of torch's types that a model can be built in."""
-_FLAGS = ("is_encoder_decoder", "is_causal", "use_bidirectional_attention")
-"""Fields that decide whether the model is a causal one, which the text "no" must not."""
 
 
 class _Number(NamedTuple):
@@ -178,7 +177,7 @@ def _refused_words(config: Mapping[str, Any]) -> _Refused:
     for name in ("dtype", "torch_dtype"):
         if (dtype := config.get(name)) is not None and dtype not in _DTYPES:
             yield name, f"one of {', '.join(_DTYPES)}", dtype
-    for name in _FLAGS:
+    for name in NOT_CAUSAL:  # the text "no" must not decide whether the model is a causal one
         if not isinstance(value := config.get(name), bool | None):
             yield name, "true or false", value
 

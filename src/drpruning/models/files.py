@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import is_file, read_json_object
-from drpruning.common.hub import HUB_NAME, split_revision
+from drpruning.common.hub import HUB_NAME, local_file, split_revision
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -265,8 +265,7 @@ def optional_file(name: str, file: str, field: str) -> Path | None:
         BadInput: A folder above it does not let us look.
     """
     if Path(name).is_dir():
-        path = Path(name) / file
-        return path if is_file(path, field) else None
+        return local_file(name, file, field)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -230,14 +230,12 @@ def check_weights(
             )
     family, sizes = shape.family, shape.axis_sizes()
     table = family.full_table(shape.num_layers, shape.switches, tied=shape.tied_embeddings)
-    names = {own_name: family.file_names.get(own_name, own_name) for own_name in table}
     embedding, output = f"{family.embedding}.weight", f"{family.output}.weight"
-    names[output] = family.file_names.get(output, output)
-    head = found.get(names[output])
+    head = found.get(family.file_name(output))
     if head is not None:
         table[output] = family.global_parameters[output]
     for own_name, axes in table.items():
-        parameter, expected = names[own_name], [sizes[axis] for axis in axes]
+        parameter, expected = family.file_name(own_name), [sizes[axis] for axis in axes]
         if parameter not in found:
             raise BadInput(f"{field}: {folder} has no weights for {parameter}")
         if found[parameter].shape != expected:
@@ -245,12 +243,12 @@ def check_weights(
                 f"{field}: {parameter} has shape {found[parameter].shape} in {folder}, where its "
                 f"config.json says {expected}"
             )
-    known = set(names.values())
+    known = set(map(family.file_name, (*table, output)))
     odd = [n for n in found if n not in known and not n.endswith(family.ignored_weights)]
     if odd:
         raise BadInput(f"{field}: {folder} has weights that its config.json lacks: {odd[0]}")
     own_head = head if shape.tied_embeddings else None
-    if own_head is not None and not same_bytes(own_head, found[names[embedding]], field):
+    if own_head is not None and not same_bytes(own_head, found[family.file_name(embedding)], field):
         raise untied_output(name, shape, field)
 
 
@@ -262,8 +260,7 @@ def untied_output(model: str, shape: ModelShape, field: str) -> BadInput:
         shape: Its shape.
         field: The field of the recipe that names the model.
     """
-    output = f"{shape.family.output}.weight"
-    parameter = shape.family.file_names.get(output, output)
+    parameter = shape.family.file_name(f"{shape.family.output}.weight")
     return BadInput(
         f"{field}: {model} has {parameter}, which is not its input embedding, though its "
         "config.json says tie_word_embeddings: true. Transformers 5 computes with that matrix, "

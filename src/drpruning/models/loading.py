@@ -102,7 +102,9 @@ def check_loadable(source: str, field: str) -> None:
     except Exception as error:  # whatever a value in it leads to
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, NotImplementedError) or "meta tensor" in reason:
-            return  # something that the meta device cannot do (rotary scalings that read positions)
+            # The meta device cannot do it (rotary scalings read positions). For the value of a
+            # tensor torch raises a plain RuntimeError, which only its words tell apart.
+            return
         raise BadInput(
             f"{field}: the config.json of {source} does not make a model: {reason}; correct it"
         ) from None

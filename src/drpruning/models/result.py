@@ -151,10 +151,10 @@ def _write_weights(
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    names = ModelShape.of(model).family.file_names
+    family = ModelShape.of(model).family
     # A matrix that is input and output at once comes once, under the input's name, as in published
     # files.
-    tensors = {names.get(n, n): p.detach() for n, p in model.named_parameters()}
+    tensors = {family.file_name(n): p.detach() for n, p in model.named_parameters()}
     outline = {n: torch.empty(p.shape, dtype=dtype, device="meta") for n, p in tensors.items()}
     shards = split_torch_state_dict_into_shards(outline, max_shard_size=max_shard_size)
     metadata = {"format": "pt"}

@@ -126,6 +126,10 @@ class Family:
         }
         return self.global_table(tied=tied) | table
 
+    def file_name(self, parameter: str) -> str:
+        """The name that a parameter has in weight files."""
+        return self.file_names.get(parameter, parameter)
+
     def head_rule(self, switches: Iterable[str]) -> HeadRule:
         """What the configuration demands of hidden size and heads."""
         rules = [self.heads_by_switch[s] for s in switches if s in self.heads_by_switch]
@@ -325,7 +329,7 @@ _FAMILIES = (
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 """`model_type` -> family, for every family that can be pruned."""
-_NOT_CAUSAL = {"is_encoder_decoder": True, "is_causal": False, "use_bidirectional_attention": True}
+NOT_CAUSAL = {"is_encoder_decoder": True, "is_causal": False, "use_bidirectional_attention": True}
 """Fields of a configuration, and the value that makes the model no causal one. Transformers builds
 it all the same; without the causal mask a token sees the one to predict, and no loss says so."""
 
@@ -354,9 +358,9 @@ def family_of(config: Mapping[str, object]) -> Family:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     names = ", ".join(map(str, architectures))
     causal = any("CausalLM" in str(name) or "LMHead" in str(name) for name in architectures)
-    field = next((name for name, value in _NOT_CAUSAL.items() if config.get(name) == value), None)
+    field = next((name for name, value in NOT_CAUSAL.items() if config.get(name) == value), None)
     if field or (architectures and not causal):
-        found = f"a model with {field} {str(_NOT_CAUSAL[field]).lower()}" if field else names
+        found = f"a model with {field} {str(NOT_CAUSAL[field]).lower()}" if field else names
         raise BadInput(
             f"{found} is not a causal language model; give a model whose architecture is one of "
             f"{', '.join(f.architecture for f in FAMILIES.values())}"
