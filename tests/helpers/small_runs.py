@@ -1,5 +1,6 @@
 """Recipes on disk, the command line in process, and what a run has logged."""
 
+import contextlib
 import copy
 import json
 import os
@@ -35,6 +36,13 @@ def drprune(*arguments: str | Path, status: int = 0) -> str:
     assert result.exit_code == status, result.output
     assert "Traceback" not in result.output
     return " ".join(result.output.split())
+
+
+def drprune_in(folder: Path, command: str) -> Path:
+    """Run a command on the recipe.yaml of a folder, from that folder; returns the folder."""
+    with contextlib.chdir(folder):
+        drprune(command, "recipe.yaml")
+    return folder
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:

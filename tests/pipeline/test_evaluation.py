@@ -19,7 +19,7 @@ from drpruning.report import results_table
 from drpruning.runs.records import Evaluation, load_evaluation, load_run
 from drpruning.training import perplexity
 from helpers.damaged_places import RECIPE, Place
-from helpers.small_runs import drprune
+from helpers.small_runs import drprune, drprune_in
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,7 @@ def prepared_place(
 ) -> Path:
     """A place with the run `out`, of which only the data are prepared, and a model."""
     made = Place(tmp_path_factory.mktemp("prepared") / "place", text_folder, model_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made.folder)
-        drprune("prepare", "recipe.yaml")
-    return made.folder
+    return drprune_in(made.folder, "prepare")
 
 
 @pytest.fixture

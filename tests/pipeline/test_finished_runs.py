@@ -8,7 +8,7 @@ import yaml
 
 from drpruning.recipe import load_recipe
 from helpers.damaged_places import RECIPE, Place
-from helpers.small_runs import drprune, evaluations, logged
+from helpers.small_runs import drprune, drprune_in, evaluations, logged
 
 ACCEPT = ("--set", "training.checkpoint.accept_changes=true")
 
@@ -19,21 +19,14 @@ def pruned_place(
 ) -> Path:
     """A place in which the recipe has been prepared and pruned."""
     made = Place(tmp_path_factory.mktemp("pruned") / "place", text_folder, model_folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made.folder)
-        drprune("prune", "recipe.yaml")
-    return made.folder
+    return drprune_in(made.folder, "prune")
 
 
 @pytest.fixture(scope="module")
 def finished_place(tmp_path_factory: pytest.TempPathFactory, pruned_place: Path) -> Path:
     """The same once both phases are finished."""
     folder = tmp_path_factory.mktemp("finished") / "place"
-    shutil.copytree(pruned_place, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        drprune("pretrain", "recipe.yaml")
-    return folder
+    return drprune_in(shutil.copytree(pruned_place, folder), "pretrain")
 
 
 @pytest.fixture

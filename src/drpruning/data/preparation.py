@@ -118,7 +118,7 @@ def _find_text(domains: Sequence[DomainSource], on_progress: Progress | None) ->
     """Find the text of every domain, and report each address before a network is waited for."""
     check_sources(domains)
     for domain in domains:
-        for validation in (False, True)[: 1 + (domain.validation is not None)]:
+        for validation in domain.parts:
             address = resolve(domain, validation=validation)
             if on_progress is not None and isinstance(address, RemoteText):
                 on_progress(f"looking at {address}", 0, 1)

@@ -80,6 +80,11 @@ class DomainSource:
         """Whether `source` is taken in its order, as far as there are blocks to fill."""
         return self.source_field == "validation"
 
+    @property
+    def parts(self) -> tuple[bool, ...]:
+        """What `validation` of `resolve` can be: True too where there is a validation source."""
+        return (False,) if self.validation is None else (False, True)
+
     # Looked for once per object: `dataclasses.replace` gives one that looks again.
 
     @cached_property
@@ -328,7 +333,7 @@ def skipped_lines(domains: Sequence[DomainSource], *, remote: bool = False) -> l
     """
     find, lines = (locate if remote else resolve), []
     for domain in domains:
-        for validation in (False, True)[: 1 + (domain.validation is not None)]:
+        for validation in domain.parts:
             found = find(domain, validation=validation)
             if isinstance(found, TextFiles) and found.skipped:
                 named = domain.validation if validation else domain.source

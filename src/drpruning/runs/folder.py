@@ -283,11 +283,10 @@ def finished_phases(recipe: Recipe, folder: Path) -> dict[str, Path]:
         folder: Where the run lies.
     """
     files = RunFolder(folder)
-    results = {"prune": [files.pruned], "pretrain": [files.model]}
-    if recipe.pretrain is not None:
-        results["prune"].append(files.model)
-    found = {phase: next(filter(Path.is_dir, results[phase]), None) for phase in recipe.phases}
-    return {phase: model for phase, model in found.items() if model is not None}
+    found = {phase: files.result(phase) for phase in recipe.phases}
+    if "prune" in found and "pretrain" in found and not found["prune"].is_dir():
+        found["prune"] = found["pretrain"]
+    return {phase: model for phase, model in found.items() if model.is_dir()}
 
 
 def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
