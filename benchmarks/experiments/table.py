@@ -1,0 +1,94 @@
+"""Print what `run.py` found as Markdown: one row a variant, means over its seeds.
+
+Average perplexity is exp of the mean loss over domains; "worst" the largest loss of a domain,
+"weighted" the mean loss by the recipe's shares, and "behind" the largest loss above the reference
+model's (the model that was pruned, or --behind VARIANT), all in nats. The last column is the mean
+difference of average perplexity to --against, over the seeds that both have, with its standard
+error where there are at least two.
+
+    python benchmarks/experiments/table.py benchmarks/experiments/results/pilot-en7.json
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Print the table of one file of results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--against", default="constant", help="variant to compare with")
+    parser.add_argument("--behind", help="variant whose losses take the source's place")
+    parser.add_argument("--domains", action="store_true", help="losses and shares by domain too")
+    args = parser.parse_args()
+    rows: list[Row] = json.loads(args.results.read_text())
+    if not rows:
+        parser.error(f"{args.results} has no results")
+    reference = (
+        _mean_losses([r for r in rows if r["variant"] == args.behind]) if args.behind else {}
+    )
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    base = {row["seed"]: row for row in rows if row["variant"] == args.against}
+    print(
+        "| variant | seeds | average ppl | worst | weighted | behind | churn | "
+        f"ppl against {args.against} |\n|---|---:|---:|---:|---:|---:|---:|---:|"
+    )
+    for variant in variants:
+        own = [row for row in rows if row["variant"] == variant]
+        print(_line(variant, own, base, reference))
+    if args.domains:
+        _print_domains(rows, variants)
+
+
+def _line(variant: str, own: list[Row], base: dict[int, Row], reference: dict[str, float]) -> str:
+    figures = [figures_of(row, reference) for row in own]
+    mean = {name: fmean(f[name] for f in figures) for name in figures[0]}
+    change = [
+        100 * (math.exp(fmean(r["loss"].values()) - fmean(base[r["seed"]]["loss"].values())) - 1)
+        for r in own
+        if r["seed"] in base
+    ]
+    error = f" ± {stdev(change) / math.sqrt(len(change)):.1f}" if len(change) > 1 else ""
+    against = f"{fmean(change):+.1f}%{error}" if change else ""
+    return (
+        f"| {variant} | {len(own)} | {mean['average']:.2f} | {mean['worst']:.3f} | "
+        f"{mean['weighted']:.3f} | {mean['behind']:.2f} | {mean['churn']:.2f} | {against} |"
+    )
+
+
+def figures_of(row: Row, reference: dict[str, float]) -> dict[str, float]:
+    """The figures of one run; `reference` are the losses to be behind of, else the source's."""
+    loss, shares = row["loss"], row["initial_ratio"]
+    goal = reference or row["source"]
+    return {
+        "average": math.exp(fmean(loss.values())),
+        "worst": max(loss.values()),
+        "weighted": sum(shares[d] * loss[d] for d in loss),
+        "behind": max((loss[d] - goal[d] for d in goal), default=math.nan),
+        "churn": row["churn"],
+    }
+
+
+def _mean_losses(rows: list[Row]) -> dict[str, float]:
+    return {d: fmean(row["loss"][d] for row in rows) for d in rows[0]["loss"]}
+
+
+def _print_domains(rows: list[Row], variants: list[str]) -> None:
+    domains = list(rows[0]["loss"])
+    print(f"\n| loss (share) | {' | '.join(domains)} |\n|---|{'---:|' * len(domains)}")
+    for variant in variants:
+        own = [row for row in rows if row["variant"] == variant]
+        loss = _mean_losses(own)
+        share = {d: fmean(row["share"][d] for row in own) for d in domains}
+        cells = (f"{loss[d]:.3f} ({100 * share[d]:.0f}%)" for d in domains)
+        print(f"| {variant} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
