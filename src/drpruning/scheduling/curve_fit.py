@@ -17,6 +17,10 @@ BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.intp]
 
 HUBER_DELTA = 1e-3
+ALPHA, BETA, OFFSET = 2, 3, 4  # columns of theta, after log A and log E
+# Of log x0, for amounts in units of their range. Far above, the law is an exponential in x; far
+# below, only a point at 0 can tell x0 from 0.
+LOG_OFFSETS = (float(np.log(1e-4)), float(np.log(10.0)))
 
 _BETAS = np.concatenate(
     [
@@ -66,6 +70,11 @@ class Curves:
         """Along which curves P varies [n]."""
         return np.asarray(self.log_p.any(axis=1))
 
+    @property
+    def mixed(self) -> tuple[int, ...]:
+        """Over which columns of theta an interval is mixed."""
+        return (BETA, ALPHA) if self.with_p.any() else (BETA,)
+
     def take(self, rows: IndexArray) -> "Curves":
         """Some of the curves, in this order."""
         return Curves(self.y[rows], self.used[rows], self.log_t[rows], self.log_p[rows])
@@ -77,7 +86,17 @@ class Curves:
 
     def regressors(self, theta: FloatArray) -> dict[int, FloatArray]:  # noqa: ARG002
         """The x [n, m] of columns i of theta in `d falling = -x * falling * d theta[:, i]`."""
-        return {2: self.log_p, 3: self.log_t} if self.with_p.any() else {3: self.log_t}
+        return {ALPHA: self.log_p, BETA: self.log_t} if self.with_p.any() else {BETA: self.log_t}
+
+    def exponents(self, nodes: FloatArray) -> FloatArray:
+        """The logarithm [n, k, m] of the falling part over that at the end, for nodes [n, k, d].
+
+        A node has a value for each of `mixed`, beta's in its logarithm.
+        """
+        exponents = -np.exp(nodes[:, :, :1]) * self.log_t[:, None]
+        if nodes.shape[2] > 1:
+            exponents = exponents - nodes[:, :, 1:] * self.log_p[:, None]
+        return exponents
 
     def bounded(self, theta: FloatArray) -> FloatArray:
         """The nearest parameters that are allowed."""
