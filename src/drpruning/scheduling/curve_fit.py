@@ -98,8 +98,8 @@ class Curves:
             exponents = exponents - nodes[:, :, 1:] * self.log_p[:, None]
         return exponents
 
-    def bounded(self, theta: FloatArray) -> FloatArray:
-        """The nearest parameters that are allowed."""
+    def settled(self, theta: FloatArray, residual: FloatArray) -> FloatArray:  # noqa: ARG002
+        """Parameters for those that a step from where these are the residuals has led to."""
         return theta
 
     def log_amounts(self, theta: FloatArray) -> FloatArray:  # noqa: ARG002
@@ -128,7 +128,7 @@ class Curves:
         size = np.abs(residual)
         inside = np.minimum(size, HUBER_DELTA)
         size -= 0.5 * inside
-        mean: FloatArray = _dot(inside, size) / self.count
+        mean: FloatArray = dot(inside, size) / self.count
         return mean
 
 
@@ -236,7 +236,9 @@ def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArr
     damping = np.ones(len(theta))
     for _ in range(iterations):
         step = np.clip(_step(current, damping), -_MAX_STEP, _MAX_STEP)
-        trial = _Point.at(current.curves, current.curves.bounded(current.theta - step))
+        trial = _Point.at(
+            current.curves, current.curves.settled(current.theta - step, current.residual)
+        )
         gain = current.objective - trial.objective
         better = gain > 0
         done = better & (gain <= _CONVERGED * trial.objective)
@@ -305,18 +307,18 @@ def _step(point: _Point, damping: FloatArray) -> FloatArray:
     gradient = np.zeros((len(damping), count))
     hessian = np.zeros((len(damping), count, count))
     gradient[:, 0] = pulled.sum(axis=1)
-    gradient[:, 1] = irreducible * _dot(pull, curves.used)
+    gradient[:, 1] = irreducible * dot(pull, curves.used)
     hessian[:, 0, 0] = twice.sum(axis=1)
     hessian[:, 0, 1] = irreducible * once.sum(axis=1)
-    hessian[:, 1, 1] = irreducible**2 * _dot(bend, curves.used)
+    hessian[:, 1, 1] = irreducible**2 * dot(bend, curves.used)
     slopes = curves.regressors(point.theta)
     for i, x in slopes.items():
-        gradient[:, i] = -_dot(pulled, x)
-        hessian[:, 0, i] = -_dot(twice, x)
-        hessian[:, 1, i] = -irreducible * _dot(once, x)
+        gradient[:, i] = -dot(pulled, x)
+        hessian[:, 0, i] = -dot(twice, x)
+        hessian[:, 1, i] = -irreducible * dot(once, x)
         for j, other in slopes.items():
             if j <= i:
-                hessian[:, j, i] = _dot(twice, x * other)
+                hessian[:, j, i] = dot(twice, x * other)
     lower = np.tril_indices(count, -1)
     hessian[:, lower[0], lower[1]] = hessian[:, lower[1], lower[0]]
     diagonal = np.arange(count)
@@ -325,6 +327,6 @@ def _step(point: _Point, damping: FloatArray) -> FloatArray:
     return np.asarray(np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], dtype=np.float64)
 
 
-def _dot(x: FloatArray, y: FloatArray) -> FloatArray:
+def dot(x: FloatArray, y: FloatArray) -> FloatArray:
     """Sums over points [b] of the products of two [b, m]."""
     return np.asarray(np.einsum("bm,bm->b", x, y))

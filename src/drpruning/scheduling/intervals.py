@@ -113,13 +113,16 @@ def _weights(curves: Curves, residual: FloatArray) -> FloatArray:
     size = np.where(curves.used > 0, np.abs(residual), np.nan)
     count = curves.count[:, None]
     noise = np.nanmedian(size, axis=1, keepdims=True) / 0.6745 * np.sqrt(count / (count - 3))
-    noise = np.maximum(noise, _SMALLEST_NOISE * np.abs(curves.y).max(axis=1, keepdims=True))
+    smallest = _SMALLEST_NOISE * np.abs(curves.y).max(axis=1, keepdims=True)
+    noise = np.maximum(noise, smallest)
     least = np.where(count < _ENOUGH_TO_JUDGE, np.inf, _OUTLIER * noise)
     weight: FloatArray = np.where(size > least, (least / size) ** 2, curves.used)
     rare = weight.sum(axis=1) >= _REGULAR * curves.count
     weight = np.where(rare[:, None], weight, curves.used)
     r = np.sqrt(weight) * residual
-    correlation = np.sum(r[:, 1:] * r[:, :-1], axis=1) / np.maximum(np.sum(r * r, axis=1), 1e-300)
+    # Rounding errors are correlated too: residuals this small say nothing.
+    judged = curves.count * smallest[:, 0] ** 2 if OFFSET in curves.mixed else 1e-300
+    correlation = np.sum(r[:, 1:] * r[:, :-1], axis=1) / np.maximum(np.sum(r * r, axis=1), judged)
     kept = np.clip(correlation, 0, 0.9)
     weight *= ((1 - kept) / (1 + kept))[:, None]
     return weight

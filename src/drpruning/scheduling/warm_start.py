@@ -16,6 +16,7 @@ from drpruning.scheduling.curve_fit import (
     ALPHAS_BETAS,
     BETA,
     FINAL_ROUND,
+    HUBER_DELTA,
     LOG_OFFSETS,
     OFFSET,
     BoolArray,
@@ -24,6 +25,7 @@ from drpruning.scheduling.curve_fit import (
     FloatArray,
     IndexArray,
     best_of,
+    dot,
     linear_starts,
     refine,
 )
@@ -75,9 +77,23 @@ class WarmCurves(Curves):
         """The curves for a known warm start [n]."""
         return Curves(self.y, self.used, self._log_amounts(log_offset) * self.used, self.log_p)
 
-    def bounded(self, theta: FloatArray) -> FloatArray:
-        """The nearest parameters that are allowed."""
+    def settled(self, theta: FloatArray, residual: FloatArray) -> FloatArray:
+        """Keep x0 within its bounds, and give A and E the values that then fit best.
+
+        A step along the valley of beta and x0 would otherwise have to be short, as A and E follow
+        them on a curve.
+        """
         theta[:, OFFSET] = np.clip(theta[:, OFFSET], *LOG_OFFSETS)
+        falling, _ = self.terms(theta)
+        weight = self.used * HUBER_DELTA / np.maximum(np.abs(residual), HUBER_DELTA)
+        total = weight.sum(axis=1)
+        x_mean, y_mean = dot(weight, falling) / total, dot(weight, self.y) / total
+        xc = (falling - x_mean[:, None]) * weight
+        slope = dot(xc, self.y) / np.maximum(dot(xc, falling), 1e-300)
+        small = 1e-9 * np.abs(y_mean)
+        slope = np.clip(slope, small / x_mean, (y_mean - small) / x_mean)
+        theta[:, 0] += np.log(slope)
+        theta[:, 1] = np.log(np.maximum(y_mean - slope * x_mean, small))
         return theta
 
     def log_amounts(self, theta: FloatArray) -> FloatArray:
