@@ -29,11 +29,12 @@ _BETAS = np.concatenate(
     ]
 ).tolist()
 ALPHAS_BETAS = tuple(itertools.product((-0.5, 0.1, 0.5, 1, 2.5), (-0.5, 0.05, 0.3, 0.7, 1.5, 5)))
-_FIRST_ROUND, _FINALISTS, FINAL_ROUND = 8, 8, 60
+_FIRST_ROUND, _FINALISTS, _FINAL_ROUND = 8, 8, 60
 BEST = 3
 _MAX_STEP = 3.0
 _CONVERGED = 1e-9  # relative gain of a step
 _STUCK = 1e12  # damping
+_LOWER = {count: np.tril_indices(count, -1) for count in (4, 5)}
 _CONSTANT = 1e-4  # P that varies by less than this, relatively, tells nothing of alpha
 
 
@@ -190,7 +191,7 @@ def fit_curves(curves: Curves) -> Fits:
     order = np.argsort(np.where(np.isfinite(objective), objective, np.inf).reshape(n, k), axis=1)
     chosen = (np.arange(n)[:, None] * k + order[:, :_FINALISTS]).ravel()
     domain = domain[chosen]
-    theta, objective = refine(centred.take(domain), theta[chosen], FINAL_ROUND)
+    theta, objective = refine(centred.take(domain), theta[chosen], _FINAL_ROUND)
     theta[:, 0] += theta[:, 2] * mean_p[domain, 0] + theta[:, 3] * mean_t[domain, 0]
     theta = np.column_stack([theta, np.full(len(theta), -np.inf)])
     return best_of(theta.reshape(n, -1, 5), objective.reshape(n, -1))
@@ -319,7 +320,7 @@ def _step(point: _Point, damping: FloatArray) -> FloatArray:
         for j, other in slopes.items():
             if j <= i:
                 hessian[:, j, i] = dot(twice, x * other)
-    lower = np.tril_indices(count, -1)
+    lower = _LOWER[count]
     hessian[:, lower[0], lower[1]] = hessian[:, lower[1], lower[0]]
     diagonal = np.arange(count)
     scale = hessian[:, diagonal, diagonal]

@@ -15,7 +15,6 @@ from drpruning.scheduling.curve_fit import (
     ALPHA,
     ALPHAS_BETAS,
     BETA,
-    FINAL_ROUND,
     HUBER_DELTA,
     LOG_OFFSETS,
     OFFSET,
@@ -32,7 +31,7 @@ from drpruning.scheduling.curve_fit import (
 
 _NODES = 14
 _BETAS = tuple((0.0, b) for b in (-1, -0.2, 0.03, 0.12, 0.25, 0.4, 0.6, 0.9, 1.4, 2.5, 5, 20))
-_FINALISTS = 6
+_FINALISTS, _ROUND = 5, 30
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def fit_warm_curves(curves: WarmCurves) -> Fits:
     middle = curves.x.sum(axis=1) / curves.count
     centred = WarmCurves(curves.y, curves.used, curves.log_t, log_p, curves.x, middle)
     domain = np.repeat(np.arange(n), _FINALISTS)
-    theta, objective = refine(centred.take(domain), _starts(centred), FINAL_ROUND)
+    theta, objective = refine(centred.take(domain), _starts(centred), _ROUND)
     offset = np.exp(theta[:, OFFSET])
     end = np.log((curves.base[domain] + offset) / (middle[domain] + offset))
     theta[:, 0] += theta[:, 2] * mean_p[domain, 0] - theta[:, 3] * end
