@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from drpruning.scheduling.worst_case import (
 )
 
 NO_REFERENCE_YET = "it has no reference loss yet"
+
+Forecasting = Literal["combine", "replace", "never"]
 
 
 class _BallPolicy(ReferencedPolicy):
@@ -170,13 +172,16 @@ class DRPruning(_BallPolicy):
 
     - *Given*: by domain, or the source model's own losses. They stay for the complete phase, and
       `continue_from` hands them over to the next.
-    - *Forecast*: the smallest forecast so far of the loss at the end of training, where no forecast
-      counts for more than the smallest loss seen of a model of final size, or for less than 0. A
-      forecast that cannot be trusted leaves the reference loss where it was; where there was none,
-      that smallest loss stands in until a forecast can be trusted. Before the first forecast the
-      ratio stays where it is.
-    - *Both* (`forecast=True`, the paper's): given until the first forecast, which replaces it and
-      need not be smaller.
+    - *Forecast*, where none are given: the loss that the domain would reach by the end of training,
+      at most the smallest loss seen of a model of final size, and at least 0.
+    - *Both* (`forecast="combine"`): what is given stays, and the excess is the geometric mean of
+      two distances, to the reference loss and to the forecast. How far a domain is behind says
+      where data are wanted; how far it can still get says where they help. A domain that has
+      reached its reference loss, or can get no further, has no claim on data, so that a wrong
+      reference loss or a domain of noise cannot take the data of the others.
+    - *Replaced* (`forecast="replace"`, the paper's): given until the first forecast.
+
+    Before the first forecast the ratio stays where it is if nothing is given.
 
     The defaults are in `DEFAULT_SETTINGS`, the paper's settings in `PAPER_SETTINGS`.
 
@@ -196,9 +201,8 @@ class DRPruning(_BallPolicy):
             first update, which must be at step 0, of the model before anything is removed.
         loss_weight: Weight of a new loss in the moving average of losses, in (0, 1]; 1 takes the
             losses as they are.
-        forecast: Whether forecasts become the reference losses, from `forecast_start` on. By
-            default only where none are given or taken from the source model, by this policy or the
-            phase before it.
+        forecast: What forecasts do from `forecast_start` on, as above: `combine`, `replace`, or
+            `never`, which needs reference losses.
         forecast_at: What a forecast assumes of the rest of training: that every domain gets the
             same share (`equal`) or its share of the reference ratio (`reference`), from a curve
             fitted to the data that the domain itself has had; or that everything continues as it is
@@ -206,8 +210,9 @@ class DRPruning(_BallPolicy):
         transfer: Part of the data of other domains that counts as the domain's own, in [0, 1];
             without effect where `forecast_at` is `present`.
         forecast_start: Share of training before the first forecast.
-        min_quality: Smallest quality (see `LossForecast`) of a forecast that is used, in [0, 1]; 0
-            takes every finite one.
+        min_quality: Smallest quality (see `LossForecast`) of a forecast that becomes a reference
+            loss, in [0, 1]; 0 takes every finite one. One that cannot be trusted leaves the
+            reference loss where it was; where there was none, the smallest loss seen stands in.
         reference_rule: Which of the forecasts so far is the reference loss: the smallest
             (`minimum`, the paper's), the smallest but not below the latest forecast's interval
             (`credible`), or the latest (`latest`).
@@ -235,7 +240,7 @@ class DRPruning(_BallPolicy):
         tau: float = DEFAULT["tau"],
         reference_loss: GivenLosses | None = None,
         loss_weight: float = DEFAULT["loss_weight"],
-        forecast: bool | None = DEFAULT["forecast"],
+        forecast: Forecasting = DEFAULT["forecast"],
         forecast_at: ForecastAt = DEFAULT["forecast_at"],
         transfer: float = DEFAULT["transfer"],
         forecast_start: float = DEFAULT["forecast_start"],
@@ -259,6 +264,9 @@ class DRPruning(_BallPolicy):
         for setting, value in (("reference_start", reference_start), ("delta", delta)):
             if not 0 <= value <= 1:
                 raise BadInput(f"{setting} must lie between 0 and 1, not {value}")
+        if forecast not in get_args(Forecasting):
+            known = ", ".join(get_args(Forecasting))
+            raise BadInput(f"forecast must be one of {known}, not {forecast!r}")
         if not 1 <= bound < math.inf:
             raise BadInput(f"bound must be at least 1, not {bound}")
         self.delta = delta
@@ -280,6 +288,7 @@ class DRPruning(_BallPolicy):
     def _begin(self) -> None:
         """Start a loss history, and forecasts from it."""
         self._history = LossHistory(self._domains, self.loss_weight)
+        self._latest: FloatArray | None = None
         self._forecasts = ForecastReferences(self._domains, self._forecast_settings)
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
@@ -306,7 +315,10 @@ class DRPruning(_BallPolicy):
         about_forecasts: dict[str, Any] = {}
         if self._forecasting and self._forecast_settings.due(step):
             forecast, about_forecasts = self._forecasts.update(
-                self._history, self._references, self._share_forecast_at()
+                self._history,
+                self._references,
+                self._share_forecast_at(),
+                replace=not self._combining,
             )
             for name in about_forecasts["refused"]:
                 if not self._references.known[self._domains.index(name)]:
@@ -316,6 +328,7 @@ class DRPruning(_BallPolicy):
         # Figure 1 of the paper: the ratio is the worst case around the reference ratio as it was,
         # and only then does that move (Eq. 6). So the divergence that is explained is the one that
         # `rho` limited, and not that from where the reference ratio goes now.
+        self._latest = forecast if self._combining else None
         excess = self._follow(losses, unusable)
         ball = self._ball(self._reference_ratio)
         moved = not unusable and step >= self._move_from and self._move_reference_ratio()
@@ -334,10 +347,31 @@ class DRPruning(_BallPolicy):
 
     @property
     def _forecasting(self) -> bool:
-        """Whether forecasts become the reference losses."""
-        if self._forecast is None:
-            return not (self._from_source or self._references.fixed)
-        return self._forecast
+        """Whether forecasts count."""
+        return self._forecast != "never"
+
+    @property
+    def _combining(self) -> bool:
+        """Whether forecasts temper reference losses rather than becoming them."""
+        return self._forecast == "combine" and (self._from_source or self._references.fixed)
+
+    def _excess(self, losses: FloatArray) -> FloatArray:
+        """How far each domain is behind [n], and how much of that it can still make up.
+
+        With reference losses and forecasts it is the geometric mean of the two distances: to the
+        reference loss, and to the loss that the domain would reach. So a domain that has reached
+        its reference loss, or can get no further, has no claim on data, whatever the other says.
+        """
+        behind = super()._excess(losses)
+        if self._latest is None:
+            return behind
+        reachable = np.maximum(losses - self._latest, 0)
+        both = np.sqrt(np.maximum(behind, 0) * reachable)
+        known = np.isfinite(both)
+        # A domain without a forecast is tempered as the others are on average.
+        total = np.maximum(behind, 0)[known].sum()
+        part = both[known].sum() / total if total > 0 else 1.0
+        return np.where(known, both, behind * part)
 
     def _why_no_reference(self) -> str:
         return NO_REFERENCE_YET if self._forecasting else super()._why_no_reference()

@@ -72,7 +72,7 @@ class ForecastReferences:
         self.made = np.zeros(len(domains), dtype=bool)  # a trusted one came in this phase [n]
 
     def update(
-        self, history: LossHistory, references: References, share: FloatArray
+        self, history: LossHistory, references: References, share: FloatArray, *, replace: bool
     ) -> tuple[FloatArray, dict[str, Any]]:
         """Forecast from what was seen so far, and set the reference losses.
 
@@ -80,14 +80,16 @@ class ForecastReferences:
             history: Of this phase, up to the present evaluation.
             references: Those in force; changed in place.
             share: Of each domain in the rest of training, for a counterfactual forecast [n].
+            replace: Whether the forecasts become the reference losses.
 
         Returns:
             The forecasts [n], NaN where there is none, and the fields of `Explanation` about them.
         """
         final = self._settings.final_params if np.isfinite(history.params).any() else None
         fits, amounts = self._fit(history, final, share)
-        losses = history.losses
-        seen = np.where(np.isnan(losses), np.inf, losses)
+        seen = np.where(np.isnan(history.losses), np.inf, history.losses)
+        if self._settings.at != "present":
+            seen[:, : history.peak] = np.inf
         if final is not None:
             seen[:, ~(history.params <= AT_SIZE * final)] = np.inf
         # A model of final size has reached the smallest loss already: a forecast above it would
@@ -96,9 +98,10 @@ class ForecastReferences:
         smallest = seen.min(axis=1)
         forecast = np.clip(fits.forecast, 0, smallest)
         trusted = np.isfinite(forecast) & (fits.quality >= self._settings.min_quality)
-        low = np.where(np.isfinite(fits.low), np.fmin(fits.low, smallest), -np.inf)
-        self._set(references, forecast, low, trusted)
-        self._stand_in(references, smallest, np.isfinite(forecast) & ~trusted)
+        if replace:
+            low = np.where(np.isfinite(fits.low), np.fmin(fits.low, smallest), -np.inf)
+            self._set(references, forecast, low, trusted)
+            self._stand_in(references, smallest, np.isfinite(forecast) & ~trusted)
         explanation = self._explain(history, fits, amounts, trusted, with_params=final is not None)
         return forecast, explanation | self._law(fits, final, share)
 
@@ -116,7 +119,10 @@ class ForecastReferences:
         amounts = own + kappa * (steps - own)
         left = max(end - steps[-1], 0.0)
         at_end = amounts[:, -1] + left * (share + kappa * (1 - share))
-        fits = fit_loss_curves(amounts, history.losses, at_end, params, final, warm_start=True)
+        # Where the learning rate warms up, or masks close, all losses rise at first. More data
+        # does not make a loss rise, so what lies before the top is not on the law's curve.
+        falling = np.where(np.arange(len(steps)) < history.peak, np.nan, history.losses)
+        fits = fit_loss_curves(amounts, falling, at_end, params, final, warm_start=True)
         return fits, amounts
 
     def _set(

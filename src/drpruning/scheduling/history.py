@@ -53,6 +53,12 @@ class LossHistory:
         """Data that each domain had had at each evaluation, in steps' worth [n, m]."""
         return self._columns(self._data)
 
+    @property
+    def peak(self) -> int:
+        """The evaluation at which the mean loss was largest; 0 where none measured every domain."""
+        mean = self.losses.mean(axis=0)
+        return int(np.argmax(np.where(np.isnan(mean), -np.inf, mean)))
+
     def record(
         self, step: int, losses: FloatArray, params: float | None, data: FloatArray
     ) -> FloatArray:

@@ -395,13 +395,17 @@ class ReferencedPolicy(PolicyBase):
 
         Domains without a reference loss are added to `unusable`.
         """
-        excess: FloatArray = losses - self._references.loss
+        excess = self._excess(losses)
         for name, known in self._by_domain(self._references.known.tolist()).items():
             if not known:
                 unusable.setdefault(name, self._why_no_reference())
         if not unusable:
             self._ratio = self._ratio_from(excess)
         return excess
+
+    def _excess(self, losses: FloatArray) -> FloatArray:
+        """How far each domain is from where it should be, in nats [n]."""
+        return losses - self._references.loss
 
     def _why_no_reference(self) -> str:
         """What to say of a domain without a reference loss."""

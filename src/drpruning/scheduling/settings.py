@@ -6,21 +6,21 @@ from typing import Any
 
 DEFAULT_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
-        "rho": 0.1,
+        "rho": 0.5,
         "floor": None,
         "relative_floor": 0.0,
-        "tau": 0.0,
+        "tau": 0.15,
         "loss_weight": 1.0,
-        "forecast": None,
+        "forecast": "combine",
         "forecast_at": "equal",
-        "transfer": 0.1,
+        "transfer": 0.0,
         "forecast_start": 0.2,
-        "min_quality": 0.5,
-        "reference_rule": "minimum",
+        "min_quality": 0.0,
+        "reference_rule": "latest",
         "moving_reference": True,
-        "reference_start": 0.4,
+        "reference_start": 0.1,
         "delta": 0.1,
-        "bound": 2.0,
+        "bound": 7.0,
     }
 )
 """Setting of `DRPruning` -> its default. Only `reference_loss` is not among them: it has none."""
@@ -33,7 +33,7 @@ PAPER_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "relative_floor": 0.0,
         "tau": 0.0,
         "loss_weight": 1.0,
-        "forecast": True,
+        "forecast": "replace",
         "forecast_at": "present",
         "forecast_start": 0.2,
         "min_quality": 0.0,
