@@ -28,9 +28,9 @@ LEVEL = 0.9
 _BOX = {BETA: (np.log(0.02), np.log(6.0)), ALPHA: (-0.25, 2.5), OFFSET: LOG_OFFSETS}
 _ROUNDS = 5
 _REACH = 4.5  # of the grid, in standard deviations
-_COARSE, _FINE = (21, 13), (33, 15)  # nodes of the grid for one exponent, and a side for two
+_COARSE, _FINE = (21, 13, 7), (33, 15, 7)  # nodes on a side of the grid in 1, 2, 3 dimensions
 # Degrees of freedom taken by the line and what is mixed over; by coverage.
-_FITTED = {(BETA,): 2.5, (BETA, ALPHA): 3.4, (BETA, OFFSET): 3.2}
+_FITTED = {(BETA,): 2.5, (BETA, ALPHA): 3.4, (BETA, OFFSET): 2.8, (BETA, OFFSET, ALPHA): 3.7}
 _DRAWS = 32
 _SPREAD = (0.7548776662466927, 0.5698402909980532)  # 1/g and 1/g**2 for g**3 = g + 1
 _OUTLIER = 3.0
@@ -161,7 +161,8 @@ class _Lines:
         best = np.where(valid, errors, np.inf).argmin(axis=1)[:, None]
         node = np.take_along_axis(nodes, best[:, :, None], axis=1)[:, 0]
         A = np.take_along_axis(fall / self.scale, best, axis=1)
-        columns = [np.log(A), np.log(end - A), np.zeros_like(A), np.exp(node[:, :1]), node[:, 1:]]
+        alpha = node[:, 2:] if node.shape[1] > 2 else np.zeros_like(A)
+        columns = [np.log(A), np.log(end - A), alpha, np.exp(node[:, :1]), node[:, 1:2]]
         return np.concatenate(columns, axis=1)
 
     def end_quantiles(self, mass: FloatArray) -> FloatArray:
