@@ -149,7 +149,7 @@ def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
     if scheduling.start is not None and scheduling.start.ratio is not None:
         shares = ", ".join(f"{n} {100 * s:.2f}%" for n, s in scheduling.start.ratio.items())
         given = scheduling.has_reference_loss
-        replaced = {"drpruning": given, "naive_dro": True, "cvar": True}
+        replaced = {"drpruning": given, "naive_dro": True, "cvar": True, "equal": True}
         note = "; the evaluation at step 0 replaces it" if replaced.get(scheduling.policy) else ""
         lines.append(f"first ratio: {shares} (scheduling.start){note}")
     return lines

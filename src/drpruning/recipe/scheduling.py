@@ -40,8 +40,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "naive_dro": _BALL,
     "sheared": {},
     "constant": {},
+    "equal": {},
     "group_dro": {"eta": 0.01},
     "cvar": {"alpha": 0.2},
+    "ado": {},
 }
 """Policy -> its settings and their defaults, those of its class in `drpruning.scheduling`."""
 
@@ -129,9 +131,9 @@ class Start(Section):
 class Scheduling(Section):
     """How the data ratio moves (paper, sections 2.2, 3.1 to 3.3)."""
 
-    policy: Literal["drpruning", "naive_dro", "sheared", "constant", "group_dro", "cvar"] = (
-        "drpruning"
-    )
+    policy: Literal[
+        "drpruning", "naive_dro", "sheared", "constant", "equal", "group_dro", "cvar", "ado"
+    ] = "drpruning"
     """Which rule gives the next ratio."""
     rho: PositiveFloat | None = None
     """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.1."""

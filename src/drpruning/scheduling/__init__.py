@@ -1,6 +1,7 @@
 """Which data next: worst-case ratios, loss forecasts and policies; numpy and scipy only."""
 
-from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
+from drpruning.scheduling.ado import ADO
+from drpruning.scheduling.baselines import Constant, CVaR, Equal, GroupDRO, Sheared
 from drpruning.scheduling.domain_changes import change_domains
 from drpruning.scheduling.dro_policies import FORECAST_START, DRPruning, NaiveDRO
 from drpruning.scheduling.forecast import MIN_POINTS, LossForecast, fit_loss_curves
@@ -10,6 +11,7 @@ from drpruning.scheduling.size_law import SizeLaw, fit_size_law
 from drpruning.scheduling.worst_case import divergence, project_to_bounds, worst_case_ratio
 
 __all__ = [
+    "ADO",
     "FORECAST_START",
     "MIN_POINTS",
     "POLICY_NAMES",
@@ -17,6 +19,7 @@ __all__ = [
     "Constant",
     "DRPruning",
     "Decision",
+    "Equal",
     "Explanation",
     "GroupDRO",
     "LossForecast",

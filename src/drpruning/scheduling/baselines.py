@@ -26,6 +26,30 @@ class Constant(PolicyBase):
         return self._ratio
 
 
+class Equal(PolicyBase):
+    """The same share for every domain throughout, whatever the initial ratio is.
+
+    Args:
+        initial_ratio: Names the domains; a domain's share in it counts for nothing.
+        total_steps: Not used.
+        final_params: Not used.
+    """
+
+    name = "equal"
+
+    def __init__(
+        self,
+        initial_ratio: Mapping[str, float],
+        total_steps: int | None = None,
+        final_params: float | None = None,
+    ) -> None:
+        super().__init__(initial_ratio, total_steps, final_params)
+        self._ratio = self._ratio_from(self._ratio)
+
+    def _ratio_from(self, losses: FloatArray) -> FloatArray:
+        return np.full_like(losses, 1 / len(losses))
+
+
 class GroupDRO(PolicyBase):
     """Exponentiated gradient on the losses: `q_i <- q_i * exp(eta * loss_i)`, normalised.
 
