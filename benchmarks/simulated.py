@@ -247,7 +247,7 @@ def _initial_ratio(rng: np.random.Generator, shape: str, n: int) -> Array:
 def _healthy(rng: np.random.Generator, ratio: Array, evaluations: int) -> World:
     """A world of this initial ratio in which nothing is wrong."""
     n = len(ratio)
-    kappa = rng.uniform(0, 0.3)
+    kappa = 0.3 * rng.uniform(0, 1) ** 2
     transfer = np.full((n, n), kappa)
     if rng.random() < 0.5:
         transfer *= rng.uniform(0, 2, (n, n))
