@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from drpruning.common.unknown import nan_for_null, null_for_nan
+from drpruning.scheduling.decision import Decision
 from drpruning.scheduling.forecast import MIN_POINTS, fit_loss_curves
-from drpruning.scheduling.policy import Decision, Evaluation, PolicyBase
+from drpruning.scheduling.history import LossHistory
+from drpruning.scheduling.policy import Evaluation, PolicyBase
 from drpruning.scheduling.worst_case import FloatArray
 
 # Names and values of the paper, section 3.2 and its released code.
@@ -55,8 +56,7 @@ class ADO(PolicyBase):
 
     def _reset(self) -> None:
         """Start a loss history; averages start from the ratio."""
-        self._steps: list[int] = []
-        self._losses: list[FloatArray] = []
+        self._history = LossHistory(self._domains, loss_weight=1.0)
         self._credit = self._preference = self._mean_preference = self._ratio
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
@@ -66,39 +66,32 @@ class ADO(PolicyBase):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Policy.state_dict`."""
-        columns = np.array(self._losses).reshape(-1, len(self._domains)).T
-        return super().state_dict() | {
+        shares = {
             "credit": self._named(self._credit),
             "preference": self._named(self._preference),
             "mean_preference": self._named(self._mean_preference),
-            "history": {
-                "steps": list(self._steps),
-                "losses": self._by_domain(null_for_nan(column.tolist()) for column in columns),
-            },
         }
+        return super().state_dict() | shares | self._history.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Policy.load_state_dict`."""
         super().load_state_dict(state)
-        self._credit = self._array(state["credit"], "credit")
-        self._preference = self._array(state["preference"], "preference")
-        self._mean_preference = self._array(state["mean_preference"], "mean_preference")
-        history = state["history"]
-        self._steps = list(history["steps"])
-        columns = [[nan_for_null(v) for v in history["losses"][d]] for d in self._domains]
-        self._losses = list(np.array(columns, dtype=np.float64).T)
+        self._credit, self._preference, self._mean_preference = (
+            self._checked_shares(state[name], f"the state's {name}")
+            for name in ("credit", "preference", "mean_preference")
+        )
+        self._history.load_state_dict(state)
 
     def _decide(self, evaluation: Evaluation) -> Decision:
         step = evaluation.step
-        before = self._steps[-1] if self._steps else 0
+        before = self._history.steps[-1] if self._history.steps.size else 0.0
         past = (1 - _CREDIT_WEIGHT) ** (step - before)
         self._credit = past * self._credit + (1 - past) * self._ratio
         if step > before:  # the mean over the steps: this preference held since the update before
             new = (step - before) / step
             self._mean_preference = (1 - new) * self._mean_preference + new * self._preference
-        self._steps.append(step)
-        self._losses.append(evaluation.losses)
-        points = np.isfinite(self._losses)[np.array(self._steps) > 0].sum(axis=0)
+        self._history.record(step, evaluation.losses, evaluation.params, self._data)
+        points = np.isfinite(self._history.losses[:, self._history.steps > 0]).sum(axis=1)
         for name, count in self._by_domain(points.tolist()).items():
             if count < MIN_POINTS:
                 reason = f"it has {count} of the {MIN_POINTS} points that a power law needs"
@@ -120,8 +113,8 @@ class ADO(PolicyBase):
 
     def _speeds(self) -> FloatArray:
         """Fall of each loss per step [n] that its law forecasts; 0 where no fit is finite."""
-        step = float(self._steps[-1])
-        laws = fit_loss_curves(self._steps, np.array(self._losses).T, step)
+        step = self._history.steps[-1]
+        laws = fit_loss_curves(self._history.steps, self._history.losses, step)
         with np.errstate(all="ignore"):
             speed = np.clip(laws.beta, *_EXPONENTS) * laws.A * step**-laws.beta / step
         return np.where(np.isfinite(speed), speed, 0.0)
