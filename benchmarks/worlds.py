@@ -12,7 +12,8 @@ dirichlet), joined by + with what is wrong (noise, duplicates, exhausted, wrong,
 
 The table has, for each policy, the mean difference to the constant ratio in the same worlds in
 nats, with its standard error: mean loss over the domains, worst domain, mean weighted by the
-initial ratio, and the largest loss above the source model's own. Negative is better. Then come the
+initial ratio, and the largest loss above the source model's own. Negative is better. `p90` is the
+90th percentile over the worlds of the difference in the mean loss: how bad it gets. Then come the
 share of worlds in which the policy is better than the constant ratio, and the churn: the mean of
 sum |q_new - q_old| over the evaluations.
 """
@@ -43,6 +44,7 @@ DEFAULT_POLICIES = (
     "sheared",
     "sheared:reference_loss=source",
     "group_dro",
+    "ado",
 )
 
 Job = tuple[World, Sequence[Candidate]]
@@ -82,13 +84,15 @@ def table(results: Sequence[Results], labels: Iterable[str]) -> list[list[str]]:
         return np.array([result[label][figure] for result in results])
 
     better = [f"better: {name}" for name in ("average", "worst", "behind")]
-    rows = [["policy", *FIGURES, *better, "churn"]]
+    rows = [["policy", *FIGURES, "p90", *better, "churn"]]
     for label in labels:
         cells = []
         for figure in FIGURES:
             difference = of(label, figure) - of("constant", figure)
             error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(results) > 1 else 0
             cells.append(f"{difference.mean():+.4f} ± {error:.4f}")
+        difference = of(label, "average") - of("constant", "average")
+        cells.append(f"{np.quantile(difference, 0.9):+.4f}")
         for figure in ("average", "worst", "behind"):
             wins = of(label, figure) < of("constant", figure) - 1e-9
             cells.append(f"{wins.mean():.0%}")

@@ -41,7 +41,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "sheared": {},
     "constant": {},
     "equal": {},
-    "group_dro": {"eta": 0.01},
+    "group_dro": {"eta": 0.1},
     "cvar": {"alpha": 0.2},
     "ado": {},
 }
@@ -162,7 +162,7 @@ class Scheduling(Section):
     bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """The reference ratio stays within 1/bound and bound times the initial one; default 2."""
     eta: PositiveFloat | None = None
-    """Step size in 1/nats (group_dro); default 0.01."""
+    """Step size at an evaluation, in 1/nats (group_dro); default 0.1."""
     alpha: Share | None = None
     """The worst fraction of the data (cvar); default 0.2."""
     handover: Literal["fresh", "continue"] = "fresh"
