@@ -60,9 +60,9 @@ class GroupDRO(PolicyBase):
     with `eta` 0.01. Here there is one step per evaluation, so `eta` is larger. What it does depends
     on `eta` times the number of evaluations. In simulated trainings (`benchmarks/worlds.py`, 20 and
     60 evaluations) a product of 2 was the largest that left the mean loss over the domains within
-    0.02 nats of that under the constant ratio, while the worst domain gained 0.08 to 0.12; a product
-    of 6 gained it 0.17 to 0.22 and cost the mean up to 0.07. The default is 2 for 20 evaluations;
-    with more of them, divide accordingly.
+    0.02 nats of that under the constant ratio, while the worst domain gained 0.08 to 0.12. A
+    product of 6 gained it 0.17 to 0.22 and cost the mean up to 0.07. The default is 2 for 20
+    evaluations; with more of them, divide accordingly.
 
     Args:
         initial_ratio: Share of each domain at the start.
