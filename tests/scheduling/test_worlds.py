@@ -21,11 +21,14 @@ from simulated import STEPS, Candidate, Outcome, World, draw, read_world, run
 WIDE = "rho=0.5,bound=7,reference_start=0.2"
 SETTINGS = pytest.mark.parametrize("settings", ["", WIDE], ids=["default", "wide"])
 ONE_PERCENT = 0.01  # of perplexity
+FEW, SOME, MANY = 6, SOME, 24  # worlds
 
 
 @cache
 def outcomes(kind: str, count: int, spec: str) -> tuple[Outcome, ...]:
-    drawn = (draw(kind, seed, domains=5, evaluations=20) for seed in range(count))
+    # Forecasts take time, so that trainings with them are shorter and fewer.
+    size = {"domains": 4, "evaluations": 10} if count == FEW else {"domains": 5, "evaluations": 20}
+    drawn = (draw(kind, seed, **size) for seed in range(count))
     return tuple(run(world, Candidate.parse(spec)) for world in drawn)
 
 
@@ -47,17 +50,17 @@ def difference(kind: str, count: int, spec: str, figure: str, other: str = "cons
 @pytest.mark.parametrize("kind", ["skewed", "even"])
 def test_the_sources_losses_as_reference_win(kind: str, settings: str) -> None:
     spec = steered(settings, reference_loss="source")
-    assert difference(kind, 24, spec, "average") < -0.02
-    assert difference(kind, 24, spec, "behind") < -0.15
-    assert difference(kind, 24, spec, "worst") < ONE_PERCENT
+    assert difference(kind, MANY, spec, "average") < -0.02
+    assert difference(kind, MANY, spec, "behind") < -0.15
+    assert difference(kind, MANY, spec, "worst") < ONE_PERCENT
 
 
 @SETTINGS
 def test_forecasts_at_an_equal_share_win_with_nothing_given(settings: str) -> None:
     spec = steered(settings, forecast_at="equal")
-    assert difference("skewed", 4, spec, "average") < -0.02
+    assert difference("skewed", FEW, spec, "average") < -0.02
     present = steered(settings, forecast_at="present")
-    assert difference("skewed", 4, spec, "average", present) < -0.02
+    assert difference("skewed", FEW, spec, "average", present) < -0.02
 
 
 # --- what it may lose
@@ -70,7 +73,7 @@ def test_a_bad_domain_or_reference_costs_no_perplexity(
     shape: str, defect: str, settings: str
 ) -> None:
     spec = steered(settings, reference_loss="source")
-    assert difference(f"{shape}+{defect}", 16, spec, "average") < ONE_PERCENT
+    assert difference(f"{shape}+{defect}", SOME, spec, "average") < ONE_PERCENT
 
 
 @SETTINGS
@@ -80,7 +83,7 @@ def test_it_loses_less_than_shearing_with_a_reference_that_no_one_reaches(
 ) -> None:
     kind = f"{shape}+unreachable"
     spec = steered(settings, reference_loss="source")
-    assert difference(kind, 16, "sheared:reference_loss=source", "average", spec) > 0.02
+    assert difference(kind, SOME, "sheared:reference_loss=source", "average", spec) > 0.02
 
 
 # --- the worlds
@@ -207,7 +210,8 @@ def test_the_command_prints_a_table_and_writes_all_outcomes(
         "rho=0.3",
     ]
     policies = ["--policies", "equal", "drpruning:reference_loss=source"]
-    monkeypatch.setattr(sys, "argv", ["worlds.py", *arguments, *policies, "--json", str(file)])
+    others = ["--set", "rho=0.3", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["worlds.py", *arguments, *policies, *others])
     worlds.main()
     printed = capsys.readouterr().out
     assert "## even+noise, 2 worlds" in printed
