@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from drpruning.common.errors import BadInput, shown
 from drpruning.recipe.paths import expand_path
-from drpruning.recipe.scheduling import DEFAULTS, Scheduling, Start
+from drpruning.recipe.scheduling import Start, defaults_of
 from drpruning.recipe.schema import Recipe
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import parse_yaml, read_yaml
@@ -47,9 +47,7 @@ def _drop_defaults(values: dict[str, Any]) -> None:
     """
     scheduling = values.get("scheduling")
     if isinstance(scheduling, dict):
-        policy = scheduling.get("policy", Scheduling.model_fields["policy"].default)
-        defaults = DEFAULTS.get(policy, {}) if isinstance(policy, str) else {}
-        for name, value in defaults.items():
+        for name, value in defaults_of(scheduling).items():
             if name in scheduling and scheduling[name] == value:
                 del scheduling[name]
 
