@@ -52,6 +52,12 @@ def _drop_defaults(values: dict[str, Any]) -> None:
                 del scheduling[name]
 
 
+def _drop_preset(values: dict[str, Any]) -> None:
+    """Take out the name of a set of defaults, which belongs to the policy that was set before."""
+    if isinstance(scheduling := values.get("scheduling"), dict):
+        scheduling.pop("reference", None)
+
+
 def _read_mapping(path: str | Path, label: str, expected: str) -> dict[str, Any]:
     values = read_yaml(path, label)
     if not isinstance(values, dict):
@@ -103,6 +109,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     values = read_values(path)
     if overrides := list(overrides):
         _drop_defaults(values)
+        if any(change.startswith("scheduling.policy=") for change in overrides):
+            _drop_preset(values)
     for assignment in overrides:
         _override(values, assignment)
     start_file = _put_start_in_place(values)

@@ -52,19 +52,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Policy -> its settings and their defaults, those of its class in `drpruning.scheduling`."""
 PAPER: dict[str, Any] = {
     "rho": 0.1,
+    "floor": SMALLEST_REFERENCE,
     "relative_floor": 0.0,
     "tau": 0.0,
     "reference_loss": "none",
+    "loss_weight": 1.0,
     "forecast": True,
     "forecast_start": 0.2,
     "forecast_at": "present",
     "min_quality": 0.0,
     "reference_rule": "minimum",
+    "moving_reference": True,
     "reference_start": 0.4,
+    "delta": 0.1,
     "bound": 2.0,
 }
 """What `reference: paper` puts in place of the defaults of drpruning (arXiv 2411.14055)."""
-_COMPARING = {"drpruning", "naive_dro", "sheared"}
+COMPARING = {"drpruning", "naive_dro", "sheared"}
+"""The policies that compare losses with reference losses."""
 SOURCE_BY_DEFAULT = {name for name, own in DEFAULTS.items() if own.get("reference_loss") == "auto"}
 """The policies that `auto` gives the source model's losses where a model is pruned."""
 
@@ -109,7 +114,9 @@ class ReferenceModels(Section):
 def _reference_loss(value: Any) -> Losses | ReferenceModels | str | None:
     """A word, numbers by domain, or models where a `from_...` names some."""
     words = get_args(ReferenceWord)
-    if value is None or isinstance(value, ReferenceModels) or value in words:
+    if value is None or isinstance(value, ReferenceModels):
+        return value
+    if isinstance(value, str) and value in words:
         return value
     if not isinstance(value, Mapping):
         raise ValueError(
@@ -256,7 +263,7 @@ class Scheduling(Section):
 
     def _check_reference_loss(self, *, prunes: bool) -> None:
         """Refuse reference losses that cannot be, and a policy that lacks those it needs."""
-        if isinstance(self.reference_loss, str) and self.policy not in _COMPARING:
+        if isinstance(self.reference_loss, str) and self.policy not in COMPARING:
             raise ValueError(
                 f"scheduling.reference_loss: the policy {self.policy!r} compares with no reference "
                 "loss; leave it out"
@@ -305,10 +312,11 @@ class Scheduling(Section):
 
     def floors(self, ratio: Mapping[str, float]) -> dict[str, float]:
         """The smallest share of each domain around a reference ratio; 0 without a floor."""
-        smallest = min(ratio.values()) if self.floor == SMALLEST_REFERENCE else self.floor
-        own = self.floor if isinstance(self.floor, dict) else dict.fromkeys(ratio, smallest or 0.0)
-        relative = self.relative_floor or 0.0
-        return {name: max(float(own[name]), relative * share) for name, share in ratio.items()}
+        own, relative = self.floor, self.relative_floor or 0.0
+        if not isinstance(own, dict):
+            smallest = min(ratio.values()) if own == SMALLEST_REFERENCE else own
+            own = dict.fromkeys(ratio, float(smallest or 0))
+        return {name: max(own[name], relative * share) for name, share in ratio.items()}
 
     @property
     def started_reference_loss(self) -> dict[str, float] | None:

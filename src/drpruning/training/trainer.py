@@ -228,7 +228,10 @@ class Trainer(TrainerState):
             raise TrainingError(reason)
         evaluated = time.monotonic()
         count = self.parameter_count()
-        decision = self.policy.update(step=self.step, losses=steered, params=count)
+        # The shares of the batches themselves, which are the same on every rank: counts are whole,
+        # and a domain that is exhausted may get less than its share of the ratio.
+        realised = None if ended is None else ended.realised_share
+        decision = self.policy.update(self.step, steered, params=count, shares=realised)
         self.ratio = broadcast_ratio(decision.ratio)
         decided = time.monotonic()
         if self.accelerator.is_main_process:
@@ -236,7 +239,7 @@ class Trainer(TrainerState):
                 EvalPoint,
                 loss=losses,
                 **EvalPoint.decided(decision, self.untrained_reference_loss),
-                realised_share=Unknown() if ended is None else ended.realised_share,
+                realised_share=Unknown() if realised is None else realised,
                 epochs=self.mixture.epochs,
                 used_up=used_up,
                 parameters=count,
