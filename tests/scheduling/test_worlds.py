@@ -21,7 +21,7 @@ from simulated import STEPS, Candidate, Outcome, World, draw, read_world, run
 WIDE = "rho=0.5,bound=7,reference_start=0.2"
 SETTINGS = pytest.mark.parametrize("settings", ["", WIDE], ids=["default", "wide"])
 ONE_PERCENT = 0.01  # of perplexity
-FEW, SOME, MANY = 6, SOME, 24  # worlds
+FEW, SOME, MANY = 6, 16, 24  # worlds
 
 
 @cache
