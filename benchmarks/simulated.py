@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -88,10 +88,6 @@ class World:
         losses: Array = self.E + self.A * x**-self.beta
         return losses
 
-    def named(self, values: Array) -> dict[str, float]:
-        """Values by domain."""
-        return dict(zip(self.domains, values.tolist(), strict=True))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -117,37 +113,87 @@ class Outcome:
     worst: float
     weighted: float
 
+    @classmethod
+    def of(
+        cls, ratio: Array, source: Array, final: Array, ratios: Array, churn: float
+    ) -> "Outcome":
+        """Work out the figures, given the initial ratio and the source model's losses [n]."""
+        return cls(
+            final=final,
+            ratios=ratios,
+            data=ratios.mean(axis=0),
+            churn=churn,
+            behind=float((final - source).max()),
+            average=float(final.mean()),
+            worst=float(final.max()),
+            weighted=float(ratio @ final),
+        )
+
+
+def follow(
+    policy: Policy,
+    evaluations: int,
+    evaluate: Callable[[int], Array],
+    train: Callable[[Array], None],
+) -> tuple[Array, float]:
+    """Evaluate and train in turn, as the policy decides.
+
+    Args:
+        policy: Made for a training of `STEPS` steps.
+        evaluations: How many; the training between two of them is as long as that after the last.
+        evaluate: Gives the losses [n] at the evaluation of this number.
+        train: Trains at this ratio [n] until the next one.
+
+    Returns:
+        The ratios in force [evaluations, n] and the churn.
+    """
+    before = np.array(list(policy.ratio.values()))
+    ratios, churn = [], 0.0
+    for i in range(evaluations):
+        losses = dict(zip(policy.domains, evaluate(i).tolist(), strict=True))
+        decision = policy.update(STEPS * i // evaluations, losses)
+        ratio = np.array([decision.ratio[d] for d in policy.domains])
+        churn += float(np.abs(ratio - before).sum())
+        train(ratio)
+        ratios.append(ratio)
+        before = ratio
+    return np.array(ratios), churn / evaluations
+
 
 def run(world: World, make: Callable[[World], Policy]) -> Outcome:
     """Train in a world under the policy that `make` builds for it."""
-    policy = make(world)
-    noise = np.random.default_rng([world.seed, 1]).standard_normal(
-        (world.evaluations, len(world.ratio))
-    )
-    before = np.array(list(policy.ratio.values()))
-    data, ratios, churn = np.zeros_like(world.ratio), [], 0.0
-    for i, error in enumerate(noise):
-        losses = world.losses(data) + world.noise * error
-        decision = policy.update(STEPS * i // world.evaluations, world.named(losses))
-        ratio = np.array([decision.ratio[d] for d in world.domains])
-        churn += float(np.abs(ratio - before).sum())
+    shape = (world.evaluations, len(world.ratio))
+    noise = world.noise * np.random.default_rng([world.seed, 1]).standard_normal(shape)
+    data = np.zeros_like(world.ratio)
+
+    def evaluate(i: int) -> Array:
+        return np.asarray(world.losses(data) + noise[i])
+
+    def train(ratio: Array) -> None:
+        nonlocal data
         data = data + ratio / world.evaluations
-        ratios.append(ratio)
-        before = ratio
-    final = world.losses(data)
-    return Outcome(
-        final=final,
-        ratios=np.array(ratios),
-        data=data,
-        churn=churn / world.evaluations,
-        behind=float((final - world.source).max()),
-        average=float(final.mean()),
-        worst=float(final.max()),
-        weighted=float(world.ratio @ final),
-    )
+
+    ratios, churn = follow(make(world), world.evaluations, evaluate, train)
+    return Outcome.of(world.ratio, world.source, world.losses(data), ratios, churn)
 
 
 # --- policies under test --------------------------------------------------------------------------
+
+
+class Setting(Protocol):
+    """What a policy is made from: the domains, their initial ratio, known reference losses."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains."""
+
+    @property
+    def ratio(self) -> Array:
+        """Initial ratio [n]."""
+
+    @property
+    def given(self) -> Mapping[str, Array]:
+        """Reference losses [n] by name."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +224,18 @@ class Candidate:
             settings = {"reference_loss": "trained", **settings}
         return cls(text, name, settings, smoothing)
 
-    def __call__(self, world: World) -> Policy:
+    def __call__(self, world: Setting) -> Policy:
         """Build the policy for a world."""
+
+        def named(values: Array) -> dict[str, float]:
+            return dict(zip(world.domains, values.tolist(), strict=True))
+
         ratio = world.ratio**self.smoothing
         settings = dict(self.settings)
         reference = settings.get("reference_loss")
         if isinstance(reference, str):
-            settings["reference_loss"] = world.named(world.given[reference])
-        return make_policy(self.policy, world.named(ratio / ratio.sum()), STEPS, **settings)
+            settings["reference_loss"] = named(world.given[reference])
+        return make_policy(self.policy, named(ratio / ratio.sum()), STEPS, **settings)
 
 
 def setting_values(pairs: list[str]) -> dict[str, Any]:

@@ -33,7 +33,17 @@ from rich.console import Console
 from rich.progress import track
 
 from drpruning.runs.provenance import commit, versions
-from simulated import DEFECTS, SHAPES, Candidate, World, draw, read_world, run, setting_values
+from simulated import (
+    DEFECTS,
+    SHAPES,
+    Candidate,
+    Outcome,
+    World,
+    draw,
+    read_world,
+    run,
+    setting_values,
+)
 
 FIGURES = ("average", "worst", "weighted", "behind")
 ALL_KINDS = (*SHAPES, *(f"skewed+{defect}" for defect in DEFECTS))
@@ -51,18 +61,16 @@ Job = tuple[World, Sequence[Candidate]]
 Results = dict[str, dict[str, Any]]
 
 
+def figures(outcome: Outcome) -> dict[str, Any]:
+    """What is kept of an outcome."""
+    numbers = {name: getattr(outcome, name) for name in (*FIGURES, "churn")}
+    return {**numbers, "final": outcome.final.tolist(), "data": outcome.data.tolist()}
+
+
 def outcomes(job: Job) -> Results:
     """What every candidate comes to in one world."""
     world, candidates = job
-    found: Results = {}
-    for candidate in candidates:
-        outcome = run(world, candidate)
-        found[candidate.label] = {
-            **{name: getattr(outcome, name) for name in (*FIGURES, "churn")},
-            "final": outcome.final.tolist(),
-            "data": outcome.data.tolist(),
-        }
-    return found
+    return {candidate.label: figures(run(world, candidate)) for candidate in candidates}
 
 
 def simulate(
@@ -106,6 +114,36 @@ def printed(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([header, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *others])
 
 
+def shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments about policies and output."""
+    parser.add_argument("--policies", nargs="+", default=list(DEFAULT_POLICIES))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--seed", type=int, default=0, help="the first one; default 0")
+    parser.add_argument("--json", type=Path, help="where to write all outcomes")
+
+
+def candidates_of(args: argparse.Namespace) -> list[Candidate]:
+    """The policies to compare, the constant ratio first."""
+    more = setting_values(args.settings)
+    return [Candidate.parse(text, more) for text in dict.fromkeys(["constant", *args.policies])]
+
+
+def new_record(args: argparse.Namespace) -> dict[str, Any]:
+    """What a JSON file says of how its outcomes came about."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "versions": versions(),
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+    }
+
+
+def show(title: str, results: Sequence[Results]) -> None:
+    """Print the table of all policies but the constant ratio."""
+    labels = [label for label in results[0] if label != "constant"]
+    print(f"\n## {title}\n\n{printed(table(results, labels))}", flush=True)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,13 +151,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--worlds", type=int, default=100, help="of each kind; default 100")
     parser.add_argument("--kind", nargs="+", default=["skewed"], help="default skewed; all")
     parser.add_argument("--world", type=Path, help="a JSON file of a world, instead of kinds")
-    parser.add_argument("--policies", nargs="+", default=list(DEFAULT_POLICIES))
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--domains", type=int, help="default: 3 to 30, drawn for each world")
     parser.add_argument("--evaluations", type=int, help="default: 20 or 60, drawn for each world")
-    parser.add_argument("--seed", type=int, default=0, help="of the first world; default 0")
     parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
-    parser.add_argument("--json", type=Path, help="where to write all outcomes")
+    shared_arguments(parser)
     return parser.parse_args()
 
 
@@ -133,18 +168,9 @@ def worlds_of(args: argparse.Namespace, kind: str) -> list[World]:
 
 def main() -> None:
     args = parse()
-    more = setting_values(args.settings)
-    candidates = [Candidate.parse(text, more) for text in dict.fromkeys(args.policies)]
-    labels = [candidate.label for candidate in candidates if candidate.label != "constant"]
-    candidates = [Candidate.parse("constant"), *(c for c in candidates if c.label != "constant")]
+    candidates = candidates_of(args)
+    record = new_record(args) | {"kinds": {}}
     kinds = ALL_KINDS if args.kind == ["all"] else args.kind
-    record: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
-        "versions": versions(),
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "kinds": {},
-    }
     progress = Console(stderr=True)
     for kind in [args.world.stem] if args.world is not None else kinds:
         worlds = worlds_of(args, kind)
@@ -154,7 +180,7 @@ def main() -> None:
             {"seed": w.seed, "domains": len(w.ratio), "evaluations": w.evaluations, "outcomes": r}
             for w, r in zip(worlds, results, strict=True)
         ]
-        print(f"\n## {kind}, {len(worlds)} worlds\n\n{printed(table(results, labels))}", flush=True)
+        show(f"{kind}, {len(worlds)} worlds", results)
     if args.json is not None:
         args.json.write_text(json.dumps(record), encoding="utf-8")
 

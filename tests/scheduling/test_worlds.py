@@ -159,8 +159,9 @@ def test_noise_is_the_same_for_every_policy_and_other_in_another_world() -> None
 
         class Spy:
             def __init__(self, given: World) -> None:
-                self.policy = make_policy(name, given.named(given.ratio), STEPS)
-                self.ratio = self.policy.ratio
+                shares = dict(zip(given.domains, given.ratio.tolist(), strict=True))
+                self.policy = make_policy(name, shares, STEPS)
+                self.ratio, self.domains = self.policy.ratio, self.policy.domains
 
             def update(self, step: int, losses: dict[str, float]) -> object:
                 seen.append(list(losses.values()))
