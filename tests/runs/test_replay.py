@@ -65,6 +65,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"policy": "naive_dro"},
     {"policy": "group_dro", "handover": "continue"},
     {"policy": "cvar"},
+    {"policy": "ado"},
     {"policy": "constant"},
 ]
 

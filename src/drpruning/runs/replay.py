@@ -18,7 +18,7 @@ from drpruning.recipe import Recipe, ReferenceModels, Scheduling, load_recipe
 from drpruning.recipe.yaml_io import parse_yaml
 from drpruning.runs.folder import PRUNED, RunFolder
 from drpruning.runs.lines import EvalPoint
-from drpruning.runs.policy import phase_policy
+from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.records import PhaseRecord, RunRecord, load_evaluation, load_phases
 from drpruning.runs.reference_losses import ReferenceLosses
 from drpruning.runs.replay_curves import ReplayCurves
@@ -231,7 +231,7 @@ def _start_policy(
                 f"{RunFolder(Path(recipe.output)).metrics} has none; write --set handover=fresh"
             )
         try:
-            policy.continue_from(ended)
+            hand_over(policy, ended)
         except ValueError as error:
             raise BadInput(f"scheduling.handover: {error}") from None
     return policy

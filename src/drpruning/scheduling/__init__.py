@@ -1,6 +1,7 @@
 """Which data next: worst-case ratios, loss forecasts and policies; numpy and scipy only."""
 
-from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
+from drpruning.scheduling.ado import ADO
+from drpruning.scheduling.baselines import Constant, CVaR, Equal, GroupDRO, Sheared
 from drpruning.scheduling.decision import Decision, Explanation
 from drpruning.scheduling.domain_changes import change_domains
 from drpruning.scheduling.dro_policies import DRPruning, NaiveDRO
@@ -12,6 +13,7 @@ from drpruning.scheduling.size_law import SizeLaw, fit_size_law
 from drpruning.scheduling.worst_case import divergence, project_to_bounds, worst_case_ratio
 
 __all__ = [
+    "ADO",
     "DEFAULT_SETTINGS",
     "MIN_POINTS",
     "PAPER_SETTINGS",
@@ -20,6 +22,7 @@ __all__ = [
     "Constant",
     "DRPruning",
     "Decision",
+    "Equal",
     "Explanation",
     "GroupDRO",
     "LossForecast",

@@ -41,7 +41,7 @@ def change_domains(
     new = {d: float(share) for d, share in initial_ratio.items() if d not in before}
     _check(initial_ratio, before, kept, new, reference_loss or {})
     left = 1 - sum(new.values())
-    for name in ("ratio", "reference_ratio"):
+    for name in ("ratio", "reference_ratio", "credit", "preference", "mean_preference"):
         if name in state:
             total = sum(state[name][d] for d in kept)
             scaled = {d: left * _share(state[name][d], total, len(kept)) for d in kept}

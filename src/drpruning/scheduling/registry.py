@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
+from drpruning.scheduling.ado import ADO
+from drpruning.scheduling.baselines import Constant, CVaR, Equal, GroupDRO, Sheared
 from drpruning.scheduling.dro_policies import DRPruning, NaiveDRO
 from drpruning.scheduling.policy import Policy
 from drpruning.scheduling.settings import PAPER_SETTINGS
 
-_POLICIES = {p.name: p for p in (DRPruning, NaiveDRO, Sheared, Constant, GroupDRO, CVaR)}
+_POLICIES = {
+    policy.name: policy
+    for policy in (DRPruning, NaiveDRO, Sheared, Constant, Equal, GroupDRO, CVaR, ADO)
+}
 POLICY_NAMES = tuple(_POLICIES)
 PRESET = "reference"
 """The option of `make_policy` whose value `paper` makes the paper's settings the defaults."""
@@ -41,7 +45,7 @@ def make_policy(
     """Make the policy of this name with these settings.
 
     Args:
-        name: One of drpruning, naive_dro, sheared, constant, group_dro, cvar.
+        name: One of drpruning, naive_dro, sheared, constant, equal, group_dro, cvar, ado.
         initial_ratio: Share of each domain at the start; sums to 1.
         total_steps: Length of training, in optimizer steps.
         final_params: Number of parameters at the end of training, if it changes.
