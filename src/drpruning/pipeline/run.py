@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +135,8 @@ class Run:
         """
         if self.plan.problems:
             raise BadInput("\n".join(self.plan.problems))
+        if command is not None and self.plan.guessed_shares:
+            self._prepare_first()
         self.recipe = self.plan.recipe
         if self.recipe.model.source is None:
             raise BadInput("model.source: missing; a shape alone can be planned, not trained")
@@ -157,6 +159,21 @@ class Run:
                         atomic_write(self.files.recipe, self.recipe.to_yaml())
                 self.accelerator.wait_for_everyone()
                 yield self
+
+    def _prepare_first(self) -> None:
+        """Prepare the data, which some shares follow from, and plan again with these shares.
+
+        Raises:
+            BadInput: With these shares something cannot work.
+        """
+        first = Run(self.recipe)
+        first.plan = replace(self.plan, warnings=[])  # they are said once, with the exact shares
+        with first.session(None):
+            data = first.data
+        self.plan = plan_run(self.recipe)
+        self.data = data
+        if self.plan.problems:
+            raise BadInput("\n".join(self.plan.problems))
 
     def _check_loadable(self) -> None:
         """Find out before the data are prepared, which may take hours."""
