@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from drpruning.report.figures import finite
+from drpruning.report.figure_parts import finite
 from drpruning.report.formats import (
     UNKNOWN,
     consecutive,

@@ -19,7 +19,8 @@ from drpruning.report.decision import (
     skipped_updates,
 )
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figures import Figure, mask_convergence, phase_figures
+from drpruning.report.figure_parts import Figure
+from drpruning.report.figures import mask_convergence, phase_figures
 from drpruning.report.formats import PHASE_TITLES, duration, factor, loss_text, percentage, ranges
 from drpruning.report.own_pages import generator, is_page
 from drpruning.report.table import format_perplexity, results_table

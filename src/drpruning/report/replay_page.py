@@ -16,7 +16,7 @@ from drpruning.report.drawing import (
     shorten,
     style,
 )
-from drpruning.report.figures import Figure, drawable, finish
+from drpruning.report.figure_parts import Figure, drawable, finish
 from drpruning.report.formats import PHASE_TITLES, percentage
 from drpruning.report.own_pages import generator
 from drpruning.report.page import render
