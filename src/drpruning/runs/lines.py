@@ -113,6 +113,7 @@ class EvalPoint(Line):
     reference_loss: Numbers
     forecast: Numbers
     excess: Numbers
+    data: Numbers
     explanation: Explained
     realised_share: Numbers
     epochs: Numbers

@@ -18,9 +18,11 @@ def change_domains(
     """Convert a policy's state for another set of domains, to be loaded by a policy made for these.
 
     Domains in both sets keep their loss history and reference loss, and divide what the new ones
-    leave in proportion to their shares so far. A new domain starts with its initial share, no
-    history, and the reference loss given here, or else that of the policy that loads the state; as
-    long as one domain has none, the ratio stays. A removed domain leaves its share to the others.
+    leave in proportion to their shares so far; they also keep the data that they have had. A new
+    domain starts with its initial share, no data and no history, and with the reference loss given
+    here, or else that of the policy that loads the state. As long as one domain has none, the ratio
+    stays; so next to reference losses that are given or the source model's, which forecasts do not
+    replace by default, a new domain needs its own. A removed domain leaves its share to the others.
 
     Args:
         state: What `state_dict` of any policy gave.
@@ -54,13 +56,18 @@ def change_domains(
             known = {d: v for d, v in (state[name] or {}).items() if d in kept}
             added = dict(reference_loss or {}) if name == "reference_loss" else {}
             changed[name] = known | added or None
-    for name in ("has_forecast", "provisional"):
-        if name in state:
-            changed[name] = {d: state[name].get(d, False) for d in initial_ratio}
+    if "reference_origin" in state:
+        origins = {d: v for d, v in (state["reference_origin"] or {}).items() if d in kept}
+        changed["reference_origin"] = origins | dict.fromkeys(reference_loss or {}, "given")
+    if "data" in state:
+        changed["data"] = {d: state["data"].get(d, 0.0) for d in initial_ratio}
+    if "has_forecast" in state:
+        changed["has_forecast"] = {d: state["has_forecast"].get(d, False) for d in initial_ratio}
     if "history" in state:
-        nothing = [None] * len(state["history"]["steps"])
-        losses = state["history"]["losses"]
-        changed["history"]["losses"] = {d: list(losses.get(d, nothing)) for d in initial_ratio}
+        evaluations = len(state["history"]["steps"])
+        for name, before_it in (("losses", None), ("data", 0.0)):
+            values, none = state["history"][name], [before_it] * evaluations
+            changed["history"][name] = {d: list(values.get(d, none)) for d in initial_ratio}
     return changed
 
 

@@ -8,13 +8,18 @@ from drpruning.common.errors import BadInput
 from drpruning.scheduling.baselines import Constant, CVaR, GroupDRO, Sheared
 from drpruning.scheduling.dro_policies import DRPruning, NaiveDRO
 from drpruning.scheduling.policy import Policy
+from drpruning.scheduling.settings import PAPER_SETTINGS
 
 _POLICIES = {p.name: p for p in (DRPruning, NaiveDRO, Sheared, Constant, GroupDRO, CVaR)}
 POLICY_NAMES = tuple(_POLICIES)
+PRESET = "reference"
+"""The option of `make_policy` whose value `paper` makes the paper's settings the defaults."""
 
 
 def policy_settings(name: str) -> tuple[str, ...]:
     """List the names of a policy's settings, which `make_policy` takes as options.
+
+    Those of drpruning include `reference`, the name of a set of defaults.
 
     Raises:
         ValueError: If there is no such policy.
@@ -22,7 +27,8 @@ def policy_settings(name: str) -> tuple[str, ...]:
     if name not in _POLICIES:
         raise BadInput(f"there is no policy {name!r}; choose one of {', '.join(POLICY_NAMES)}")
     parameters = inspect.signature(_POLICIES[name]).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    settings = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return (*settings, PRESET) if name == DRPruning.name else settings
 
 
 def make_policy(
@@ -39,7 +45,8 @@ def make_policy(
         initial_ratio: Share of each domain at the start; sums to 1.
         total_steps: Length of training, in optimizer steps.
         final_params: Number of parameters at the end of training, if it changes.
-        **options: Settings of that policy, see its class.
+        **options: Settings of that policy, see its class. For drpruning also `reference="paper"`:
+            the settings that are not given are then the paper's (`PAPER_SETTINGS`).
 
     Raises:
         ValueError: If the name or an option is not known, or a value is not valid.
@@ -50,4 +57,9 @@ def make_policy(
             f"the policy {name} has no setting {', '.join(unknown)}; "
             f"it has {', '.join(known) or 'none'}"
         )
+    preset = options.pop(PRESET, None)
+    if preset not in (None, "paper"):
+        raise BadInput(f"reference must be paper, or absent, not {preset!r}")
+    if preset == "paper":
+        options = {**PAPER_SETTINGS, **options}
     return _POLICIES[name](initial_ratio, total_steps, final_params, **options)

@@ -1,0 +1,47 @@
+"""The settings of DRPruning: the defaults, and those of the paper."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+DEFAULT_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {
+        "rho": 0.1,
+        "floor": None,
+        "relative_floor": 0.0,
+        "tau": 0.0,
+        "loss_weight": 1.0,
+        "forecast": None,
+        "forecast_at": "equal",
+        "transfer": 0.1,
+        "forecast_start": 0.2,
+        "min_quality": 0.5,
+        "reference_rule": "minimum",
+        "moving_reference": True,
+        "reference_start": 0.4,
+        "delta": 0.1,
+        "bound": 2.0,
+    }
+)
+"""Setting of `DRPruning` -> its default. Only `reference_loss` is not among them: it has none."""
+
+PAPER_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {
+        **DEFAULT_SETTINGS,
+        "rho": 0.1,
+        "floor": None,  # the smallest reference share (section 3.3)
+        "relative_floor": 0.0,
+        "tau": 0.0,
+        "loss_weight": 1.0,
+        "forecast": True,
+        "forecast_at": "present",
+        "forecast_start": 0.2,
+        "min_quality": 0.0,
+        "reference_rule": "minimum",
+        "moving_reference": True,
+        "reference_start": 0.4,
+        "delta": 0.1,
+        "bound": 2.0,
+    }
+)
+"""Setting -> its value in the paper (arXiv 2411.14055, sections 2.2 and 3)."""
