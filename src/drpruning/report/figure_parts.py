@@ -15,6 +15,7 @@ from drpruning.report.drawing import (
     to_svg,
 )
 from drpruning.runs.lines import EvalPoint
+from drpruning.scheduling import Explanation
 
 Numbers = Mapping[str, float]
 
@@ -53,6 +54,19 @@ class Figure:
     title: str
     caption: str
     svg: str
+
+
+def radius(explanation: Explanation) -> float:
+    """How far the ratio could be from the reference ratio at an update.
+
+    That was rho before policies asked for evidence, so logs from then do not name it.
+    """
+    return explanation.rho if math.isnan(explanation.radius) else explanation.radius
+
+
+def radius_is_smaller(explanation: Explanation) -> bool:
+    """Whether the scores gave too little evidence for the largest distance allowed."""
+    return radius(explanation) < explanation.rho * (1 - 1e-9)
 
 
 REFERENCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (5, 2)), "linewidth": 1.0}

@@ -22,6 +22,8 @@ from drpruning.report.figure_parts import (
     is_drawable,
     own_colour,
     present,
+    radius,
+    radius_is_smaller,
     series,
 )
 from drpruning.runs.lines import EvalPoint
@@ -93,6 +95,9 @@ _NOT_UPDATED: dict[str, Any] = {
 }
 
 
+_RHO: dict[str, Any] = {"color": MUTED, "linestyle": "-", "linewidth": 0.6}
+
+
 def steering(phase: PhaseRecord, prefix: str) -> Figure | None:
     """Distance of the ratio from the reference ratio; domains at their floor or with a forecast."""
     points_known = [point for point in phase.evals if _has_distance(point)]
@@ -116,26 +121,36 @@ def steering(phase: PhaseRecord, prefix: str) -> Figure | None:
         axis.yaxis.get_major_locator().set_params(integer=True)
         axis.set_title(title, loc="left")
     skipped = [("ratio not updated", _NOT_UPDATED)] if _not_updated(points_known) else []
-    legend(figure, ("largest distance allowed (rho)", REFERENCE), *skipped)
+    narrowed = any(radius_is_smaller(point.explanation) for point in points_known)
+    limits = (
+        [("largest distance allowed", REFERENCE), ("rho", _RHO)]
+        if narrowed
+        else [("largest distance allowed (rho)", REFERENCE)]
+    )
+    legend(figure, *limits, *skipped)
     return finish(figure, f"{prefix}-steering", "Steering of the ratio", _STEERING_CAPTION)
 
 
 _STEERING_CAPTION = (
-    "Left: how far the ratio is from the reference ratio (chi-square divergence), at most rho. The "
+    "Left: how far the ratio is from the reference ratio (chi-square divergence), at most rho, and "
+    "less where the excess losses differ too little to tell them from noise (scheduling.tau). The "
     "ratio stays nearer where the floors leave no more to move, or where no domain is farther "
     "behind than another."
 )
 
 
 def _has_distance(point: EvalPoint) -> bool:
-    return is_drawable(point.explanation.rho) and is_drawable(point.explanation.divergence)
+    why = point.explanation
+    return all(map(is_drawable, (why.rho, radius(why), why.divergence)))
 
 
 def _draw_distance(axis: Any, evals: Sequence[EvalPoint]) -> None:
     """Draw the divergence of each ratio from its reference ratio, under the largest allowed."""
     steps = [point.step for point in evals]
     used = [point.explanation.divergence for point in evals]
-    allowed = [point.explanation.rho for point in evals]
+    allowed = [radius(point.explanation) for point in evals]
+    if any(radius_is_smaller(point.explanation) for point in evals):
+        axis.plot(steps, [point.explanation.rho for point in evals], gid="rho", **_RHO)
     axis.plot(steps, allowed, gid="radius", **REFERENCE)
     axis.plot(steps, used, gid="divergence", color=INK, **points(used))
     kept = _not_updated(evals)
@@ -145,7 +160,7 @@ def _draw_distance(axis: Any, evals: Sequence[EvalPoint]) -> None:
         gid="not-updated",
         **_NOT_UPDATED,
     )
-    top = max(used + allowed) or 1.0
+    top = max(used + [point.explanation.rho for point in evals]) or 1.0
     axis.set_ylim(-0.04 * top, 1.08 * top)
     axis.set_title("distance from the reference ratio", loc="left")
 
