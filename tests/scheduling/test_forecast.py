@@ -148,7 +148,7 @@ def test_impossible_input_is_refused():
         fit_loss_curves(np.arange(5), y[0], 10)
     with pytest.raises(ValueError, match="does not fit"):
         fit_loss_curves(np.arange(4), y, 10)
-    with pytest.raises(ValueError, match="final_step"):
+    with pytest.raises(ValueError, match="final_amount"):
         fit_loss_curves(np.arange(5), y, 0)
     with pytest.raises(ValueError, match="final_params must be given"):
         fit_loss_curves(np.arange(5), y, 10, np.arange(1, 6))

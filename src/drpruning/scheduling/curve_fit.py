@@ -24,9 +24,9 @@ _BETAS = np.concatenate(
         [0.02, 0.06, 0.12, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2.2, 3.2, 5, 8, 14, 30, 80],
     ]
 ).tolist()
-_ALPHAS_BETAS = tuple(itertools.product((-0.5, 0.1, 0.5, 1, 2.5), (-0.5, 0.05, 0.3, 0.7, 1.5, 5)))
-_FIRST_ROUND, _FINALISTS, _FINAL_ROUND = 8, 8, 60
-_BEST = 3
+ALPHAS_BETAS = tuple(itertools.product((-0.5, 0.1, 0.5, 1, 2.5), (-0.5, 0.05, 0.3, 0.7, 1.5, 5)))
+_FIRST_ROUND, _FINALISTS, FINAL_ROUND = 8, 8, 60
+BEST = 3
 _MAX_STEP = 3.0
 _CONVERGED = 1e-9  # relative gain of a step
 _STUCK = 1e12  # damping
@@ -75,10 +75,22 @@ class Curves:
         kept = (np.arange(self.y.shape[1]) >= first[:, None]) & (self.used > 0)
         return Curves.of(self.y, kept, self.log_t, self.log_p)
 
+    def regressors(self, theta: FloatArray) -> dict[int, FloatArray]:  # noqa: ARG002
+        """The x [n, m] of columns i of theta in `d falling = -x * falling * d theta[:, i]`."""
+        return {2: self.log_p, 3: self.log_t} if self.with_p.any() else {3: self.log_t}
+
+    def bounded(self, theta: FloatArray) -> FloatArray:
+        """The nearest parameters that are allowed."""
+        return theta
+
+    def log_amounts(self, theta: FloatArray) -> FloatArray:  # noqa: ARG002
+        """The logarithm [n, m] of what `-beta` is the exponent of."""
+        return self.log_t
+
     def terms(self, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The falling part [n, m] and the irreducible part [n, 1] of the losses."""
         a, e, alpha, beta = (theta[:, i, None] for i in range(4))
-        exponent = self.log_t * -beta
+        exponent = self.log_amounts(theta) * -beta
         exponent += a
         if self.log_p.any():
             exponent -= alpha * self.log_p
@@ -108,12 +120,25 @@ class Fits:
     Attributes:
         end: Loss at the end [n], the mean over the three best fits.
         objective: Mean Huber loss of the best [n].
-        theta: log A, log E, alpha, beta of the best [n, 4].
+        theta: log A, log E, alpha, beta, log of the warm start (-inf without one) of the best
+            [n, 5].
+        best: The same of the three best [n, 3, 5].
     """
 
     end: FloatArray
     objective: FloatArray
     theta: FloatArray
+    best: FloatArray
+
+    @classmethod
+    def empty(cls, n: int) -> "Fits":
+        """Make room for the fits of n curves."""
+        return cls(np.empty(n), np.empty(n), np.empty((n, 5)), np.empty((n, BEST, 5)))
+
+    def replace(self, rows: IndexArray, new: "Fits") -> None:
+        """Take over other fits in some of the rows."""
+        for name in ("end", "objective", "theta", "best"):
+            getattr(self, name)[rows] = getattr(new, name)
 
 
 def varies(x: FloatArray, used: BoolArray) -> BoolArray:
@@ -137,36 +162,38 @@ def fit_curves(curves: Curves) -> Fits:
         (curves.log_t - mean_t) * curves.used,
         (curves.log_p - mean_p) * curves.used,
     )
-    grid = _ALPHAS_BETAS if curves.with_p.any() else tuple((0.0, b) for b in _BETAS)
+    grid = ALPHAS_BETAS if curves.with_p.any() else tuple((0.0, b) for b in _BETAS)
     k = len(grid)
     domain = np.repeat(np.arange(n), k)
     exponents = np.tile(np.array(grid), (n, 1))
     every = centred.take(domain)
-    theta, objective = refine(every, _starts(every, exponents), _FIRST_ROUND)
+    theta, objective = refine(every, linear_starts(every, exponents), _FIRST_ROUND)
     order = np.argsort(np.where(np.isfinite(objective), objective, np.inf).reshape(n, k), axis=1)
     chosen = (np.arange(n)[:, None] * k + order[:, :_FINALISTS]).ravel()
     domain = domain[chosen]
-    theta, objective = refine(centred.take(domain), theta[chosen], _FINAL_ROUND)
+    theta, objective = refine(centred.take(domain), theta[chosen], FINAL_ROUND)
     theta[:, 0] += theta[:, 2] * mean_p[domain, 0] + theta[:, 3] * mean_t[domain, 0]
-    return _best_of(theta.reshape(n, -1, 4), objective.reshape(n, -1))
+    theta = np.column_stack([theta, np.full(len(theta), -np.inf)])
+    return best_of(theta.reshape(n, -1, 5), objective.reshape(n, -1))
 
 
-def _best_of(theta: FloatArray, objective: FloatArray) -> Fits:
-    """Choose among several fits per curve, theta [n, k, 4] and objective [n, k]."""
+def best_of(theta: FloatArray, objective: FloatArray) -> Fits:
+    """Choose among several fits per curve, theta [n, k, 5] and objective [n, k]."""
     end = np.exp(theta[:, :, 0]) + np.exp(theta[:, :, 1])
     objective = np.where(np.isfinite(end) & np.isfinite(objective), objective, np.inf)
-    order = np.argsort(objective, axis=1, kind="stable")[:, :_BEST]
+    order = np.argsort(objective, axis=1, kind="stable")[:, :BEST]
     objective = np.take_along_axis(objective, order, axis=1)
     end = np.take_along_axis(end, order, axis=1)
     finite = np.isfinite(objective)
     mean_end = np.sum(np.where(finite, end, 0), axis=1) / finite.sum(axis=1)
-    best = theta[np.arange(len(theta)), order[:, 0]]
+    best = np.take_along_axis(theta, order[:, :, None], axis=1)
+    best[~finite] = np.nan
     lost = ~finite[:, 0]
-    mean_end[lost], objective[lost], best[lost] = np.nan, np.nan, np.nan
-    return Fits(mean_end, objective[:, 0], best)
+    mean_end[lost], objective[lost] = np.nan, np.nan
+    return Fits(mean_end, objective[:, 0], best[:, 0].copy(), best)
 
 
-def _starts(curves: Curves, exponents: FloatArray) -> FloatArray:
+def linear_starts(curves: Curves, exponents: FloatArray) -> FloatArray:
     """Find for each pair (alpha, beta) [b, 2] the A and E that fit best, kept positive."""
     alpha, beta = exponents[:, 0, None], exponents[:, 1, None]
     exponent = -alpha * curves.log_p - beta * curves.log_t
@@ -182,7 +209,7 @@ def _starts(curves: Curves, exponents: FloatArray) -> FloatArray:
 
 
 def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArray, FloatArray]:
-    """Improve fits by damped Gauss-Newton steps; returns theta [b, 4] and Huber loss [b]."""
+    """Improve fits by damped Gauss-Newton steps; returns theta [b, 4 or 5] and Huber loss [b]."""
     found = theta.copy()
     reached = np.empty(len(theta))
     active = np.arange(len(theta))
@@ -190,7 +217,7 @@ def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArr
     damping = np.ones(len(theta))
     for _ in range(iterations):
         step = np.clip(_step(current, damping), -_MAX_STEP, _MAX_STEP)
-        trial = _Point.at(current.curves, current.theta - step)
+        trial = _Point.at(current.curves, current.curves.bounded(current.theta - step))
         gain = current.objective - trial.objective
         better = gain > 0
         done = better & (gain <= _CONVERGED * trial.objective)
@@ -210,7 +237,7 @@ def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArr
 
 @dataclass(frozen=True)
 class _Point:
-    """The state of b fits: theta [b, 4], falling part and residual [b, m], objective [b]."""
+    """The state of b fits: theta [b, 4 or 5], falling part and residual [b, m], objective [b]."""
 
     curves: Curves
     theta: FloatArray
@@ -238,7 +265,7 @@ class _Point:
 
 
 def _step(point: _Point, damping: FloatArray) -> FloatArray:
-    """Compute the damped Gauss-Newton step [b, 4] against the gradient.
+    """Compute the damped Gauss-Newton step [b, 4 or 5] against the gradient.
 
     The slopes of the residual are `falling` times 1, -log P and -log T, and the irreducible part;
     the sums over points that gradient and Hessian need are taken one by one, which for so few
@@ -255,14 +282,15 @@ def _step(point: _Point, damping: FloatArray) -> FloatArray:
     twice = once * falling
     pulled = pull * falling
 
-    gradient = np.zeros((len(damping), 4))
-    hessian = np.zeros((len(damping), 4, 4))
+    count = point.theta.shape[1]
+    gradient = np.zeros((len(damping), count))
+    hessian = np.zeros((len(damping), count, count))
     gradient[:, 0] = pulled.sum(axis=1)
     gradient[:, 1] = irreducible * _dot(pull, curves.used)
     hessian[:, 0, 0] = twice.sum(axis=1)
     hessian[:, 0, 1] = irreducible * once.sum(axis=1)
     hessian[:, 1, 1] = irreducible**2 * _dot(bend, curves.used)
-    slopes = {2: curves.log_p, 3: curves.log_t} if curves.with_p.any() else {3: curves.log_t}
+    slopes = curves.regressors(point.theta)
     for i, x in slopes.items():
         gradient[:, i] = -_dot(pulled, x)
         hessian[:, 0, i] = -_dot(twice, x)
@@ -270,9 +298,9 @@ def _step(point: _Point, damping: FloatArray) -> FloatArray:
         for j, other in slopes.items():
             if j <= i:
                 hessian[:, j, i] = _dot(twice, x * other)
-    lower = np.tril_indices(4, -1)
+    lower = np.tril_indices(count, -1)
     hessian[:, lower[0], lower[1]] = hessian[:, lower[1], lower[0]]
-    diagonal = np.arange(4)
+    diagonal = np.arange(count)
     scale = hessian[:, diagonal, diagonal]
     hessian[:, diagonal, diagonal] += 1e-3 * damping[:, None] * scale + 1e-12 * scale + 1e-100
     return np.asarray(np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], dtype=np.float64)

@@ -1,13 +1,14 @@
 """Forecasts of where a loss curve will end, and of how reliable that is (DRPruning, Eq. 4)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from drpruning.scheduling.change_points import first_points
 from drpruning.scheduling.curve_fit import (
+    BEST,
     BoolArray,
     Curves,
     Fits,
@@ -17,6 +18,7 @@ from drpruning.scheduling.curve_fit import (
     varies,
 )
 from drpruning.scheduling.intervals import end_intervals
+from drpruning.scheduling.warm_start import WarmCurves, fit_warm_curves
 
 MIN_POINTS = 4
 AT_SIZE = 1.05  # a model of at most this many times the final parameters counts as of final size
@@ -29,13 +31,13 @@ _RISING = 2.3  # Kendall's tau over its standard deviation
 
 @dataclass(frozen=True)
 class LossForecast:
-    """Fits of `A * P**-alpha * T**-beta + E` to the loss curves of n domains; all arrays [n].
+    """Fits of `A * P**-alpha * (x + x0)**-beta + E` to the loss curves of n domains; arrays [n].
 
     A domain with fewer than four usable points, or without a finite fit, has NaN throughout, and
     quality 0.
 
     Attributes:
-        forecast: Loss at the final step and final number of parameters: the mean over the three
+        forecast: Loss at the final amount and final number of parameters: the mean over the three
             best fits, kept within the interval where its quality is above 0, and otherwise at most
             the largest loss used, unless the model still shrinks. It may lie above losses already
             seen.
@@ -46,12 +48,16 @@ class LossForecast:
             where there is no interval, where the curve rises, or where, while the number of
             parameters changes, the best fits end far outside the interval.
         rising: Whether the points rise significantly while the number of parameters stays.
-        first_step: First step used: earlier points belong to another curve (see `change_points`).
+        first_step: First amount used: earlier points belong to another curve (see
+            `change_points`).
         objective: Mean Huber loss (delta 1e-3) of the best fit to the points used.
-        A: Factor of the best fit, for T in steps and P in parameters.
+        A: Factor of the best fit, for x in the unit of the amounts and P in parameters.
         alpha: Its exponent of P; 0 where P is not given or constant, its factor then being in A.
-        beta: Its exponent of T.
+        beta: Its exponent of the amount.
         E: Its irreducible loss, in the unit of the losses.
+        offset: Its warm start x0, in the unit of the amounts; 0 where the law has none.
+        best: The three best fits as A at the final number of parameters (its logarithm), beta,
+            offset and E [n, 3, 4]; NaN where there are fewer.
     """
 
     forecast: FloatArray
@@ -65,123 +71,191 @@ class LossForecast:
     alpha: FloatArray
     beta: FloatArray
     E: FloatArray
+    offset: FloatArray
+    best: FloatArray = field(repr=False)
+
+    def at(self, amount: npt.ArrayLike) -> FloatArray:
+        """Compute the loss that the three best fits expect, on average, at another amount.
+
+        Args:
+            amount: One amount for all domains, one of each [n], or several of each [n, k].
+
+        Returns:
+            The losses [n] or [n, k] at the final number of parameters; NaN where a domain has no
+            fit. Unlike `forecast` they are not kept within the interval.
+        """
+        x = np.asarray(amount, dtype=np.float64)
+        x = np.broadcast_to(x, np.broadcast_shapes(x.shape, (len(self.A), *x.shape[1:])))
+        log_a, beta, offset, e = (
+            self.best[:, :, i].reshape(len(self.A), -1, *(1,) * (x.ndim - 1)) for i in range(4)
+        )
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            losses = np.exp(log_a - beta * np.log(x[:, None] + offset)) + e
+        known = np.isfinite(losses)
+        total: FloatArray = np.sum(np.where(known, losses, 0), axis=1)
+        count = known.sum(axis=1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def fit_loss_curves(
-    steps: npt.ArrayLike,
+    amounts: npt.ArrayLike,
     losses: npt.ArrayLike,
-    final_step: float,
+    final_amount: npt.ArrayLike,
     params: npt.ArrayLike | None = None,
     final_params: float | None = None,
+    *,
+    warm_start: bool = False,
 ) -> LossForecast:
-    """Fit `A * P**-alpha * T**-beta + E` to loss curves and forecast their end (DRPruning, Eq. 4).
+    """Fit a power law to each domain's loss curve and forecast its end (DRPruning, Eq. 4).
 
-    A point is used if its step is positive and its step, loss and number of parameters are
-    finite; so NaN marks a missing point, and an evaluation at step 0, where `T**-beta` diverges,
-    is left out. Four points are enough. Where a curve changes its course (a kink, a jump, a rise),
-    the points before are left out if one fit to all is significantly worse.
+    Without `warm_start` the law is the paper's, `A * P**-alpha * T**-beta + E` in training steps T.
+    An evaluation at step 0, where `T**-beta` diverges, is left out. With it, it is `A * P**-alpha *
+    (x + x0)**-beta + E`: x is usually the data of the domain, and x0, fitted too, what the model
+    knew of it before. An evaluation at 0 counts, and amounts that do not vary allow no forecast.
+
+    A point is used if its amount, loss and number of parameters are finite, so NaN marks a missing
+    one. Four points are enough. Where a curve changes its course (a kink, a jump, a rise), the
+    points before are left out if one fit to all is significantly worse.
 
     Args:
-        steps: Training step T of each evaluation [n, m], or [m] for all domains.
+        amounts: Amount of training at each evaluation [n, m], or [m] for all domains.
         losses: Validation losses [n, m].
-        final_step: The step to forecast.
+        final_amount: The amount to forecast, for all domains or of each [n].
         params: Number of parameters P at each evaluation [n, m] or [m].
         final_params: The number of parameters to forecast; needed if `params` varies.
+        warm_start: Whether the law has a warm start.
 
     Returns:
         The forecasts and best fits, one for each of the n domains.
 
     Raises:
-        ValueError: If shapes do not agree, or a final value is missing or not positive.
+        ValueError: Shapes do not agree, or a final value is missing or not positive. With a warm
+            start a final amount may be 0.
     """
     y = np.asarray(losses, dtype=np.float64)
     if y.ndim != 2:
         raise ValueError(f"losses must be [domains, evaluations], not of shape {y.shape}")
-    y, log_t, log_p = _in_order(y, steps, final_step, params, final_params)
-    used = np.isfinite(y) & np.isfinite(log_t) & np.isfinite(log_p)
-    curves = Curves.of(y, used, log_t, log_p)
-    if curves.with_p.any() and final_params is None:
-        raise ValueError("params varies, so final_params must be given")
-
-    table = np.full((len(y), 10), np.nan)
-    rising = np.zeros(len(y), dtype=bool)
-    rows = np.flatnonzero(curves.count >= MIN_POINTS)
+    x, final = _amounts(amounts, final_amount, y.shape, warm_start=warm_start)
+    log_p = np.zeros_like(y)
+    if params is not None:
+        log_p = _log_params(params, final_params, y.shape)
+    order = np.argsort(x, axis=1, kind="stable")
+    y, x, log_p = (np.take_along_axis(a, order, axis=1) for a in (y, x, log_p))
+    used = np.isfinite(y) & np.isfinite(x) & np.isfinite(log_p)
+    unit = _range(x, used) if warm_start else final
+    table, best = np.full((len(y), 7), np.nan), np.full((len(y), BEST, 5), np.nan)
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
+        if warm_start:
+            curves: Curves = WarmCurves.among(y, used, x / unit[:, None], final / unit, log_p)
+        else:
+            curves = Curves.of(y, used, np.log(x / final[:, None]), log_p)
+        if curves.with_p.any() and final_params is None:
+            raise ValueError("params varies, so final_params must be given")
+        rows = np.flatnonzero((curves.count >= MIN_POINTS) & (unit > 0))
         for some in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
             if len(some):
-                table[some], rising[some] = _forecasts(curves.take(some))
-        forecast, low, high, quality, first, objective, a, e, alpha, beta = table.T
-        quality[~curves.with_p & _larger(log_p, used)] = 0
-        A = np.exp(a + beta * np.log(final_step) + alpha * np.log(final_params or 1.0))
+                table[some], best[some] = _forecasts(curves.take(some))
+        table[~curves.with_p & _larger(log_p, used), 3] = 0  # its quality
+        return _in_given_units(table, best, x, unit, final, final_params or 1.0)
+
+
+def _in_given_units(
+    table: FloatArray,
+    best: FloatArray,
+    x: FloatArray,
+    unit: FloatArray,
+    final: FloatArray,
+    final_params: float,
+) -> LossForecast:
+    """Turn the results of `_forecasts` into those for amounts x [n, m] in the caller's unit."""
+    forecast, low, high, quality, rising, first, objective = table.T
+    offset = np.exp(best[:, :, 4]) * unit[:, None]
+    a, e, alpha, beta, _ = np.moveaxis(best, 2, 0)
+    log_a = a + beta * np.log(final[:, None] + offset)
+    fits = np.stack([log_a, beta, offset, np.exp(e)], axis=2)
+    known = np.flatnonzero(np.isfinite(first))
+    first_step = np.full(len(x), np.nan)
+    first_step[known] = x[known, first[known].astype(np.intp)]
     return LossForecast(
         forecast=forecast,
         low=low,
         high=high,
         quality=np.nan_to_num(quality, nan=0.0),
-        rising=rising,
-        first_step=np.round(np.exp(first) * final_step, 9),
+        rising=rising == 1,
+        first_step=first_step,
         objective=objective,
-        A=A,
-        alpha=alpha,
-        beta=beta,
-        E=np.exp(e),
+        A=np.exp(log_a[:, 0] + alpha[:, 0] * np.log(final_params)),
+        alpha=alpha[:, 0],
+        beta=beta[:, 0],
+        E=fits[:, 0, 3],
+        offset=offset[:, 0],
+        best=fits,
     )
 
 
-def _in_order(
-    y: FloatArray,
-    steps: npt.ArrayLike,
-    final_step: float,
-    params: npt.ArrayLike | None,
-    final_params: float | None,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Losses, log(T / final T) and log(P / final P) [n, m], every row in the order of its steps."""
-    log_t = _log_ratio(steps, final_step, y.shape, "step")
-    log_p = np.zeros_like(y)
-    if params is not None:
-        log_p = _log_ratio(params, 1.0 if final_params is None else final_params, y.shape, "params")
-    order = np.argsort(log_t, axis=1, kind="stable")
-    y, log_t, log_p = (np.take_along_axis(a, order, axis=1) for a in (y, log_t, log_p))
-    return y, log_t, log_p
+def _amounts(
+    amounts: npt.ArrayLike, final: npt.ArrayLike, shape: tuple[int, ...], *, warm_start: bool
+) -> tuple[FloatArray, FloatArray]:
+    """Amounts [n, m], NaN where they cannot be used, and final amounts [n]."""
+    x, last = _broadcast(amounts, shape, "amounts"), _broadcast(final, shape[:1], "final_amount")
+    low = last < 0 if warm_start else last <= 0
+    if not np.isfinite(last).all() or low.any():
+        sign = "not negative" if warm_start else "positive"
+        raise ValueError(f"final_amount must be {sign}, not {last.tolist()}")
+    usable = np.isfinite(x) & ((x >= 0) if warm_start else (x > 0))
+    return np.where(usable, x, np.nan), last
 
 
-def _log_ratio(
-    values: npt.ArrayLike, final: float, shape: tuple[int, ...], name: str
-) -> FloatArray:
-    """log(values / final) [n, m], NaN where it is not defined."""
-    if not (np.isfinite(final) and final > 0):
-        raise ValueError(f"final_{name} must be positive, not {final}")
+def _broadcast(values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
     try:
-        v = np.broadcast_to(np.asarray(values, dtype=np.float64), shape)
+        return np.broadcast_to(np.asarray(values, dtype=np.float64), shape)
     except ValueError:
         got = np.shape(values)
-        raise ValueError(f"{name} of shape {got} does not fit losses of shape {shape}") from None
-    return np.log(np.where(np.isfinite(v) & (v > 0), v, np.nan) / final)
+        raise ValueError(
+            f"{name} of shape {got} does not fit losses of {shape[0]} domains"
+        ) from None
 
 
-def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
+def _log_params(params: npt.ArrayLike, final: float | None, shape: tuple[int, ...]) -> FloatArray:
+    """log(P / final P) [n, m], NaN where it is not defined."""
+    if final is not None and not (np.isfinite(final) and final > 0):
+        raise ValueError(f"final_params must be positive, not {final}")
+    p = _broadcast(params, shape, "params")
+    return np.log(np.where(np.isfinite(p) & (p > 0), p, np.nan) / (1.0 if final is None else final))
+
+
+def _range(x: FloatArray, used: BoolArray) -> FloatArray:
+    """Largest less smallest of the amounts used [n], 0 where there is none."""
+    high: FloatArray = np.where(used, x, -np.inf).max(axis=1, initial=-np.inf)
+    low: FloatArray = np.where(used, x, np.inf).min(axis=1, initial=np.inf)
+    return np.maximum(high - low, 0)
+
+
+def _forecasts(curves: Curves) -> tuple[FloatArray, FloatArray]:
     """Forecast the end of each curve.
 
     Returns:
-        The columns forecast, low, high, quality, log T of the first point, objective and theta
-        [n, 10], and which curves rise [n].
+        The columns forecast, low, high, quality, rising (0 or 1), index of the first point and
+        objective [n, 7], and the three best fits [n, 3, 5].
     """
     fits = _fit(curves)
     first = np.zeros(len(curves.y), dtype=np.intp)
     for rows in _kinds(curves):
-        first[rows] = first_points(curves.take(rows), fits.theta[rows])
+        known = _from_offset(curves.take(rows), fits.theta[rows])
+        first[rows] = first_points(known, fits.theta[rows, :4])
     changed = np.flatnonzero(first > np.argmax(curves.used > 0, axis=1))
     if len(changed):
         curves = curves.since(first)
-        _replace(fits, changed, _fit(curves.take(changed)))
+        fits.replace(changed, _fit(curves.take(changed)))
     interval = np.full((len(first), 3), np.nan)
     fitted = np.isfinite(fits.objective)
     enough = curves.count >= np.where(curves.with_p, _MIN_POINTS_WITH_P, MIN_POINTS)
-    enough &= varies(curves.log_t, curves.used > 0)
+    known = _from_offset(curves, fits.theta)
+    enough &= varies(known.log_t, curves.used > 0)
     for rows in _kinds(curves):
         bounded = rows[(fitted & enough)[rows]]
         if len(bounded):
-            interval[bounded] = end_intervals(curves.take(bounded), fits.theta[bounded])
+            interval[bounded] = end_intervals(known.take(bounded), fits.theta[bounded, :4])
     low, middle, high = interval.T
     half = (high - low) / 2
     rising = _rises(curves)
@@ -193,11 +267,9 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, BoolArray]:
     shrinking = _larger(curves.log_p, curves.used > 0)
     largest = np.where(curves.used > 0, curves.y, -np.inf).max(axis=1)
     end = np.where(quality > 0, kept, np.where(shrinking, fits.end, np.fmin(fits.end, largest)))
-    first_t = np.take_along_axis(curves.log_t, first[:, None], axis=1)[:, 0]
-    columns = [end, low, high, quality, first_t, fits.objective, fits.theta]
-    table = np.column_stack(columns)
+    table = np.column_stack([end, low, high, quality, rising, first, fits.objective])
     table[~fitted] = np.nan
-    return table, rising & fitted
+    return table, fits.best
 
 
 def _larger(log_p: FloatArray, used: BoolArray) -> BoolArray:
@@ -216,16 +288,18 @@ def _kinds(curves: Curves) -> Iterator[IndexArray]:
 
 
 def _fit(curves: Curves) -> Fits:
-    n = len(curves.y)
-    fits = Fits(np.empty(n), np.empty(n), np.empty((n, 4)))
+    fits = Fits.empty(len(curves.y))
     for rows in _kinds(curves):
-        _replace(fits, rows, fit_curves(curves.take(rows)))
+        some = curves.take(rows)
+        fits.replace(
+            rows, fit_warm_curves(some) if isinstance(some, WarmCurves) else fit_curves(some)
+        )
     return fits
 
 
-def _replace(fits: Fits, rows: IndexArray, new: Fits) -> None:
-    fits.end[rows], fits.objective[rows] = new.end, new.objective
-    fits.theta[rows] = new.theta
+def _from_offset(curves: Curves, theta: FloatArray) -> Curves:
+    """The curves as they are with the warm start of these fits."""
+    return curves.from_offset(theta[:, 4]) if isinstance(curves, WarmCurves) else curves
 
 
 def _rises(curves: Curves) -> BoolArray:
