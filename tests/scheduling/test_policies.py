@@ -11,6 +11,7 @@ import pytest
 
 from drpruning.common.unknown import record_fields
 from drpruning.scheduling import (
+    PAPER_SETTINGS,
     POLICY_NAMES,
     CVaR,
     DRPruning,
@@ -41,6 +42,11 @@ def losses_at(step, rng=None):
     if rng is None:
         return exact
     return {d: v + 3e-3 * rng.normal() for d, v in exact.items()}
+
+
+def steered(*args, **options):
+    """DRPruning as the paper has it, but with forecasts that must be good."""
+    return DRPruning(*args, **(PAPER_SETTINGS | {"min_quality": 0.5} | options))
 
 
 def built(name, ratio=RATIO, **options):
@@ -108,7 +114,7 @@ def test_constant_stays():
 
 
 def test_ratio_stays_until_there_is_a_reference():
-    decisions = run(DRPruning(RATIO, STEPS), range(0, STEPS, 50))
+    decisions = run(steered(RATIO, STEPS), range(0, STEPS, 50))
     for step, decision in zip(range(0, 200, 50), decisions, strict=False):
         assert step < 200
         assert decision.ratio == decisions[0].ratio
@@ -121,7 +127,7 @@ def test_ratio_stays_until_there_is_a_reference():
 
 def test_initial_reference_moves_the_ratio_at_step_0_and_is_replaced_by_the_first_forecast():
     low = dict.fromkeys(RATIO, 0.5)
-    decisions = run(DRPruning(RATIO, STEPS, reference_loss=low), range(0, 300, 50))
+    decisions = run(steered(RATIO, STEPS, reference_loss=low), range(0, 300, 50))
     assert decisions[0].explanation.ratio_updated
     assert decisions[3].reference_loss == low
     assert decisions[4].reference_loss == decisions[4].forecast
@@ -131,7 +137,7 @@ def test_initial_reference_moves_the_ratio_at_step_0_and_is_replaced_by_the_firs
 def test_reference_is_the_running_minimum_of_bounded_forecasts():
     seen, lowest = np.full(7, np.inf), np.full(7, np.inf)
     rng = np.random.default_rng(0)
-    policy = DRPruning(RATIO, STEPS)
+    policy = steered(RATIO, STEPS)
     for step in range(0, STEPS + 1, 50):
         losses = losses_at(step, rng)
         decision = policy.update(step, losses)
@@ -145,7 +151,7 @@ def test_reference_is_the_running_minimum_of_bounded_forecasts():
 
 
 def test_rising_losses_forecast_at_most_the_smallest_seen():
-    policy = DRPruning({"a": 0.5, "b": 0.5}, STEPS)
+    policy = steered({"a": 0.5, "b": 0.5}, STEPS)
     for step in range(50, 400, 50):
         decision = policy.update(step, {"a": 1 + step / STEPS, "b": 2 + step / STEPS})
     assert decision.forecast["a"] <= 1.05
@@ -153,7 +159,7 @@ def test_rising_losses_forecast_at_most_the_smallest_seen():
 
 
 def test_reference_ratio_waits_then_moves_after_the_decision_and_keeps_its_bounds():
-    policy = DRPruning(RATIO, STEPS, rho=0.5, delta=0.5, bound=1.3)
+    policy = steered(RATIO, STEPS, rho=0.5, delta=0.5, bound=1.3)
     before = array(RATIO)
     for step, decision in zip(range(0, 1001, 50), run(policy, range(0, 1001, 50)), strict=True):
         after, ratio = array(decision.reference_ratio), array(decision.ratio)
@@ -171,7 +177,7 @@ def test_reference_ratio_waits_then_moves_after_the_decision_and_keeps_its_bound
 
 
 def test_reference_ratio_moves_by_delta_within_the_bounds():
-    policy = DRPruning(
+    policy = steered(
         {"a": 0.5, "b": 0.5},
         STEPS,
         rho=0.02,
@@ -186,7 +192,7 @@ def test_reference_ratio_moves_by_delta_within_the_bounds():
 
 def test_without_its_parts_it_is_naive_dro():
     settings = {"reference_loss": REFERENCE, "rho": 0.05}
-    plain = DRPruning(RATIO, STEPS, forecast=False, moving_reference=False, **settings)
+    plain = steered(RATIO, STEPS, forecast=False, moving_reference=False, **settings)
     naive = NaiveDRO(RATIO, STEPS, **settings)
     steps = range(0, 1000, 100)
     for a, b in zip(run(plain, steps), run(naive, steps), strict=True):
@@ -196,7 +202,7 @@ def test_without_its_parts_it_is_naive_dro():
 
 def test_average_of_the_losses():
     reference = {"a": 0, "b": 0}
-    policy = DRPruning(
+    policy = steered(
         {"a": 0.5, "b": 0.5}, STEPS, loss_weight=0.25, reference_loss=reference, forecast=False
     )
     assert policy.update(0, {"a": 4, "b": 1}).excess == {"a": 4, "b": 1}
@@ -214,7 +220,7 @@ def test_number_of_parameters_enters_the_forecast():
             for i, d in enumerate(RATIO)
         }
 
-    policy = DRPruning(RATIO, STEPS, final_params=1e8)
+    policy = steered(RATIO, STEPS, final_params=1e8)
     for step in range(10, 401, 10):
         params, losses = falling(step)
         decision = policy.update(step, losses, params)
@@ -243,7 +249,7 @@ def test_an_unusable_loss_keeps_the_ratio_and_says_so(name, bad):
 
 
 def test_a_domain_without_enough_points_has_no_forecast_but_keeps_its_initial_reference():
-    policy = DRPruning(RATIO, STEPS, reference_loss=REFERENCE)
+    policy = steered(RATIO, STEPS, reference_loss=REFERENCE)
     for step in range(0, 401, 50):
         losses = losses_at(step) | ({"book": math.nan} if step < 300 else {})
         decision = policy.update(step, losses)
@@ -303,16 +309,16 @@ def test_continue_from_takes_the_ratio(name, earlier):
 
 
 def test_continue_from_takes_reference_loss_and_ratio_but_no_history():
-    first = DRPruning(RATIO, STEPS)
+    first = steered(RATIO, STEPS)
     last = run(first, range(0, 1001, 50))[-1]
-    second = DRPruning(RATIO, STEPS)
+    second = steered(RATIO, STEPS)
     second.continue_from(first.state_dict())
     decision = second.update(0, losses_at(0))
     assert decision.reference_loss == last.reference_loss
     assert decision.reference_ratio == last.reference_ratio
     assert decision.explanation.ratio_updated
     assert decision.forecast is None
-    third = DRPruning(RATIO, STEPS)
+    third = steered(RATIO, STEPS)
     third.continue_from(first.state_dict())
     decisions = run(third, range(0, 300, 50))
     assert decisions[4].reference_loss == decisions[4].forecast

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from curves import damaged
 
-from drpruning.scheduling import DRPruning, NaiveDRO, Sheared, change_domains
+from drpruning.scheduling import PAPER_SETTINGS, DRPruning, NaiveDRO, Sheared, change_domains
 
 STEPS = 1000
 PAIR = {"good": 0.5, "bad": 0.5}
+
+
+def steered(*args, **options):
+    """DRPruning as the paper has it, but with forecasts that must be good."""
+    return DRPruning(*args, **(PAPER_SETTINGS | {"min_quality": 0.5} | options))
 
 
 def good(step):
@@ -31,7 +36,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_fit_keeps_the_given_reference_and_says_so(kind):
     given = {"good": 1.5, "bad": 1.25}
-    policy = DRPruning(PAIR, STEPS, floor=0.1, reference_loss=given)
+    policy = steered(PAIR, STEPS, floor=0.1, reference_loss=given)
     for decision in followed(policy, lambda s: {"good": good(s), "bad": BAD[kind](s)})[5:]:
         assert decision.reference_loss["bad"] == given["bad"]
         assert decision.reference_loss["good"] != given["good"]
@@ -46,7 +51,7 @@ def test_a_bad_fit_after_a_good_one_keeps_what_was_forecast():
     def losses(step):
         return {"good": good(step), "bad": good(step) + max(0, step - 400) / 200}
 
-    decisions = followed(DRPruning(PAIR, STEPS, floor=0.1), losses, range(50, 901, 50))
+    decisions = followed(steered(PAIR, STEPS, floor=0.1), losses, range(50, 901, 50))
     held = [d for d in decisions if "bad" in d.explanation.refused]
     assert len(held) >= 3
     before = decisions[decisions.index(held[0]) - 1].reference_loss["bad"]
@@ -58,7 +63,7 @@ def test_without_any_reference_a_bad_fit_leaves_the_smallest_loss_until_a_good_o
         bend = BAD["rising"](step) if step <= 400 else 1.9 + 0.1 * (step / 400) ** -2
         return {"good": good(step), "bad": bend}
 
-    policy = DRPruning(PAIR, STEPS, floor=0.1)
+    policy = steered(PAIR, STEPS, floor=0.1)
     decisions = followed(policy, losses, range(50, 1001, 50))
     early, late = decisions[5], decisions[-1]
     assert early.explanation.refused == {"bad": "its losses rise"}
@@ -69,7 +74,7 @@ def test_without_any_reference_a_bad_fit_leaves_the_smallest_loss_until_a_good_o
 
 
 def test_every_finite_fit_is_taken_at_quality_0():
-    policy = DRPruning(PAIR, STEPS, floor=0.1, min_quality=0)
+    policy = steered(PAIR, STEPS, floor=0.1, min_quality=0)
     for decision in followed(policy, lambda s: {"good": good(s), "bad": BAD["noisy"](s)}):
         assert not decision.explanation.refused
 
@@ -78,7 +83,7 @@ def test_intervals_hold_the_forecast_and_left_out_points_are_named():
     def losses(step):
         return {"good": good(step), "bad": 2 + 0.2 * (min(step, 300) / STEPS) ** -0.5}
 
-    last = followed(DRPruning(PAIR, STEPS, floor=0.1), losses, range(25, 1001, 25))[-1]
+    last = followed(steered(PAIR, STEPS, floor=0.1), losses, range(25, 1001, 25))[-1]
     for name, (low, high) in last.explanation.forecast_interval.items():
         assert low <= last.forecast[name] <= high
     assert list(last.explanation.forecast_since) == ["bad"]
@@ -94,9 +99,7 @@ def noisy_losses(step):
 
 def test_reference_rules_are_ordered_and_the_credible_one_lies_in_the_newest_interval():
     rules = {
-        rule: followed(
-            DRPruning(PAIR, STEPS, reference_rule=rule), noisy_losses, range(25, 1001, 25)
-        )
+        rule: followed(steered(PAIR, STEPS, reference_rule=rule), noisy_losses, range(25, 1001, 25))
         for rule in ("minimum", "credible", "latest")
     }
     forecasting = [i for i, d in enumerate(rules["minimum"]) if d.forecast is not None]
@@ -122,7 +125,7 @@ def test_losses_of_a_larger_model_do_not_bound_the_forecast():
     """In pruning the loss rises with the sparsity, above that of the source model."""
     steps, params, losses, truth = damaged(np.random.default_rng(0), 20, 64, 3e-3)
     ratio = {f"d{i}": 0.05 for i in range(20)}
-    policy = DRPruning(ratio, int(steps[-1]), 1e9, floor=0.01)
+    policy = steered(ratio, int(steps[-1]), 1e9, floor=0.01)
     for i, step in enumerate(steps[:40]):
         by_domain = dict(zip(ratio, losses[:, i].tolist(), strict=True))
         decision = policy.update(int(step), by_domain, float(params[i]))
@@ -134,13 +137,13 @@ def test_losses_of_a_larger_model_do_not_bound_the_forecast():
 
 
 def test_a_new_domain_begins_with_its_share_and_one_that_is_gone_leaves_its_own():
-    old = DRPruning({"a": 0.5, "b": 0.3, "c": 0.2}, STEPS, floor=0.1)
+    old = steered({"a": 0.5, "b": 0.3, "c": 0.2}, STEPS, floor=0.1)
     followed(old, lambda s: {"a": good(s), "b": good(s) + 0.1, "c": good(s) + 0.3})
     before = json.loads(json.dumps(old.state_dict()))
     shares = {"new": 0.2, "a": 0.4, "b": 0.4}
     state = change_domains(before, shares)
     assert before == json.loads(json.dumps(old.state_dict())), "the old state stays as it is"
-    policy = DRPruning(shares, STEPS, floor=0.1)
+    policy = steered(shares, STEPS, floor=0.1)
     policy.load_state_dict(json.loads(json.dumps(state)))
     assert policy.ratio["new"] == 0.2
     assert policy.ratio["a"] / policy.ratio["b"] == pytest.approx(
@@ -182,7 +185,7 @@ def test_a_new_domain_takes_the_reference_loss_of_the_policy_that_loads_the_stat
 
 
 def test_a_pruned_model_that_never_was_of_final_size_is_named():
-    policy = DRPruning(PAIR, STEPS, 1e9, floor=0.1)
+    policy = steered(PAIR, STEPS, 1e9, floor=0.1)
     noisy = {"good": BAD["noisy"], "bad": BAD["noisy"]}
     last = followed(policy, lambda s: {d: f(s) for d, f in noisy.items()}, params=2e9)[-1]
     assert not last.explanation.ratio_updated
@@ -226,6 +229,6 @@ def test_wrong_changes_of_domains_are_refused():
 
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="min_quality must lie between 0 and 1"):
-        DRPruning(PAIR, STEPS, min_quality=1.5)
+        steered(PAIR, STEPS, min_quality=1.5)
     with pytest.raises(ValueError, match="reference_rule must be one of minimum, credible, latest"):
-        DRPruning(PAIR, STEPS, reference_rule="smallest")
+        steered(PAIR, STEPS, reference_rule="smallest")
