@@ -8,6 +8,7 @@ from drpruning.pipeline.preflight import DomainPlan, RunPlan
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.recipe import Recipe
+from drpruning.runs.policy import reference_text
 
 MEMORY_NOTE = (
     "(estimated for one micro-batch, good to a tenth for Llama-like models; the device's own "
@@ -123,32 +124,16 @@ def _domains(plan: RunPlan) -> Table:
     return table
 
 
-def _reference_origin(recipe: Recipe, plan: RunPlan) -> str:
-    """Where the reference losses come from; empty where the policy has none."""
-    scheduling = recipe.scheduling
-    models = scheduling.reference_models
-    if models is not None:
-        sizes = plan.reference_models
-        named = [f"{m} ({sizes[m]:,} parameters)" if m in sizes else m for m in models.models]
-        final = plan.target or plan.source
-        at = f", at {final.num_parameters():,} parameters" if final else ""
-        origin = f"law over {', '.join(named)}{at}" if models.from_models else f"from {named[0]}"
-        return f"{origin}; measured before training"
-    if scheduling.reference_loss is not None:
-        return "numbers in the recipe"
-    if scheduling.started_reference_loss is not None:
-        return "scheduling.start"
-    return "none until the first forecast" if scheduling.policy == "drpruning" else ""
-
-
 def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
     """Where reference losses and the first ratio come from."""
     scheduling = recipe.scheduling
-    origin = _reference_origin(recipe, plan)
-    lines = [f"reference losses: {origin}"] if origin else []
+    final = plan.target or plan.source
+    size = final.num_parameters() if final else None
+    texts = {p: reference_text(recipe, p, plan.reference_models, size) for p in recipe.phases}
+    lines = [f"reference losses in {phase}: {text}" for phase, text in texts.items() if text]
     if scheduling.start is not None and scheduling.start.ratio is not None:
         shares = ", ".join(f"{n} {100 * s:.2f}%" for n, s in scheduling.start.ratio.items())
-        given = scheduling.has_reference_loss
+        given = recipe.reference_origin is not None
         replaced = {"drpruning": given, "naive_dro": True, "cvar": True}
         note = "; the evaluation at step 0 replaces it" if replaced.get(scheduling.policy) else ""
         lines.append(f"first ratio: {shares} (scheduling.start){note}")

@@ -74,6 +74,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         self.mixture = Mixture(sizes, global_batch, seed)
         self.ratio = dict(policy.ratio)
         self.decision: Decision | None = None
+        self._counted = self.mixture.consumed  # examples of each domain at the latest update
         self._sampler = SegmentSampler(self.mixture, self.segment_steps)
         self.train_dataset = DomainDataset(
             {name: train_domains[name] for name in policy.domains}, len(self._sampler)
@@ -197,7 +198,9 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
     def _update(self, state: TrainerState) -> None:
         losses, self._losses = self._losses or {}, None
         realised = self._sampler.end() if self._at_end(state) else None
-        self.decision = self.policy.update(step=state.global_step, losses=losses)
+        shares = self._shares_since_update()
+        self.decision = self.policy.update(state.global_step, losses, shares=shares)
+        self._counted = self.mixture.consumed
         self.ratio = broadcast_ratio(self.decision.ratio)
         known = {name: losses.get(name, math.nan) for name in self.policy.domains}
         known = {name: loss for name, loss in known.items() if math.isfinite(loss)}
@@ -217,6 +220,12 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
         }
         state.log_history.append({"step": state.global_step, "epoch": state.epoch, _ENTRY: record})
         self._save(state)
+
+    def _shares_since_update(self) -> dict[str, float] | None:
+        """Share of each domain in the examples since the update before; None without any."""
+        new = {name: n - self._counted[name] for name, n in self.mixture.consumed.items()}
+        total = sum(new.values())
+        return {name: count / total for name, count in new.items()} if total else None
 
     # The sampler and the state.
 
@@ -241,6 +250,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             "policy": self.policy.state_dict(),
             "mixture": self.mixture.state_dict(),
             "ratio": self.ratio,
+            "counted": self._counted,
         }
 
     def _end_segment(self, state: TrainerState) -> None:
@@ -265,7 +275,7 @@ class DomainSchedulingCallback(TrainerCallback):  # type: ignore[misc]
             self.mixture.load_state_dict(saved["mixture"])
         except ValueError as error:
             raise BadInput(f"the checkpoint does not fit this training: {error}") from None
-        self.ratio = dict(saved["ratio"])
+        self.ratio, self._counted = dict(saved["ratio"]), dict(saved["counted"])
         self.decision = None
         if self._at_end(state):  # saved between a step and the evaluation that was due
             self._sampler.begin(self.ratio)

@@ -71,21 +71,25 @@ def floor_warning(recipe: Recipe) -> list[str]:
 def update_warnings(recipe: Recipe) -> list[str]:
     """Find phases in which no forecast comes in time, so that the ratio would never move."""
     scheduling = recipe.scheduling
-    if scheduling.policy != "drpruning" or scheduling.has_reference_loss:
+    if not recipe.forecasts or recipe.reference_origin is not None:
         return []
+    # A curve over the data of a domain has a point at step 0, a curve over steps (T**-b) has none.
+    at_step_0 = int(scheduling.forecast_at != "present")
     begin = scheduling.forecast_start or 0.0
     lines = []
     for name, phase in recipe.phases.items():
-        # Forecasts leave out step 0, and the last step's comes too late to move anything.
+        # The forecast of the last step comes too late to move anything.
         steps = range(phase.evaluate_every, phase.steps, phase.evaluate_every)
-        if len(steps) >= MIN_POINTS and steps[-1] >= begin * phase.steps:
+        points = len(steps) + at_step_0
+        if steps and points >= MIN_POINTS and steps[-1] >= begin * phase.steps:
             if scheduling.handover == "continue":
                 break  # the next phase begins with these forecasts
             continue
         lines.append(
-            f"{name}.evaluate_every: the ratio would never move: without scheduling.reference_loss "
-            f"it takes a forecast, that takes {MIN_POINTS} evaluations and scheduling."
-            f"forecast_start ({begin:g}) of the steps, and no evaluation before the last step "
-            f"({len(steps)} after step 0) has both behind it"
+            f"{name}.evaluate_every: the ratio would never move: without reference losses "
+            f"(scheduling.reference_loss) it takes a forecast, that takes {MIN_POINTS} evaluations "
+            f"{'after step 0 ' * (1 - at_step_0)}and scheduling.forecast_start ({begin:g}) of the "
+            f"steps, and no evaluation before the last step ({len(steps)} after step 0) has both "
+            "behind it"
         )
     return lines

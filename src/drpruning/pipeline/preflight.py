@@ -53,11 +53,10 @@ from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Phase, Recipe, ReferenceModels, Target
 from drpruning.runs.folder import (
     RunFolder,
-    check_apart,
-    check_output,
     finished_phases,
     saved_recipe,
 )
+from drpruning.runs.output_checks import check_apart, check_output
 from drpruning.runs.policy import phase_policy
 from drpruning.runs.reference_losses import ReferenceLosses
 

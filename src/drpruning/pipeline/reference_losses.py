@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.models.inspect import SOURCE_FIELD, check_model
 from drpruning.models.tokenizer import vocabulary
 from drpruning.recipe import Recipe, ReferenceModels
+from drpruning.runs.folder import RunFolder, saved_recipe
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 
 if TYPE_CHECKING:
@@ -49,6 +51,19 @@ def check_reference_models(models: ReferenceModels, source: str) -> dict[str, in
                 )
         sizes[model] = size
     return sizes
+
+
+def original_model(recipe: Recipe) -> str:
+    """The model that a run prunes; of a run in a chain of targets, that of the first one."""
+    if recipe.model.shape is None:  # every later run of a chain has the shape of the one before it
+        return recipe.model.reference
+    output = Path(recipe.output)
+    if RunFolder(output.parent).has_recipe:
+        with suppress(BadInput):
+            chain = saved_recipe(output.parent)
+            if chain is not None and output.name in (chain.model.targets or {}):
+                return chain.model.reference
+    return recipe.model.reference
 
 
 def measure_reference_losses(

@@ -27,7 +27,11 @@ from drpruning.pipeline.preflight import (
     repetition_warnings,
 )
 from drpruning.pipeline.prepared import check_made_from, document_format
-from drpruning.pipeline.reference_losses import measure_reference_losses, reference_losses_table
+from drpruning.pipeline.reference_losses import (
+    measure_reference_losses,
+    original_model,
+    reference_losses_table,
+)
 from drpruning.recipe import Prune, Recipe
 from drpruning.report import render_table_text, results_table, write_report
 from drpruning.report.table import fitting_models
@@ -41,7 +45,7 @@ from drpruning.runs.folder import (
     saved_recipe,
 )
 from drpruning.runs.provenance import note_session
-from drpruning.runs.records import load_run
+from drpruning.runs.records import Evaluation, load_evaluation, load_run
 from drpruning.runs.reference_losses import ReferenceLosses
 
 if TYPE_CHECKING:
@@ -301,12 +305,15 @@ class Run:
         pretrain(self.recipe, self.data, self.accelerator, self.reporter)
 
     def measure_reference_losses(self) -> None:
-        """Write reference_loss.json where the recipe names models, unless it is written.
+        """Write reference_loss.json where reference losses are those of models, unless it is there.
 
         Raises:
             BadInput: A model cannot be measured, or no law describes what was measured (which is
                 in the file all the same).
         """
+        if self.recipe.reference_origin == "source":
+            self._measure_pruned_model()
+            return
         models = self.recipe.scheduling.reference_models
         if models is None:
             return
@@ -326,6 +333,28 @@ class Run:
             self.reporter.console.print(reference_losses_table(found))
         self.accelerator.wait_for_everyone()
         found.usable()
+
+    def _measure_pruned_model(self) -> None:
+        """Write reference_loss.json with the losses of the model that is pruned.
+
+        They are those of evaluation/source.json, which the stage `evaluate` would measure too. At
+        step 0 of pruning, masks below one already change losses by some 0.003 nats.
+        """
+        file, domains = self.files.reference_loss, self.recipe.data.domains
+        if file.is_file():
+            ReferenceLosses.read(self.folder, None, domains)
+            return
+        original = original_model(self.recipe)
+        evaluation = self.files.evaluation(SOURCE)
+        if original != self.recipe.model.reference:  # of a chain of targets, whose file is gone
+            record = self._measured(SOURCE, SOURCE, original)
+        else:
+            record = load_evaluation(evaluation) or self.measure(SOURCE, SOURCE, original)
+        found = ReferenceLosses.of_pruned_model(original, int(record.parameters.total), record.loss)
+        self.accelerator.wait_for_everyone()  # every rank has looked for the file
+        if self.accelerator.is_main_process and found.reference_loss:
+            found.write(self.folder)
+        self.accelerator.wait_for_everyone()
 
     def models(self) -> dict[str, str]:
         """The models of this run so far: name -> folder or Hub name.
@@ -353,7 +382,7 @@ class Run:
         verb = "recovered" if self.recipe.prune else "trained"
         return f"{verb}, {self.recipe.scheduling.policy}"
 
-    def measure(self, name: str, label: str, model: str, field: str = SOURCE_FIELD) -> None:
+    def measure(self, name: str, label: str, model: str, field: str = SOURCE_FIELD) -> Evaluation:
         """Measure a model on this run's validation blocks and write evaluation/NAME.json.
 
         Args:
@@ -362,9 +391,23 @@ class Run:
             model: A folder, or a name on the Hub.
             field: What named it, for the message where it cannot be loaded.
         """
-        from drpruning.training.perplexity import evaluate_perplexity, write_evaluation
+        from drpruning.training.perplexity import write_evaluation
 
-        record = evaluate_perplexity(
+        record = self._measured(name, label, model, field)
+        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
+            self.reporter.warn(
+                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
+                "perplexity; do not use the model without finding out why"
+            )
+        if self.accelerator.is_main_process:
+            write_evaluation(record, self.files.evaluation(name))
+        return record
+
+    def _measured(self, name: str, label: str, model: str, field: str = SOURCE_FIELD) -> Evaluation:
+        """Measure a model, see `measure`, without writing anything."""
+        from drpruning.training.perplexity import evaluate_perplexity
+
+        return evaluate_perplexity(
             name,
             label,
             model,
@@ -374,13 +417,6 @@ class Run:
             self.recipe.training,
             field,
         )
-        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
-            self.reporter.warn(
-                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
-                "perplexity; do not use the model without finding out why"
-            )
-        if self.accelerator.is_main_process:
-            write_evaluation(record, self.files.evaluation(name))
 
     def report(self) -> None:
         """Show the table and write report.html."""

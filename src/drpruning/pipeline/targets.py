@@ -219,10 +219,17 @@ def _begin(recipe: Recipe, command: str, ranks: int, *, finished: bool) -> None:
 
 
 def _take_reference_losses(run: Run, first: Path) -> None:
-    """Take the losses of reference models from the first run, which has measured them."""
+    """Take the losses of reference models from the first run, which has measured them.
+
+    Those of the model that is pruned are taken too: every target is compared with the model that
+    the first one was pruned from, also a target that is pruned from a larger one.
+    """
     models, domains = run.recipe.scheduling.reference_models, run.recipe.initial_ratio
-    known = RunFolder(first).reference_loss.is_file()
-    if models is not None and known and not run.files.reference_loss.is_file():
+    known = RunFolder(first).reference_loss.is_file() and not run.files.reference_loss.is_file()
+    if run.recipe.reference_origin == "source" and known:
+        if run.accelerator.is_main_process:
+            ReferenceLosses.read(first, None, run.recipe.data.domains).write(run.folder)
+    elif models is not None and known:
         measured = ReferenceLosses.read(first, models, domains).models
         found = measure_reference_losses(
             models,

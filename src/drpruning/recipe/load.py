@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from drpruning.common.errors import BadInput, shown
 from drpruning.recipe.paths import expand_path
-from drpruning.recipe.scheduling import DEFAULTS, Scheduling, Start
+from drpruning.recipe.scheduling import Start, defaults_of
 from drpruning.recipe.schema import Recipe
 from drpruning.recipe.validation_text import explain
 from drpruning.recipe.yaml_io import parse_yaml, read_yaml
@@ -47,11 +47,15 @@ def _drop_defaults(values: dict[str, Any]) -> None:
     """
     scheduling = values.get("scheduling")
     if isinstance(scheduling, dict):
-        policy = scheduling.get("policy", Scheduling.model_fields["policy"].default)
-        defaults = DEFAULTS.get(policy, {}) if isinstance(policy, str) else {}
-        for name, value in defaults.items():
+        for name, value in defaults_of(scheduling).items():
             if name in scheduling and scheduling[name] == value:
                 del scheduling[name]
+
+
+def _drop_preset(values: dict[str, Any]) -> None:
+    """Take out the name of a set of defaults, which belongs to the policy that was set before."""
+    if isinstance(scheduling := values.get("scheduling"), dict):
+        scheduling.pop("reference", None)
 
 
 def _read_mapping(path: str | Path, label: str, expected: str) -> dict[str, Any]:
@@ -105,6 +109,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     values = read_values(path)
     if overrides := list(overrides):
         _drop_defaults(values)
+        if any(change.startswith("scheduling.policy=") for change in overrides):
+            _drop_preset(values)
     for assignment in overrides:
         _override(values, assignment)
     start_file = _put_start_in_place(values)

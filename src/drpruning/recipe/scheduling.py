@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from drpruning.recipe.section import (
 )
 
 Losses = dict[str, PositiveFloat]
+ReferenceWord = Literal["auto", "source", "none"]
 _LOSSES = TypeAdapter(Losses, config={"strict": True})
 _SHARE = TypeAdapter(Fraction, config={"strict": True})
 _SHARES = TypeAdapter(dict[str, Fraction], config={"strict": True})
@@ -27,9 +28,14 @@ _BALL = {"rho": 0.1, "floor": SMALLEST_REFERENCE}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "drpruning": {
         **_BALL,
+        "relative_floor": 0.0,
+        "tau": 0.0,
+        "reference_loss": "auto",
         "loss_weight": 1.0,
-        "forecast": True,
+        "forecast": None,
         "forecast_start": 0.2,
+        "forecast_at": "equal",
+        "transfer": 0.1,
         "min_quality": 0.5,
         "reference_rule": "minimum",
         "moving_reference": True,
@@ -38,12 +44,44 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "bound": 2.0,
     },
     "naive_dro": _BALL,
-    "sheared": {},
+    "sheared": {"reference_loss": "auto"},
     "constant": {},
     "group_dro": {"eta": 0.01},
     "cvar": {"alpha": 0.2},
 }
 """Policy -> its settings and their defaults, those of its class in `drpruning.scheduling`."""
+PAPER: dict[str, Any] = {
+    "rho": 0.1,
+    "floor": SMALLEST_REFERENCE,
+    "relative_floor": 0.0,
+    "tau": 0.0,
+    "reference_loss": "none",
+    "loss_weight": 1.0,
+    "forecast": True,
+    "forecast_start": 0.2,
+    "forecast_at": "present",
+    "min_quality": 0.0,
+    "reference_rule": "minimum",
+    "moving_reference": True,
+    "reference_start": 0.4,
+    "delta": 0.1,
+    "bound": 2.0,
+}
+"""What `reference: paper` puts in place of the defaults of drpruning (arXiv 2411.14055)."""
+COMPARING = {"drpruning", "naive_dro", "sheared"}
+"""The policies that compare losses with reference losses."""
+SOURCE_BY_DEFAULT = {name for name, own in DEFAULTS.items() if own.get("reference_loss") == "auto"}
+"""The policies that `auto` gives the source model's losses where a model is pruned."""
+
+ReferenceOrigin = Literal["given", "models", "start", "source"]
+"""Where reference losses are from: numbers or models in the recipe, `start`, the model pruned."""
+
+
+def defaults_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with their defaults, of the policy that a scheduling section names."""
+    policy = values.get("policy", Scheduling.model_fields["policy"].default)
+    defaults = DEFAULTS.get(policy, {}) if isinstance(policy, str) else {}
+    return defaults | PAPER if policy == "drpruning" and values.get("reference") else defaults
 
 
 class ReferenceModels(Section):
@@ -73,12 +111,18 @@ class ReferenceModels(Section):
         return [self.from_model] if self.from_model is not None else list(self.from_models or [])
 
 
-def _losses_or_models(value: Any) -> Losses | ReferenceModels | None:
-    """Numbers by domain, or models where a `from_...` names some, whatever the domains' names."""
+def _reference_loss(value: Any) -> Losses | ReferenceModels | str | None:
+    """A word, numbers by domain, or models where a `from_...` names some."""
+    words = get_args(ReferenceWord)
     if value is None or isinstance(value, ReferenceModels):
         return value
+    if isinstance(value, str) and value in words:
+        return value
     if not isinstance(value, Mapping):
-        raise ValueError("write nats by domain, {from_model: NAME} or {from_models: [A, B, C]}")
+        raise ValueError(
+            f"write {', '.join(words)}, nats by domain, {{from_model: NAME}} or "
+            "{from_models: [A, B, C]}"
+        )
     named = any(str(k).startswith("from_") and not _is_number(v) for k, v in value.items())
     return ReferenceModels.model_validate(value) if named else _LOSSES.validate_python(value)
 
@@ -133,20 +177,30 @@ class Scheduling(Section):
         "drpruning"
     )
     """Which rule gives the next ratio."""
+    reference: Literal["paper"] | None = None
+    """`paper`: the other settings (drpruning) have the paper's defaults; absent: those below."""
     rho: PositiveFloat | None = None
     """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.1."""
+    tau: NonNegativeFloat | None = None
+    """Nats by which scores must differ for the whole radius (drpruning); default 0, always."""
     floor: Annotated[float | dict[str, float] | str | None, BeforeValidator(_floor)] = None
     """Smallest share, for all or by domain (drpruning, naive_dro); default smallest_reference."""
+    relative_floor: Fraction | None = None
+    """Smallest part of its reference share that a domain keeps (drpruning); default 0."""
     reference_loss: Annotated[
-        Losses | ReferenceModels | None, BeforeValidator(_losses_or_models)
+        Losses | ReferenceModels | ReferenceWord | None, BeforeValidator(_reference_loss)
     ] = None
-    """Reference loss per domain in nats, or models that give it; absent: none until a forecast."""
+    """What losses are compared with: a word, nats by domain, or models; default auto, see below."""
     loss_weight: Share | None = None
     """Weight of the latest loss in the average of losses (drpruning); default 1, no average."""
     forecast: bool | None = None
-    """Forecast the reference loss (drpruning); default true, and false needs reference losses."""
+    """Forecast the reference loss (drpruning); absent: only where there is no other."""
     forecast_start: Fraction | None = None
     """Share of the steps before the first forecast (drpruning); default 0.2."""
+    forecast_at: Literal["equal", "reference", "present"] | None = None
+    """Share of a domain in the rest of training that a forecast assumes; default equal."""
+    transfer: Fraction | None = None
+    """Part of the other domains' data that counts for a domain's forecast; default 0.1."""
     min_quality: Fraction | None = None
     """Smallest quality of a forecast that is used (drpruning); default 0.5, 0 takes every one."""
     reference_rule: Literal["minimum", "credible", "latest"] | None = None
@@ -174,17 +228,16 @@ class Scheduling(Section):
         """Write out the settings of the policy that are absent, so that a recipe says them all."""
         if not isinstance(values, Mapping):
             return values
-        policy = values.get("policy", cls.model_fields["policy"].default)
-        defaults = DEFAULTS.get(policy, {}) if isinstance(policy, str) else {}
-        absent = {name: value for name, value in defaults.items() if values.get(name) is None}
+        absent = {n: value for n, value in defaults_of(values).items() if values.get(n) is None}
         return {**values, **absent}
 
-    def check(self, trained: Collection[str], untrained: Collection[str]) -> None:
+    def check(self, trained: Collection[str], untrained: Collection[str], *, prunes: bool) -> None:
         """Refuse settings that do not fit together, or do not fit the domains.
 
         Args:
             trained: Domains that are trained on.
             untrained: Domains of share 0, which may have a reference loss and nothing else.
+            prunes: Whether the recipe has a pruning phase.
 
         Raises:
             ValueError: A mapping names other domains, floors or reference losses contradict one
@@ -195,17 +248,39 @@ class Scheduling(Section):
             raise ValueError(
                 f"scheduling.floor: the floors sum to {total:.6g}, more than 1; lower them"
             )
-        if self.reference_loss is not None and self.started_reference_loss is not None:
+        given = not self._is_word or self.reference_loss == "source"
+        if given and self.started_reference_loss is not None:
             raise ValueError(
                 "scheduling.reference_loss: scheduling.start has reference losses too; drop "
                 "reference_loss to start from those, or reference_loss in start to use your own"
             )
-        if self.policy == "sheared" and not self.has_reference_loss:
+        self._check_reference_loss(prunes=prunes)
+
+    @property
+    def _is_word(self) -> bool:
+        """Whether `reference_loss` is absent or a word, not losses or models."""
+        return self.reference_loss is None or isinstance(self.reference_loss, str)
+
+    def _check_reference_loss(self, *, prunes: bool) -> None:
+        """Refuse reference losses that cannot be, and a policy that lacks those it needs."""
+        if isinstance(self.reference_loss, str) and self.policy not in COMPARING:
+            raise ValueError(
+                f"scheduling.reference_loss: the policy {self.policy!r} compares with no reference "
+                "loss; leave it out"
+            )
+        if self.reference_loss == "source" and not prunes:
+            raise ValueError(
+                "scheduling.reference_loss: no model is pruned here: 'source' takes the losses of "
+                "the model that is pruned; write auto, losses by domain, or {from_model: NAME}"
+            )
+        if self.reference_origin(prunes=prunes) is not None:
+            return
+        if self.policy == "sheared":
             raise ValueError(
                 "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
                 "losses; write one for each domain, or from_model or from_models"
             )
-        if self.policy == "drpruning" and self.forecast is False and not self.has_reference_loss:
+        if self.policy == "drpruning" and self.forecast is False:
             raise ValueError(
                 "scheduling.reference_loss: without it and without forecasts the policy "
                 "'drpruning' could never move the ratio; write one loss for each domain, or "
@@ -237,20 +312,37 @@ class Scheduling(Section):
 
     def floors(self, ratio: Mapping[str, float]) -> dict[str, float]:
         """The smallest share of each domain around a reference ratio; 0 without a floor."""
-        if isinstance(self.floor, dict):
-            return self.floor
-        smallest = min(ratio.values()) if self.floor == SMALLEST_REFERENCE else self.floor
-        return dict.fromkeys(ratio, float(smallest or 0))
+        own, relative = self.floor, self.relative_floor or 0.0
+        if not isinstance(own, dict):
+            smallest = min(ratio.values()) if own == SMALLEST_REFERENCE else own
+            own = dict.fromkeys(ratio, float(smallest or 0))
+        return {name: max(own[name], relative * share) for name, share in ratio.items()}
 
     @property
     def started_reference_loss(self) -> dict[str, float] | None:
         """The reference losses of `start`."""
         return None if self.start is None else self.start.reference_loss
 
-    @property
-    def has_reference_loss(self) -> bool:
-        """Whether reference losses are given: as numbers, by models, or by `start`."""
-        return self.reference_loss is not None or self.started_reference_loss is not None
+    def reference_origin(self, *, prunes: bool) -> ReferenceOrigin | None:
+        """Where the reference losses at the start of a phase are from; None where there are none.
+
+        Args:
+            prunes: Whether the recipe has a pruning phase.
+        """
+        if isinstance(self.reference_loss, dict):
+            return "given"
+        if self.reference_models is not None:
+            return "models"
+        if self.started_reference_loss is not None:
+            return "start"
+        by_default = self.reference_loss == "auto" and self.policy in SOURCE_BY_DEFAULT and prunes
+        return "source" if by_default or self.reference_loss == "source" else None
+
+    def forecasts(self, *, prunes: bool) -> bool:
+        """Whether forecasts give the reference losses from `forecast_start` on."""
+        if self.policy != "drpruning" or self.forecast is not None:
+            return bool(self.forecast)
+        return self.reference_origin(prunes=prunes) is None
 
     @property
     def reference_models(self) -> ReferenceModels | None:
@@ -259,6 +351,7 @@ class Scheduling(Section):
 
     def options(self) -> dict[str, Any]:
         """The settings that are given and are not the policy's defaults."""
-        given = self.model_dump(exclude={"policy", "handover", "start"}, exclude_none=True)
-        defaults = DEFAULTS[self.policy]
+        words = {"reference_loss"} if self._is_word else set()
+        given = self.model_dump(exclude={"policy", "handover", "start", *words}, exclude_none=True)
+        defaults = defaults_of(given | {"policy": self.policy})
         return {name: value for name, value in given.items() if defaults.get(name) != value}

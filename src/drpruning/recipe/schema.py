@@ -15,7 +15,7 @@ from drpruning.common.files import FOLDER_NAME
 from drpruning.recipe.model import ModelSection
 from drpruning.recipe.paths import IN_A_FILE, PathText
 from drpruning.recipe.phases import Phase, Pretrain, Prune
-from drpruning.recipe.scheduling import Scheduling
+from drpruning.recipe.scheduling import ReferenceOrigin, Scheduling
 from drpruning.recipe.section import (
     SHARES_TOLERANCE,
     Count,
@@ -227,7 +227,8 @@ class Recipe(Section):
                 f"prune: missing although model.{given} is given; write `prune: {{steps: ...}}` "
                 f"or leave model.{given} out"
             )
-        self.scheduling.check(self.initial_ratio, self.untrained)
+        prunes = self.prune is not None
+        self.scheduling.check(self.initial_ratio, self.untrained, prunes=prunes)
         return self
 
     @property
@@ -245,6 +246,16 @@ class Recipe(Section):
     def untrained(self) -> list[str]:
         """The domains of share 0, which are evaluated and never trained on."""
         return [name for name, domain in self.data.domains.items() if domain.share == 0]
+
+    @property
+    def reference_origin(self) -> ReferenceOrigin | None:
+        """Where a phase's first reference losses are from; None where it has none."""
+        return self.scheduling.reference_origin(prunes=self.prune is not None)
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether forecasts give the reference losses from `scheduling.forecast_start` on."""
+        return self.scheduling.forecasts(prunes=self.prune is not None)
 
     @property
     def prepared_folder(self) -> Path:

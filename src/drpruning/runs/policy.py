@@ -1,13 +1,14 @@
 """From a recipe to the scheduling policy of one of its phases."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
 from drpruning.recipe import Phase, Recipe
-from drpruning.recipe.scheduling import SMALLEST_REFERENCE
+from drpruning.recipe.scheduling import COMPARING, SMALLEST_REFERENCE
 from drpruning.recipe.section import SHARES_TOLERANCE
-from drpruning.runs.reference_losses import ReferenceLosses
+from drpruning.runs.reference_losses import ReferenceLosses, source_losses
 from drpruning.scheduling import DRPruning, Policy, make_policy
 
 
@@ -22,8 +23,9 @@ def phase_policy(
     It knows only the domains that are trained on.
 
     Args:
-        recipe: Gives the policy, its options, the initial ratio and what to start from. Where it
-            names models for the reference losses, these are read from its run folder.
+        recipe: Gives the policy, its options, the initial ratio and what to start from. Where the
+            reference losses are those of models, or of the model that is pruned, they are read from
+            its run folder.
         phase: Gives the number of steps.
         final_params: Parameters of the model at the end of the phase.
         reference_loss: Domain -> nats, in place of those in the run folder.
@@ -34,11 +36,11 @@ def phase_policy(
     """
     scheduling, start = recipe.scheduling, recipe.scheduling.start
     options = scheduling.options()
-    if scheduling.reference_models is not None:
-        if reference_loss is None:
-            reference_loss = ReferenceLosses.read(
-                Path(recipe.output), scheduling.reference_models, recipe.initial_ratio
-            ).usable()
+    if reference_loss is None and recipe.reference_origin in {"models", "source"}:
+        reference_loss = _measured(recipe)
+    if recipe.reference_origin == "source":
+        options["reference_loss"] = "source"
+    elif recipe.reference_origin == "models":
         options["reference_loss"] = reference_loss
     elif scheduling.policy == "sheared" and scheduling.started_reference_loss is not None:
         options["reference_loss"] = scheduling.started_reference_loss
@@ -50,21 +52,93 @@ def phase_policy(
         )
     except ValueError as error:
         raise BadInput(f"scheduling: {error}") from None
+    initial = {key: policy.state_dict()[key] for key in ("version", "step", "ratio")}
     if start is not None:
         _check_start(recipe, policy)
         try:
-            initial = {key: policy.state_dict()[key] for key in ("version", "step", "ratio")}
             policy.continue_from(initial | start.model_dump(exclude_none=True))
         except ValueError as error:
             raise BadInput(f"scheduling.start: {error}") from None
+    if recipe.reference_origin == "source" and reference_loss:
+        known = {d: v for d, v in reference_loss.items() if d in recipe.initial_ratio}
+        state = policy.state_dict() | {"reference_loss": known}
+        policy.continue_from(state | {"reference_origin": dict.fromkeys(known, "source")})
     return policy
 
 
+def _measured(recipe: Recipe) -> dict[str, float]:
+    """The losses in the run folder: of the models that are named, or of the one that is pruned."""
+    folder, models = Path(recipe.output), recipe.scheduling.reference_models
+    if models is None:
+        return source_losses(folder, recipe.data.domains)
+    return ReferenceLosses.read(folder, models, recipe.initial_ratio).usable()
+
+
 def untrained_reference_loss(recipe: Recipe) -> dict[str, float]:
-    """The reference losses in nats that a recipe gives for domains that are only evaluated."""
-    given = recipe.scheduling.reference_loss or recipe.scheduling.started_reference_loss
-    losses = given if isinstance(given, Mapping) else {}
+    """The reference losses in nats of the domains that are only evaluated, where there are any."""
+    scheduling = recipe.scheduling
+    losses: Mapping[str, float] = scheduling.started_reference_loss or {}
+    if isinstance(scheduling.reference_loss, Mapping):
+        losses = scheduling.reference_loss
+    elif recipe.reference_origin == "source" and recipe.untrained:
+        losses = _measured(recipe)
     return {name: losses[name] for name in recipe.untrained if name in losses}
+
+
+def reference_text(
+    recipe: Recipe, name: str, sizes: Mapping[str, int] | None = None, final: int | None = None
+) -> str:
+    """Say in one line which reference losses are in force in a phase, and why.
+
+    Args:
+        recipe: With that phase.
+        name: Of the phase.
+        sizes: Models that are named for reference losses -> their parameters, as far as known.
+        final: Parameters at which a law over sizes is read off, where known.
+
+    Returns:
+        The line; empty where the policy compares with no reference loss.
+    """
+    if recipe.scheduling.policy not in COMPARING:
+        return ""
+    first = _first_reference_text(recipe, name, sizes or {}, final)
+    if not recipe.forecasts:
+        return first
+    phase = recipe.phases[name]
+    begin = math.ceil((recipe.scheduling.forecast_start or 0.0) * phase.steps)
+    assumed = {
+        "equal": "if the rest of it gave all domains the same share",
+        "reference": "if the rest of it kept the reference ratio",
+        "present": "if it continues as it is",
+    }[recipe.scheduling.forecast_at or "equal"]
+    return (
+        f"{first or 'none'}; from step {begin:,} on, forecasts of the losses at the end of "
+        f"{name} {assumed}"
+    )
+
+
+def _first_reference_text(
+    recipe: Recipe, name: str, sizes: Mapping[str, int], final: int | None
+) -> str:
+    """The reference losses at the beginning of a phase; empty where there are none."""
+    scheduling = recipe.scheduling
+    handed_over = name != next(iter(recipe.phases)) and scheduling.handover == "continue"
+    if handed_over and recipe.forecasts:
+        return "those that pruning ended with (handover: continue)"
+    if recipe.reference_origin == "source":
+        word = scheduling.reference_loss
+        why = "auto, as a model is pruned here" if word == "auto" else word
+        return f"the losses of the model that is pruned (reference_loss: {why})"
+    if (models := scheduling.reference_models) is not None:
+        named = [f"{m} ({sizes[m]:,} parameters)" if m in sizes else m for m in models.models]
+        at = f", at {final:,} parameters" if final is not None else ""
+        origin = f"law over {', '.join(named)}{at}" if models.from_models else f"from {named[0]}"
+        return f"{origin}; measured before training"
+    if recipe.reference_origin == "given":
+        return "numbers in the recipe"
+    if recipe.reference_origin == "start":
+        return "scheduling.start"
+    return "0 nats for every domain" if scheduling.policy == "naive_dro" else ""
 
 
 def _check_start(recipe: Recipe, policy: Policy) -> None:

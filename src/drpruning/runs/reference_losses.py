@@ -1,7 +1,9 @@
-"""reference_loss.json: reference losses measured from the models that a recipe names."""
+"""reference_loss.json: reference losses measured from models, or from the one that is pruned."""
 
 import json
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -12,7 +14,8 @@ from pydantic import Field, TypeAdapter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, dumps
 from drpruning.recipe import ReferenceModels
-from drpruning.runs.folder import RunFolder
+from drpruning.runs.folder import SOURCE, RunFolder
+from drpruning.runs.records import load_evaluation, load_phases
 from drpruning.scheduling import SizeLaw, fit_size_law
 from drpruning.scheduling.size_law import first_rise
 
@@ -20,6 +23,10 @@ FORMAT_VERSION = 1
 
 Losses = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 Constants = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+class _OfOtherModels(BadInput):
+    """The file is in order, and of other models than were asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,22 @@ class ReferenceLosses:
         reference_loss: Domain -> nats; None where no law over sizes describes what was measured.
         law: Domain -> `a`, `b` and `c` of `a / N**b + c`; None where there is none.
         parameters: The N at which the law was read off; None without a law.
+        of_source: Whether they are those of the model that the run, or the chain of runs that it
+            belongs to, prunes. They then have every domain with a finite loss, also those of share
+            0.
     """
 
     models: Annotated[list[MeasuredModel], Field(min_length=1)]
     reference_loss: Constants | None = None
     law: dict[str, Constants] | None = None
     parameters: Annotated[int, Field(gt=0)] | None = None
+    of_source: bool = False
+
+    @classmethod
+    def of_pruned_model(cls, path: str, parameters: int, losses: Mapping[str, float]) -> Self:
+        """Make them from the losses of the model that is pruned; those not finite are left out."""
+        known = {domain: loss for domain, loss in losses.items() if 0 < loss < math.inf}
+        return cls([MeasuredModel(path, parameters, known)], known, of_source=True)
 
     @classmethod
     def of(cls, models: Sequence[MeasuredModel], parameters: int) -> Self:
@@ -114,12 +131,13 @@ class ReferenceLosses:
         )
 
     @classmethod
-    def read(cls, folder: Path, wanted: ReferenceModels, domains: Collection[str]) -> Self:
+    def read(cls, folder: Path, wanted: ReferenceModels | None, domains: Collection[str]) -> Self:
         """Read the file of a run folder.
 
         Args:
             folder: The run folder.
-            wanted: What the recipe names; the file must be of these models.
+            wanted: What the recipe names; the file must be of these models. None: of the model
+                that is pruned.
             domains: Those of the recipe; the file must be of them.
 
         Raises:
@@ -128,8 +146,8 @@ class ReferenceLosses:
         file = RunFolder(folder).reference_loss
         if not file.is_file():
             raise BadInput(
-                f"scheduling.reference_loss: {', '.join(wanted.models)} not measured yet (no "
-                f"{file}); `drprune run` does it before it trains"
+                f"scheduling.reference_loss: {_named(wanted)} not measured yet (no {file}); "
+                "`drprune run` does it before it trains"
             )
         try:
             text = file.read_bytes()
@@ -142,11 +160,12 @@ class ReferenceLosses:
                 f"{file} is not what this program writes for the domains {', '.join(domains)}; "
                 "remove it"
             ) from None
-        if {model.path for model in found.models} != set(wanted.models):
-            raise BadInput(
-                f"scheduling.reference_loss: {file} has the losses of "
-                f"{', '.join(model.path for model in found.models)}, not of "
-                f"{', '.join(wanted.models)}; remove it to measure again"
+        paths = {model.path for model in found.models}
+        if found.of_source != (wanted is None) or (wanted and paths != set(wanted.models)):
+            measured = "the model that is pruned" if found.of_source else ", ".join(sorted(paths))
+            raise _OfOtherModels(
+                f"scheduling.reference_loss: {file} has the losses of {measured}, not of "
+                f"{_named(wanted)}; remove it to measure again"
             )
         return found
 
@@ -154,8 +173,9 @@ class ReferenceLosses:
         """Refuse parts that are of other domains, or contradict one another."""
         parts = [m.loss for m in self.models] + [p for p in (self.reference_loss, self.law) if p]
         has_law = len(self.models) > 1 and self.reference_loss is not None
+        known = set(self.models[0].loss) if self.of_source else set(domains)
         fits = [
-            all(set(part) == set(domains) for part in parts),
+            known <= set(domains) and all(set(part) == known for part in parts),
             (self.law is not None) == (self.parameters is not None) == has_law,
             all(set(constants) == {"a", "b", "c"} for constants in (self.law or {}).values()),
             self.reference_loss is not None or first_rise(self.points()[1]) is not None,
@@ -167,3 +187,38 @@ class ReferenceLosses:
         """Write the file into a run folder, complete or not at all."""
         text = dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
         atomic_write(RunFolder(folder).reference_loss, text)
+
+
+def _named(wanted: ReferenceModels | None) -> str:
+    return "the model that is pruned" if wanted is None else ", ".join(wanted.models)
+
+
+def source_losses(folder: Path, domains: Collection[str]) -> dict[str, float]:
+    """Domain -> nats of the model that a run prunes, for the domains where that is known.
+
+    A run that compares with them has measured them before its first phase. For another one, which
+    is replayed, they are those of its evaluation of the source, or else of pruning at step 0, where
+    masks are within 1% of one.
+
+    Args:
+        folder: The run folder.
+        domains: All domains of the recipe.
+
+    Raises:
+        BadInput: None of these files is there, or one is damaged.
+    """
+    files = RunFolder(folder)
+    if files.reference_loss.is_file():
+        with suppress(_OfOtherModels):
+            return ReferenceLosses.read(folder, None, domains).usable()
+    found: Mapping[str, float] = {}
+    if (evaluation := load_evaluation(files.evaluation(SOURCE))) is not None:
+        found = evaluation.loss
+    elif files.metrics.is_file():
+        pruning = load_phases(folder).phases.get("prune")
+        first = pruning.evals[0] if pruning is not None and pruning.evals else None
+        found = first.loss if first is not None and first.step == 0 else {}
+    known = {name: loss for name, loss in found.items() if 0 < loss < math.inf}
+    if not known:
+        ReferenceLosses.read(folder, None, domains)  # says what is missing
+    return known

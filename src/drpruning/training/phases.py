@@ -23,7 +23,7 @@ from drpruning.models.result import Origin, dtype_name, save_model
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.policy import phase_policy, untrained_reference_loss
+from drpruning.runs.policy import phase_policy, reference_text, untrained_reference_loss
 from drpruning.runs.records import load_phases
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
@@ -56,6 +56,12 @@ def _context(
         identity=run_identity(recipe, data, phase),
         untrained_reference_loss=untrained_reference_loss(recipe),
     )
+
+
+def _report_reference(recipe: Recipe, phase: str, reporter: Reporter) -> None:
+    """Say which reference losses a phase goes by, if its policy compares with any."""
+    if text := reference_text(recipe, phase):
+        reporter.line(f"{phase}: reference losses: {text}")
 
 
 def _steps_done(recipe: Recipe, trainer: Trainer) -> dict[str, int]:
@@ -138,6 +144,7 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     policy = phase_policy(recipe, recipe.prune, target.num_parameters())
     context = _context(recipe, "prune", data, accelerator, reporter)
     trainer = PruningTrainer(context, masked, policy, _mixture(data, recipe, recipe.prune))
+    _report_reference(recipe, "prune", reporter)
     trainer.run()
     full = trainer.distributed.gather()
     if accelerator.is_main_process:
@@ -187,6 +194,7 @@ def pretrain(
     if recipe.prune is not None:
         _hand_over(recipe, context.identity, policy, mixture)
     trainer = Trainer(context, model, policy, mixture)
+    _report_reference(recipe, "pretrain", reporter)
     trainer.run()
     trained = trainer.distributed.gather()
     if accelerator.is_main_process:

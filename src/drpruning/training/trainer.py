@@ -8,106 +8,43 @@ the start of the segment and the steps done in it, so that a resumed run sees th
 import logging
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from drpruning.common.console import Task
 from drpruning.common.errors import BadInput, Interrupted, TrainingError
 from drpruning.common.unknown import Unknown
-from drpruning.data import Mixture, Segment
+from drpruning.data import Segment
 from drpruning.runs import provenance
-from drpruning.runs.lines import End, EvalPoint, Line, SkippedPoint, Start, StepPoint, Warned
-from drpruning.runs.log import MetricsLog
-from drpruning.scheduling import Policy
+from drpruning.runs.lines import End, EvalPoint, SkippedPoint, Start, StepPoint, Warned
 from drpruning.training import messages
-from drpruning.training.checkpoint import CheckpointManager, read_state
-from drpruning.training.context import TrainerContext
+from drpruning.training.checkpoint import read_state
 from drpruning.training.distributed import (
-    DistributedModel,
     any_rank,
     broadcast_ratio,
     clip_gradients,
 )
-from drpruning.training.hooks import PhaseHooks
-from drpruning.training.identity import check_identity, restore_mixture
+from drpruning.training.identity import check_identity
 from drpruning.training.optimizer import (
     MicroBatch,
-    build_optimizer,
     learning_rate_factor,
-    micro_batches,
     set_learning_rate,
     step_seed,
     step_unless,
 )
 from drpruning.training.signals import InterruptGuard
-from drpruning.training.skipped_steps import StepMetrics, failure_text, skipped_text
-from drpruning.training.stopwatch import Stopwatch
+from drpruning.training.skipped_steps import failure_text, skipped_text
 from drpruning.training.tensors import read_tensors, write_tensors
+from drpruning.training.trainer_state import TrainerState
 from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer(PhaseHooks):
+class Trainer(TrainerState):
     """One phase of training of a plain causal language model; pruning adds to it."""
-
-    phase = "pretrain"
-    parts = 1
-
-    def __init__(self, context: TrainerContext, model: nn.Module, policy: Policy, mixture: Mixture):
-        """Set the phase up at step 0.
-
-        Args:
-            context: Recipe sections, data, run folder, devices, terminal.
-            model: The model, float32 parameters; it is trained in place.
-            policy: Gives the ratio; asked at every evaluation.
-            mixture: Gives the blocks, from where this phase starts.
-        """
-        self.settings, self.training = context.settings, context.training
-        self.data, self.folder = context.data, context.folder
-        self.accelerator, self.reporter = context.accelerator, context.reporter
-        self.identity = context.identity
-        self.untrained_reference_loss = context.untrained_reference_loss
-        self.policy, self.mixture = policy, mixture
-        self.device = self.accelerator.device
-        self.micro_batches = micro_batches(
-            self.settings.global_batch,
-            self.training.micro_batch,
-            self.parts,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        self.vocabulary_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-        self.distributed = DistributedModel(model, self.training, self.accelerator)
-        self.model, self.parameters = self.distributed.module, self.distributed.parameters
-        self.optimizer = build_optimizer(self.parameter_groups(), self.settings)
-        self.metrics = MetricsLog(self.folder.metrics, self.phase)
-        self.checkpoints = CheckpointManager(
-            self.folder.checkpoints, self.phase, self.training.checkpoint, self.accelerator
-        )
-        self.step = self.saved = 0
-        self.evaluated, self.save_due = -1, False
-        self.ratio = dict(policy.ratio)
-        self.segment: Segment | None = None
-        self.stopped: str | None = None
-        self.numbers, self.watch = StepMetrics(), Stopwatch(self.device)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups."""
-        decay = self.settings.weight_decay
-        return [{"params": list(self.parameters.values()), "weight_decay": decay}]
-
-    def parameter_count(self) -> float:
-        """Parameters of the model as it is now."""
-        return float(sum(p.numel() for p in self.parameters.values()))
-
-    def final_parameter_count(self) -> float:
-        """Parameters of the model at the end of the phase."""
-        return self.parameter_count()
 
     # The loop.
 
@@ -147,7 +84,7 @@ class Trainer(PhaseHooks):
                     task.update(self.step)
         if self.accelerator.is_main_process:
             seconds, tokens = self.watch.total, self._tokens()
-            self._record(End, total_seconds=seconds, tokens=tokens, stopped=self.stopped)
+            self.record(End, total_seconds=seconds, tokens=tokens, stopped=self.stopped)
             self.metrics.size()  # on the disk before the phase's result is
 
     def _begin(self) -> None:
@@ -170,7 +107,7 @@ class Trainer(PhaseHooks):
         self.accelerator.wait_for_everyone()
 
     def _record_start(self) -> None:
-        self._record(
+        self.record(
             Start,
             total_steps=self.settings.steps,
             global_batch=self.settings.global_batch,
@@ -180,11 +117,6 @@ class Trainer(PhaseHooks):
             versions=provenance.versions(),
             commit=provenance.commit(),
         )
-
-    def _record(self, kind: type[Line], step: int | None = None, **fields: Any) -> None:
-        """Append a line to metrics.jsonl; call it on the main process alone."""
-        step = self.step if step is None else step
-        self.metrics.record(kind(phase=self.phase, step=step, time=time.time(), **fields))
 
     def _segment_end(self) -> int:
         return 0 if self.segment is None else self.evaluated + self.segment.steps
@@ -248,7 +180,7 @@ class Trainer(PhaseHooks):
         }
         self.numbers.reset()
         if self.accelerator.is_main_process:
-            self._record(StepPoint, **fields)
+            self.record(StepPoint, **fields)
         task.update(self.step, messages.step_text(fields, self.ratio))
 
     def _synchronize(self) -> None:
@@ -262,18 +194,11 @@ class Trainer(PhaseHooks):
             assert self.segment is not None  # noqa: S101 - synchronized before the next one is planned
             blocks = self.segment.blocks(skipped.step - 1 - self.evaluated)
             if self.accelerator.is_main_process:
-                self._record(SkippedPoint, skipped.step, **skipped.numbers, blocks=blocks)
+                self.record(SkippedPoint, skipped.step, **skipped.numbers, blocks=blocks)
             if skipped.in_a_row == self.training.skip_limit:
                 raise TrainingError(failure_text(self.phase, skipped, blocks, self.saved))
         if found:
             self.warn(skipped_text(found), record=False)
-
-    def warn(self, message: str, *, record: bool = True) -> None:
-        """Warn of something at this step, once for all ranks; also in metrics.jsonl if asked."""
-        if self.accelerator.is_main_process:
-            logger.warning("%s %d: %s", self.phase, self.step, message)
-        if record and self.accelerator.is_main_process:
-            self._record(Warned, message=message)
 
     # Evaluation and the ratio.
 
@@ -303,15 +228,18 @@ class Trainer(PhaseHooks):
             raise TrainingError(reason)
         evaluated = time.monotonic()
         count = self.parameter_count()
-        decision = self.policy.update(step=self.step, losses=steered, params=count)
+        # The shares of the batches themselves, which are the same on every rank: counts are whole,
+        # and a domain that is exhausted may get less than its share of the ratio.
+        realised = None if ended is None else ended.realised_share
+        decision = self.policy.update(self.step, steered, params=count, shares=realised)
         self.ratio = broadcast_ratio(decision.ratio)
         decided = time.monotonic()
         if self.accelerator.is_main_process:
-            self._record(
+            self.record(
                 EvalPoint,
                 loss=losses,
                 **EvalPoint.decided(decision, self.untrained_reference_loss),
-                realised_share=Unknown() if ended is None else ended.realised_share,
+                realised_share=Unknown() if realised is None else realised,
                 epochs=self.mixture.epochs,
                 used_up=used_up,
                 parameters=count,
@@ -340,45 +268,6 @@ class Trainer(PhaseHooks):
 
     # Checkpoints.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the tensors, as JSON values; step metrics must be synchronized before."""
-        return {
-            "identity": self.identity,
-            "evaluated": self.evaluated,
-            "ratio": self.ratio,
-            "policy": self.policy.state_dict(),
-            "mixture": self.mixture.state_dict(),
-            "segment_steps": self.segment.steps if self.segment else None,
-            "stopped": self.stopped,
-            "numbers": self.numbers.state_dict(),
-            "seconds": self.watch.state_dict(),
-            "metrics_bytes": self.metrics.size(),
-            **self.extra_state(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, and plan the current segment again.
-
-        Args:
-            state: With the steps done as `step`.
-
-        Raises:
-            ValueError: The state of the policy or of the mixture does not match this trainer's.
-        """
-        self.step = self.saved = state["step"]
-        self.evaluated, self.stopped = state["evaluated"], state["stopped"]
-        self.ratio = state["ratio"]
-        self.watch.load_state_dict(state["seconds"])
-        self.numbers.load_state_dict(state["numbers"])
-        self.policy.load_state_dict(state["policy"])
-        accept = self.training.checkpoint.accept_changes
-        restore_mixture(self.mixture, state["mixture"], accept=accept)
-        left = self.settings.steps - self.evaluated
-        if left and self.stopped is None:
-            steps = min(state["segment_steps"] or self.settings.evaluate_every, left)
-            self.segment = self.mixture.plan_segment(self.ratio, steps)
-        self.load_extra_state(state)
-
     def _resume(self, path: Path) -> None:
         """Restore a verified checkpoint of this phase, tensors and logs included.
 
@@ -406,7 +295,7 @@ class Trainer(PhaseHooks):
             self.warn(lost, record=False)
         if changes and self.accelerator.is_main_process:
             self._record_start()
-            self._record(Warned, message=f"resumed in spite of changes: {'; '.join(changes)}")
+            self.record(Warned, message=f"resumed in spite of changes: {'; '.join(changes)}")
 
     def _is_due(self) -> bool:
         """Whether to save now; after a skipped step, saving waits for the next one that is not."""
