@@ -193,7 +193,7 @@ def test_decisions_are_counted_as_the_log_has_them(steered: PolicyRun, steered_p
     assert counts["ratio updated"] == str(len(updated))
     limits = [e["divergence"] >= e["rho"] * (1 - 1e-6) for e in updated]
     assert sum(limits) > 0
-    assert counts["limit reached (rho)"] == str(sum(limits))
+    assert counts["limit reached"] == str(sum(limits))
     moved = [r["step"] for r in steered.evals if r["explanation"]["reference_ratio_updated"]]
     assert counts["reference ratio moved"] == f"{len(moved)}, from step {moved[0]}"
     floors = {name: sum(e["at_floor"][name] for e in said) for name in SHARES}
