@@ -25,6 +25,7 @@ from drpruning.recipe import Scheduling
 from drpruning.runs.counterfactuals import trained_shares
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.replay import replay_run
+from drpruning.runs.replay_curves import CHECKED
 from drpruning.runs.typed_json import read_record
 from drpruning.scheduling import POLICY_NAMES, make_policy
 from helpers.logged_run import FINAL, REFERENCE, SHARES, LoggedRun
@@ -198,6 +199,7 @@ def test_shares_between_two_evaluations_are_those_that_give_the_logged_data(
 def test_a_replay_says_churn_origins_and_how_good_its_forecasts_were(tmp_path: Path) -> None:
     run = LoggedRun(tmp_path / "run", ("pretrain",), forecast_at="equal", tau=0.0)
     text = output(run.folder)
+    assert CHECKED in " ".join(text.split())
     churn = [record["explanation"]["churn"] for record in run.evals("pretrain")]
     assert f"mean): {sum(churn) / len(churn):.3f}." in " ".join(text.split())
     assert "Reference losses at the end: forecast at a share of 33.33%" in " ".join(text.split())
@@ -213,10 +215,10 @@ def test_a_replay_says_churn_origins_and_how_good_its_forecasts_were(tmp_path: P
             predicted = law["A"] * (x + law["offset"]) ** -law["beta"] + law["E"]
             assert error == pytest.approx(predicted - end["loss"][name], abs=1e-9)
     text = " ".join(output(run.folder, "--policy", "constant").split())
-    assert "forecast less final loss" not in text
+    assert CHECKED not in text
     assert "0.000, " in text
     del run.records[-1]  # the end of the phase: nothing has come true yet
-    assert "forecast less final loss" not in output(run.write().folder)
+    assert CHECKED not in " ".join(output(run.write().folder).split())
 
 
 def test_a_new_policy_keeps_the_settings_it_knows_and_says_which_it_drops(tmp_path: Path) -> None:

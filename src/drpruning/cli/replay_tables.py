@@ -20,7 +20,7 @@ from drpruning.report import render_replay_page
 from drpruning.report.own_pages import is_page
 from drpruning.report.replay_page import percent_text, points_text
 from drpruning.runs.replay import Replay, ReplayPoint
-from drpruning.runs.replay_curves import CAVEAT, ReplayCurves
+from drpruning.runs.replay_curves import CAVEAT, CHECKED, ReplayCurves
 
 JSON_VERSION = 1
 _JSON_KEYS = ("version", "run", "used", "replayed", "notes", "phases")
@@ -65,6 +65,7 @@ def print_replay(replay: Replay, console: Console | None = None) -> None:
         for sentence in filter(None, (curves.churn_text(), curves.origins_text())):
             say(sentence)
         if curves.replayed_checks:
+            say(CHECKED)
             console.print(_check_table(curves))
         console.print()
         console.print(_figure(curves, console))
@@ -107,7 +108,7 @@ def _check_table(curves: ReplayCurves) -> Table:
     """Errors of the replayed forecasts; those that were not used in brackets."""
     checks = curves.replayed_checks
     table = make_table(
-        "forecast less final loss",
+        "nats",
         *(f"at {check.done:.0%}\nstep {check.step:,}" for check in checks),
     )
     for name in curves.initial:

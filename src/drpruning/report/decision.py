@@ -97,12 +97,17 @@ def reference_origins(phase: PhaseRecord, domains: Sequence[str]) -> dict[str, s
         domains: Domains in the order of the page.
     """
     found: dict[str, dict[str, list[int]]] = {}
+    texts: dict[str, set[str]] = {}
     for index, point in enumerate(phase.evals):
         for name, origin in point.explanation.reference_origin.items():
             found.setdefault(origin, {}).setdefault(name, []).append(index)
+            texts.setdefault(origin, set()).add(origin_text(point.explanation, name))
     names, steps = _steered(phase, domains), [point.step for point in phase.evals]
     return {
-        ORIGINS.get(origin, origin): _where(evaluations, names, steps)
+        # The share that forecasts are for may differ between domains and evaluations.
+        texts[origin].pop() if len(texts[origin]) == 1 else ORIGINS.get(origin, origin): _where(
+            evaluations, names, steps
+        )
         for origin, evaluations in found.items()
     }
 
@@ -266,6 +271,10 @@ def _columns(
         note = f"{loss_text(low)}–{loss_text(high)}" if known else ""
         return Cell(text=loss_text(point.forecast.get(name, math.nan)), note=note)
 
+    def reference_loss(name: str) -> Cell:
+        text = loss_text(point.reference_loss.get(name, math.nan))
+        return Cell(text=text, note=why.reference_origin.get(name, ""))
+
     def quality(name: str) -> Cell:
         value = why.forecast_quality.get(name, math.nan)
         text = UNKNOWN if math.isnan(value) else f"{value:.2f}"
@@ -289,8 +298,7 @@ def _columns(
         "fitted from step": number(
             why.forecast_since, lambda v: f"{v:,.0f}" if math.isfinite(v) else UNKNOWN
         ),
-        "reference loss": number(point.reference_loss, loss_text),
-        "reference loss from": lambda name: Cell(text=origin_text(why, name) or UNKNOWN),
+        "reference loss": reference_loss,
         "excess": number(point.excess, signed),
         "reference share": number(reference_ratio, percentage),
         "ratio": share,

@@ -137,6 +137,8 @@ def _draw(
         # Neither an absurd interval nor the steep beginning of a law must flatten the curves.
         margin = 0.08 * (max(kept) - min(kept)) or 0.05
         axis.set_ylim(min(kept) - margin, max(kept) + margin)
+    if references[0]:  # the last one stays in force, as far as is known
+        references = ([*references[0], total], [*references[1], references[1][-1]])
     axis.plot(*references, gid=f"reference-{name}", **REFERENCE)
     if len(ends) == 2:
         axis.plot([total, total], ends, gid=f"interval-{name}", marker="_", **_INTERVAL)

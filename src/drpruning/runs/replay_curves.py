@@ -11,6 +11,11 @@ CAVEAT = (
     "decided at each evaluation given them, not what training under it would have given."
 )
 
+CHECKED = (
+    "Forecasts less the losses at the end. A forecast for a share is read off at the data that the "
+    "domain really had in the end, so that only its law is judged; in brackets: not used."
+)
+
 _ROUNDING = 1e-9
 """Shares closer than this count as equal."""
 
