@@ -79,7 +79,8 @@ class _BallPolicy(ReferencedPolicy):
     def _floors(self, reference_ratio: FloatArray) -> FloatArray:
         """The smallest share of each domain around this reference ratio [n]."""
         p = reference_ratio / reference_ratio.sum()  # as the solver has it, to the last bit
-        return np.maximum(p.min() if self._floor is None else self._floor, self.relative_floor * p)
+        floor = p.min() if self._floor is None else self._floor
+        return np.asarray(np.maximum(floor, self.relative_floor * p))
 
     def _ratio_from(self, excess: FloatArray) -> FloatArray:
         p, floors = self._reference_ratio, self._floors(self._reference_ratio)
