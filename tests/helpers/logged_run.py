@@ -11,7 +11,7 @@ import yaml
 from drpruning.common.files import dumps
 from drpruning.common.unknown import record_fields
 from drpruning.recipe import Recipe, load_recipe
-from drpruning.runs.policy import phase_policy
+from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 
 SHARES = {"web": 0.6, "code": 0.3, "wiki": 0.1}
@@ -19,7 +19,7 @@ REFERENCE = {"web": 2.0, "code": 1.0, "wiki": 1.5}
 FINAL = 400_000.0
 
 
-def losses_at(phase: str, done: float) -> dict[str, float | None]:
+def losses_at(phase: str, done: float) -> dict[str, float]:
     """Losses [nats] after this share of a phase: smooth, of different speed a domain."""
     level = 0.6 if phase == "prune" else 0.3
     speed = {"web": 0.2, "code": 0.5, "wiki": 0.9}
@@ -58,8 +58,8 @@ class LoggedRun:
             measured = [MeasuredModel(path, 1, dict(REFERENCE)) for path in models.models]
             ReferenceLosses(models=measured, reference_loss=REFERENCE).write(folder)
         if self.recipe.reference_origin == "source":
-            known = {n: v for n, v in losses_at("prune", 0.0).items() if v is not None}
-            ReferenceLosses.of_pruned_model("nowhere", 1, known).write(folder)
+            losses = {name: loss - 0.001 for name, loss in losses_at("prune", 0).items()}
+            ReferenceLosses.of_pruned_model("nowhere", 1, losses).write(folder)
         self._train(self.recipe)
 
     def recipe_file(self) -> Path:
@@ -70,7 +70,7 @@ class LoggedRun:
         for name, phase in recipe.phases.items():
             policy = phase_policy(recipe, phase, FINAL)
             if ended is not None and recipe.scheduling.handover == "continue":
-                policy.continue_from(ended)
+                hand_over(policy, ended)
             self.records.append(self._start(name, phase.steps))
             ratio: dict[str, float] | None = None
             for step in range(0, phase.steps + 1, phase.evaluate_every):

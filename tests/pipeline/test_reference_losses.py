@@ -219,12 +219,15 @@ def test_plan_says_where_reference_losses_come_from(
     def planned(**scheduling: Any) -> str:
         return drprune("plan", write(pretraining | {"scheduling": scheduling}, tmp_path / "r.yaml"))
 
-    assert "reference losses: none until the first forecast" in planned()
+    assert "reference losses: none; from step 1 on, forecasts of the losses at" in planned()
+    assert "if the rest of it gave all domains the same share" in planned()
+    assert "end of pretrain if it continues as it is" in planned(reference="paper")
+    assert "from step 1 on, forecasts" in planned(forecast=True, start=FOUND)
     assert "reference losses: numbers" in planned(reference_loss=dict.fromkeys(DOMAINS, 1.0))
     assert "reference losses: scheduling.start" in planned(start=FOUND)
     assert f"reference losses: from {sizes[0]}" in planned(reference_loss={"from_model": sizes[0]})
     never = planned(forecast_start=1.0)
-    assert "reference losses: none until the first forecast" in never
+    assert "reference losses: none; from step 4 on, forecasts" in never
     assert "forecast_start (1) of the steps" in never
     assert "warning" not in planned(forecast_start=1.0, start=FOUND)
     assert "first ratio: numbers 50.00%, colours 30.00%, animals 20.00%" in planned(start=FOUND)

@@ -36,6 +36,7 @@ DECISION = Decision(
     reference_loss=None,
     forecast={"web": 2.0},
     excess={"web": math.nan},
+    data={"web": 4.0},
     explanation=Explanation(
         ratio_updated=False,
         unusable={"web": "why"},
@@ -79,7 +80,7 @@ LINES: list[tuple[Line, str]] = [
                   evaluation_seconds=0.25, update_seconds=0.5),
         '{"kind": "eval", ' + HEAD + '"loss": {"web": null}, "ratio": {"web": 1.0}, '
         '"reference_ratio": {"web": 1.0}, "reference_loss": null, "forecast": {"web": 2.0}, '
-        '"excess": {"web": null}, "explanation": {"ratio_updated": false, '
+        '"excess": {"web": null}, "data": {"web": 4.0}, "explanation": {"ratio_updated": false, '
         '"unusable": {"web": "why"}, "forecast_interval": {"web": [1.0, 2.5]}, "no_forecast": {}, '
         '"rho": 0.1, "divergence": 0.0, "at_floor": {"web": true}}, "realised_share": null, '
         '"epochs": {"web": 0.5}, "used_up": {}, "parameters": 5.0, "evaluation_seconds": 0.25, '
@@ -119,12 +120,13 @@ def test_a_policy_leaves_out_what_it_does_not_say(policy: str) -> None:
         **AT, loss={}, **EvalPoint.decided(decision), realised_share={}, epochs={}, used_up={},
         parameters=1.0, evaluation_seconds=0.0, update_seconds=0.0,
     ).to_json()["explanation"]  # fmt: skip
-    limited = ["rho", "divergence", "floor", "at_floor"]
+    limited = ["rho", "radius", "divergence", "floor", "at_floor"]
     expected = {
-        "drpruning": ["loss", "reference_ratio_updated", *limited],
-        "naive_dro": limited,
+        "drpruning": ["loss", "reference_origin", "reference_ratio_updated", *limited],
+        "naive_dro": ["reference_origin", *limited],
+        "sheared": ["reference_origin"],
     }
-    assert list(said) == ["ratio_updated", "unusable", *expected.get(policy, [])]
+    assert list(said) == ["ratio_updated", "unusable", "churn", *expected.get(policy, [])]
 
 
 def test_a_run_of_an_older_version_reads_as_it_was_written() -> None:
@@ -149,7 +151,9 @@ def test_report_and_replay_open_a_run_of_an_older_version(tmp_path: Path) -> Non
     page = write_report([folder]).read_text(encoding="utf-8")
     for ident in ("run1-prune-decision", "run1-pretrain-counts", "run1-mask-convergence"):
         assert f'id="{ident}"' in page
-    replay = replay_run(folder)
+    defaults_of_then = ["reference=paper", "min_quality=0.5"]
+    assert all(" --set ".join(["", *defaults_of_then])[1:] in n for n in replay_run(folder).notes)
+    replay = replay_run(folder, settings=defaults_of_then)
     for curves in replay.curves():
         assert all(abs(row.difference) < 1e-6 for row in curves.rows())
 

@@ -130,7 +130,7 @@ def _schedule_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
     final = plan.target or plan.source
     size = final.num_parameters() if final else None
     texts = {p: reference_text(recipe, p, plan.reference_models, size) for p in recipe.phases}
-    lines = [f"reference losses in {phase}: {text}" for phase, text in texts.items() if text]
+    lines = [f"{phase}: reference losses: {text}" for phase, text in texts.items() if text]
     if scheduling.start is not None and scheduling.start.ratio is not None:
         shares = ", ".join(f"{n} {100 * s:.2f}%" for n, s in scheduling.start.ratio.items())
         given = recipe.reference_origin is not None

@@ -337,8 +337,7 @@ class Run:
     def _measure_pruned_model(self) -> None:
         """Write reference_loss.json with the losses of the model that is pruned.
 
-        They are those of evaluation/source.json, which the stage `evaluate` would measure too. At
-        step 0 of pruning, masks below one already change losses by some 0.003 nats.
+        They are those of evaluation/source.json, which the stage `evaluate` would measure too.
         """
         file, domains = self.files.reference_loss, self.recipe.data.domains
         if file.is_file():

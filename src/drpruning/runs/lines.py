@@ -6,7 +6,7 @@ left out of the file.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,13 +95,15 @@ class SkippedPoint(Line):
 class EvalPoint(Line):
     """One evaluation and the ratio update that it led to; mappings go from domain to nats or share.
 
-    A domain that is only evaluated (share 0) is in `loss`, and in `reference_loss` where the recipe
-    gives one, and nowhere else.
+    A domain that is only evaluated (share 0) is in `loss`, where it has a reference loss in
+    `reference_loss`, and nowhere else.
 
     Attributes:
         loss: Validation losses.
         reference_ratio: The one after the update.
         realised_share: Of the segment that has just ended.
+        data: Training that each domain has had in this phase, in steps' worth: its realised share
+            times the steps under it, added up. Unknown in files of an earlier version.
         used_up: Exhausted domains -> what their `on_exhausted` says.
         parameters: Expected number under the current masks in pruning.
     """
@@ -113,7 +115,7 @@ class EvalPoint(Line):
     reference_loss: Numbers
     forecast: Numbers
     excess: Numbers
-    data: Numbers
+    data: Numbers = field(default_factory=Unknown)
     explanation: Explained
     realised_share: Numbers
     epochs: Numbers

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.recipe import Phase, Recipe
+from drpruning.recipe import Phase, Prune, Recipe
 from drpruning.recipe.scheduling import COMPARING, SMALLEST_REFERENCE
 from drpruning.recipe.section import SHARES_TOLERANCE
 from drpruning.runs.reference_losses import ReferenceLosses, source_losses
@@ -36,7 +37,9 @@ def phase_policy(
     """
     scheduling, start = recipe.scheduling, recipe.scheduling.start
     options = scheduling.options()
-    if reference_loss is None and recipe.reference_origin in {"models", "source"}:
+    if _takes_source_itself(recipe, phase):
+        reference_loss = None
+    elif reference_loss is None and recipe.reference_origin in {"models", "source"}:
         reference_loss = _measured(recipe)
     if recipe.reference_origin == "source":
         options["reference_loss"] = "source"
@@ -64,6 +67,32 @@ def phase_policy(
         state = policy.state_dict() | {"reference_loss": known}
         policy.continue_from(state | {"reference_origin": dict.fromkeys(known, "source")})
     return policy
+
+
+def _takes_source_itself(recipe: Recipe, phase: Phase) -> bool:
+    """Whether the policy takes the source model's losses from its update at step 0.
+
+    Masks begin a little below one, so those losses are some 0.003 nats off the source model's. As
+    reference losses in pruning they make the first excess exactly 0 and the first ratio the
+    reference ratio; with the source model's, 0.003 nats of noise would fill the ball.
+    """
+    from_source = recipe.reference_origin == "source" and isinstance(phase, Prune)
+    return from_source and recipe.model.shape is None  # a chain's later runs have a shape
+
+
+def hand_over(policy: Policy, ended: Mapping[str, Any]) -> None:
+    """Let a policy continue from the state of the one of the phase before (`handover: continue`).
+
+    Source losses that it has already stay: those in the state may have been taken under masks.
+
+    Raises:
+        ValueError: The state is of another version or set of domains.
+    """
+    own = policy.state_dict().get("reference_origin") or {}
+    origin = ended.get("reference_origin") or {}
+    losses = ended.get("reference_loss") or {}
+    kept = {d: v for d, v in losses.items() if not own.get(d) == origin.get(d) == "source"}
+    policy.continue_from({**ended, "reference_loss": kept})
 
 
 def _measured(recipe: Recipe) -> dict[str, float]:

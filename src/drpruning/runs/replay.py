@@ -26,7 +26,7 @@ from drpruning.runs.counterfactuals import (
 )
 from drpruning.runs.folder import PRUNED, RunFolder
 from drpruning.runs.lines import EvalPoint
-from drpruning.runs.policy import phase_policy
+from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.records import PhaseRecord, RunRecord, load_evaluation, load_phases
 from drpruning.runs.reference_losses import ReferenceLosses
 from drpruning.runs.reference_origin import origins
@@ -149,7 +149,8 @@ def replay_run(
                 found.append(replayed)
                 notes += doubt
     if own.scheduling == recipe.scheduling:
-        notes += [note for replayed in found for note in _unlike_itself(record, replayed)]
+        name = own.scheduling.policy
+        notes += [note for replayed in found for note in _unlike_itself(record, replayed, name)]
     return Replay(
         folder=folder,
         initial_ratio=recipe.initial_ratio,
@@ -244,7 +245,7 @@ def _start_policy(
                 f"{RunFolder(Path(recipe.output)).metrics} has none; write --set handover=fresh"
             )
         try:
-            policy.continue_from(ended)
+            hand_over(policy, ended)
         except ValueError as error:
             raise BadInput(f"scheduling.handover: {error}") from None
     return policy
@@ -352,7 +353,7 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _unlike_itself(record: RunRecord, replayed: PhaseReplay) -> list[str]:
+def _unlike_itself(record: RunRecord, replayed: PhaseReplay, policy: str) -> list[str]:
     """A note where a run's own policy and settings do not give its ratios again."""
     if replayed.is_identical:
         return []
@@ -364,6 +365,12 @@ def _unlike_itself(record: RunRecord, replayed: PhaseReplay) -> list[str]:
         f"made with other code (its version of drpruning: {version}, commit: {commit}) or its "
         "files were changed"
     )
+    if policy == "drpruning" and not any(point.logged.data for point in replayed.points):
+        # Logs have the data of each domain since the defaults are no longer nearly the paper's.
+        note += (
+            "; its log is of a version with other defaults, which --set reference=paper --set "
+            "min_quality=0.5 gives"
+        )
     return [note]
 
 

@@ -23,7 +23,12 @@ from drpruning.models.result import Origin, dtype_name, save_model
 from drpruning.pruning import MaskedModel, ModelShape, attach_masks
 from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.policy import phase_policy, reference_text, untrained_reference_loss
+from drpruning.runs.policy import (
+    hand_over,
+    phase_policy,
+    reference_text,
+    untrained_reference_loss,
+)
 from drpruning.runs.records import load_phases
 from drpruning.scheduling import Policy
 from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
@@ -266,6 +271,6 @@ def _hand_over(
         with suppress(ValueError) if accept else nullcontext():
             mixture.continue_from(schedule["mixture"])
         if recipe.scheduling.handover == "continue":
-            policy.continue_from(schedule["policy"])
+            hand_over(policy, schedule["policy"])
     except ValueError as error:
         raise BadInput(f"{path} is of another run: {error}") from None
