@@ -14,7 +14,7 @@ from drpruning.scheduling import DRPruning, change_domains, fit_loss_curves
 
 FIELDS = (
     *("forecast", "low", "high", "quality", "rising", "first_step"),
-    *("objective", "A", "alpha", "beta", "E"),
+    *("objective", "A", "alpha", "beta", "E", "offset"),
 )
 FINAL_PARAMS = 1e9
 SHAPES = (
@@ -76,6 +76,7 @@ class Problem:
     steps: str
     curves: list[tuple[str, float, float]]  # shape, unit, share of missing points
     sizes: str
+    warm: bool
 
     def build(self):
         """Steps [m], losses [n, m], final step and params [m] or None."""
@@ -110,15 +111,17 @@ def problems(units=(1e-6, 1.0, 1e6)):
         steps=st.sampled_from(STEPS),
         curves=st.lists(curve, min_size=1, max_size=4),
         sizes=st.sampled_from(SIZES),
+        warm=st.booleans(),
     )
 
 
-def fit(steps, losses, final, params):
-    return fit_loss_curves(steps, losses, final, params, None if params is None else FINAL_PARAMS)
+def fit(steps, losses, final, params, *, warm=False):
+    final_params = None if params is None else FINAL_PARAMS
+    return fit_loss_curves(steps, losses, final, params, final_params, warm_start=warm)
 
 
-def usable(steps, losses, params):
-    used = np.isfinite(losses) & (steps > 0)
+def usable(steps, losses, params, *, warm):
+    used = np.isfinite(losses) & ((steps >= 0) if warm else (steps > 0))
     return used if params is None else used & np.isfinite(params)
 
 
@@ -127,7 +130,7 @@ def usable(steps, losses, params):
 @given(problems())
 def test_what_is_promised_holds_for_any_curve(problem):
     steps, losses, final, params = problem.build()
-    found = fit(steps, losses, final, params)
+    found = fit(steps, losses, final, params, warm=problem.warm)
     known = np.isfinite(found.forecast)
     told = np.isfinite(found.low)
     np.testing.assert_array_equal(told, np.isfinite(found.high))
@@ -138,9 +141,12 @@ def test_what_is_promised_holds_for_any_curve(problem):
     assert (found.objective[known] >= 0).all()
     assert not (told & ~known).any()
     assert (found.quality[~told] == 0).all()
-    for name in ("objective", "A", "alpha", "beta", "E", "first_step"):
+    for name in ("objective", "A", "alpha", "beta", "E", "offset", "first_step"):
         np.testing.assert_array_equal(np.isnan(getattr(found, name)), ~known, err_msg=name)
-    assert not known[usable(steps, losses, params).sum(axis=1) < 4].any()
+    used = usable(steps, losses, params, warm=problem.warm)
+    assert not known[used.sum(axis=1) < 4].any()
+    if problem.warm:
+        assert not known[[len(np.unique(steps[row])) < 2 for row in used]].any()
 
 
 @examples(120)
@@ -148,8 +154,10 @@ def test_what_is_promised_holds_for_any_curve(problem):
 def test_a_trusted_forecast_is_near_the_losses(problem):
     """Whoever forecasts ten times the largest loss seen must not be sure of it."""
     steps, losses, final, params = problem.build()
-    found = fit(steps, losses, final, params)
-    largest = np.where(usable(steps, losses, params), losses, 0).max(axis=1, initial=0)
+    found = fit(steps, losses, final, params, warm=problem.warm)
+    largest = np.where(usable(steps, losses, params, warm=problem.warm), losses, 0).max(
+        axis=1, initial=0
+    )
     sure = found.quality >= 0.5
     assert (found.forecast[sure] <= 10 * largest[sure]).all()
     assert (found.low[sure] >= 0).all()
@@ -159,9 +167,9 @@ def test_a_trusted_forecast_is_near_the_losses(problem):
 @given(problems(units=(1.0,)))
 def test_a_domain_has_the_same_result_alone_and_again(problem):
     steps, losses, final, params = problem.build()
-    together, again = (fit(steps, losses, final, params) for _ in range(2))
+    together, again = (fit(steps, losses, final, params, warm=problem.warm) for _ in range(2))
     for i in range(len(losses)):
-        alone = fit(steps, losses[i : i + 1], final, params)
+        alone = fit(steps, losses[i : i + 1], final, params, warm=problem.warm)
         for name in FIELDS:
             value = getattr(together, name)[i]
             np.testing.assert_array_equal(getattr(again, name)[i], value)

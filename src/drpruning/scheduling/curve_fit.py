@@ -17,6 +17,10 @@ BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.intp]
 
 HUBER_DELTA = 1e-3
+ALPHA, BETA, OFFSET = 2, 3, 4  # columns of theta, after log A and log E
+# Of log x0, for amounts in units of their range. Far above, the law is an exponential in x; far
+# below, only a point at 0 can tell x0 from 0.
+LOG_OFFSETS = (float(np.log(1e-4)), float(np.log(10.0)))
 
 _BETAS = np.concatenate(
     [
@@ -25,11 +29,12 @@ _BETAS = np.concatenate(
     ]
 ).tolist()
 ALPHAS_BETAS = tuple(itertools.product((-0.5, 0.1, 0.5, 1, 2.5), (-0.5, 0.05, 0.3, 0.7, 1.5, 5)))
-_FIRST_ROUND, _FINALISTS, FINAL_ROUND = 8, 8, 60
+_FIRST_ROUND, _FINALISTS, _FINAL_ROUND = 8, 8, 60
 BEST = 3
 _MAX_STEP = 3.0
 _CONVERGED = 1e-9  # relative gain of a step
 _STUCK = 1e12  # damping
+_LOWER = {count: np.tril_indices(count, -1) for count in (4, 5)}
 _CONSTANT = 1e-4  # P that varies by less than this, relatively, tells nothing of alpha
 
 
@@ -66,6 +71,11 @@ class Curves:
         """Along which curves P varies [n]."""
         return np.asarray(self.log_p.any(axis=1))
 
+    @property
+    def mixed(self) -> tuple[int, ...]:
+        """Over which columns of theta an interval is mixed."""
+        return (BETA, ALPHA) if self.with_p.any() else (BETA,)
+
     def take(self, rows: IndexArray) -> "Curves":
         """Some of the curves, in this order."""
         return Curves(self.y[rows], self.used[rows], self.log_t[rows], self.log_p[rows])
@@ -77,10 +87,20 @@ class Curves:
 
     def regressors(self, theta: FloatArray) -> dict[int, FloatArray]:  # noqa: ARG002
         """The x [n, m] of columns i of theta in `d falling = -x * falling * d theta[:, i]`."""
-        return {2: self.log_p, 3: self.log_t} if self.with_p.any() else {3: self.log_t}
+        return {ALPHA: self.log_p, BETA: self.log_t} if self.with_p.any() else {BETA: self.log_t}
 
-    def bounded(self, theta: FloatArray) -> FloatArray:
-        """The nearest parameters that are allowed."""
+    def exponents(self, nodes: FloatArray) -> FloatArray:
+        """The logarithm [n, k, m] of the falling part over that at the end, for nodes [n, k, d].
+
+        A node has a value for each of `mixed`, beta's in its logarithm.
+        """
+        exponents = -np.exp(nodes[:, :, :1]) * self.log_t[:, None]
+        if nodes.shape[2] > 1:
+            exponents = exponents - nodes[:, :, 1:] * self.log_p[:, None]
+        return exponents
+
+    def settled(self, theta: FloatArray, residual: FloatArray) -> FloatArray:  # noqa: ARG002
+        """Parameters for those that a step from where these are the residuals has led to."""
         return theta
 
     def log_amounts(self, theta: FloatArray) -> FloatArray:  # noqa: ARG002
@@ -109,7 +129,7 @@ class Curves:
         size = np.abs(residual)
         inside = np.minimum(size, HUBER_DELTA)
         size -= 0.5 * inside
-        mean: FloatArray = _dot(inside, size) / self.count
+        mean: FloatArray = dot(inside, size) / self.count
         return mean
 
 
@@ -171,7 +191,7 @@ def fit_curves(curves: Curves) -> Fits:
     order = np.argsort(np.where(np.isfinite(objective), objective, np.inf).reshape(n, k), axis=1)
     chosen = (np.arange(n)[:, None] * k + order[:, :_FINALISTS]).ravel()
     domain = domain[chosen]
-    theta, objective = refine(centred.take(domain), theta[chosen], FINAL_ROUND)
+    theta, objective = refine(centred.take(domain), theta[chosen], _FINAL_ROUND)
     theta[:, 0] += theta[:, 2] * mean_p[domain, 0] + theta[:, 3] * mean_t[domain, 0]
     theta = np.column_stack([theta, np.full(len(theta), -np.inf)])
     return best_of(theta.reshape(n, -1, 5), objective.reshape(n, -1))
@@ -217,7 +237,9 @@ def refine(curves: Curves, theta: FloatArray, iterations: int) -> tuple[FloatArr
     damping = np.ones(len(theta))
     for _ in range(iterations):
         step = np.clip(_step(current, damping), -_MAX_STEP, _MAX_STEP)
-        trial = _Point.at(current.curves, current.curves.bounded(current.theta - step))
+        trial = _Point.at(
+            current.curves, current.curves.settled(current.theta - step, current.residual)
+        )
         gain = current.objective - trial.objective
         better = gain > 0
         done = better & (gain <= _CONVERGED * trial.objective)
@@ -286,19 +308,19 @@ def _step(point: _Point, damping: FloatArray) -> FloatArray:
     gradient = np.zeros((len(damping), count))
     hessian = np.zeros((len(damping), count, count))
     gradient[:, 0] = pulled.sum(axis=1)
-    gradient[:, 1] = irreducible * _dot(pull, curves.used)
+    gradient[:, 1] = irreducible * dot(pull, curves.used)
     hessian[:, 0, 0] = twice.sum(axis=1)
     hessian[:, 0, 1] = irreducible * once.sum(axis=1)
-    hessian[:, 1, 1] = irreducible**2 * _dot(bend, curves.used)
+    hessian[:, 1, 1] = irreducible**2 * dot(bend, curves.used)
     slopes = curves.regressors(point.theta)
     for i, x in slopes.items():
-        gradient[:, i] = -_dot(pulled, x)
-        hessian[:, 0, i] = -_dot(twice, x)
-        hessian[:, 1, i] = -irreducible * _dot(once, x)
+        gradient[:, i] = -dot(pulled, x)
+        hessian[:, 0, i] = -dot(twice, x)
+        hessian[:, 1, i] = -irreducible * dot(once, x)
         for j, other in slopes.items():
             if j <= i:
-                hessian[:, j, i] = _dot(twice, x * other)
-    lower = np.tril_indices(count, -1)
+                hessian[:, j, i] = dot(twice, x * other)
+    lower = _LOWER[count]
     hessian[:, lower[0], lower[1]] = hessian[:, lower[1], lower[0]]
     diagonal = np.arange(count)
     scale = hessian[:, diagonal, diagonal]
@@ -306,6 +328,6 @@ def _step(point: _Point, damping: FloatArray) -> FloatArray:
     return np.asarray(np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], dtype=np.float64)
 
 
-def _dot(x: FloatArray, y: FloatArray) -> FloatArray:
+def dot(x: FloatArray, y: FloatArray) -> FloatArray:
     """Sums over points [b] of the products of two [b, m]."""
     return np.asarray(np.einsum("bm,bm->b", x, y))

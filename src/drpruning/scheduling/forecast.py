@@ -9,6 +9,7 @@ import numpy.typing as npt
 from drpruning.scheduling.change_points import first_points
 from drpruning.scheduling.curve_fit import (
     BEST,
+    OFFSET,
     BoolArray,
     Curves,
     Fits,
@@ -169,7 +170,7 @@ def _in_given_units(
 ) -> LossForecast:
     """Turn the results of `_forecasts` into those for amounts x [n, m] in the caller's unit."""
     forecast, low, high, quality, rising, first, objective = table.T
-    offset = np.exp(best[:, :, 4]) * unit[:, None]
+    offset = np.exp(best[:, :, OFFSET]) * unit[:, None]
     a, e, alpha, beta, _ = np.moveaxis(best, 2, 0)
     log_a = a + beta * np.log(final[:, None] + offset)
     fits = np.stack([log_a, beta, offset, np.exp(e)], axis=2)
@@ -242,24 +243,27 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, FloatArray]:
     first = np.zeros(len(curves.y), dtype=np.intp)
     for rows in _kinds(curves):
         known = _from_offset(curves.take(rows), fits.theta[rows])
-        first[rows] = first_points(known, fits.theta[rows, :4])
+        first[rows] = first_points(known, fits.theta[rows])
     changed = np.flatnonzero(first > np.argmax(curves.used > 0, axis=1))
     if len(changed):
         curves = curves.since(first)
         fits.replace(changed, _fit(curves.take(changed)))
-    interval = np.full((len(first), 3), np.nan)
+    interval, laws = np.full((len(first), 3), np.nan), fits.theta.copy()
     fitted = np.isfinite(fits.objective)
     enough = curves.count >= np.where(curves.with_p, _MIN_POINTS_WITH_P, MIN_POINTS)
-    known = _from_offset(curves, fits.theta)
-    enough &= varies(known.log_t, curves.used > 0)
+    enough &= varies(_from_offset(curves, fits.theta).log_t, curves.used > 0)
     for rows in _kinds(curves):
         bounded = rows[(fitted & enough)[rows]]
         if len(bounded):
-            interval[bounded] = end_intervals(known.take(bounded), fits.theta[bounded, :4])
+            some, theta = curves.take(bounded), fits.theta[bounded]
+            if some.with_p.any():  # the grid has no third dimension
+                some = _from_offset(some, theta)
+            interval[bounded], laws[bounded] = end_intervals(some, theta)
     low, middle, high = interval.T
     half = (high - low) / 2
     rising = _rises(curves)
-    kept = np.clip(fits.end, low, high)
+    mixed = np.any(laws != fits.theta, axis=1)  # over x0: the best fits alone are worse forecasts
+    kept = np.where(mixed, middle, np.clip(fits.end, low, high))
     far = (np.abs(fits.end - kept) > half / 2) & curves.with_p
     certain = ~(far | rising) & (low > 0)
     quality = np.where(certain, np.clip(1 - half / (_USELESS * middle), 0, 1), 0)
@@ -267,6 +271,8 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, FloatArray]:
     shrinking = _larger(curves.log_p, curves.used > 0)
     largest = np.where(curves.used > 0, curves.y, -np.inf).max(axis=1)
     end = np.where(quality > 0, kept, np.where(shrinking, fits.end, np.fmin(fits.end, largest)))
+    through = mixed & (quality > 0)
+    fits.best[through, 0], fits.best[through, 1:] = laws[through], np.nan
     table = np.column_stack([end, low, high, quality, rising, first, fits.objective])
     table[~fitted] = np.nan
     return table, fits.best
@@ -299,7 +305,7 @@ def _fit(curves: Curves) -> Fits:
 
 def _from_offset(curves: Curves, theta: FloatArray) -> Curves:
     """The curves as they are with the warm start of these fits."""
-    return curves.from_offset(theta[:, 4]) if isinstance(curves, WarmCurves) else curves
+    return curves.from_offset(theta[:, OFFSET]) if isinstance(curves, WarmCurves) else curves
 
 
 def _rises(curves: Curves) -> BoolArray:

@@ -13,14 +13,24 @@ points with correlated residuals count as fewer.
 
 import numpy as np
 
-from drpruning.scheduling.curve_fit import Curves, FloatArray
+from drpruning.scheduling.curve_fit import (
+    ALPHA,
+    BETA,
+    LOG_OFFSETS,
+    OFFSET,
+    BoolArray,
+    Curves,
+    FloatArray,
+)
 
 LEVEL = 0.9
-_BOX = np.array([[np.log(0.02), -0.25], [np.log(6.0), 2.5]])  # of log beta and alpha
+# By column of theta, beta in its logarithm.
+_BOX = {BETA: (np.log(0.02), np.log(6.0)), ALPHA: (-0.25, 2.5), OFFSET: LOG_OFFSETS}
 _ROUNDS = 5
 _REACH = 4.5  # of the grid, in standard deviations
 _COARSE, _FINE = (21, 13), (33, 15)  # nodes of the grid for one exponent, and a side for two
-_FITTED = (2.5, 3.4)  # degrees of freedom taken by line and one or two exponents; by coverage
+# Degrees of freedom taken by the line and what is mixed over; by coverage.
+_FITTED = {(BETA,): 2.5, (BETA, ALPHA): 3.4, (BETA, OFFSET): 3.2}
 _DRAWS = 32
 _SPREAD = (0.7548776662466927, 0.5698402909980532)  # 1/g and 1/g**2 for g**3 = g + 1
 _OUTLIER = 3.0
@@ -29,17 +39,21 @@ _ENOUGH_TO_JUDGE = 8  # points of which some may be outliers
 _SMALLEST_NOISE = 1e-6  # relative to the losses
 
 
-def end_intervals(curves: Curves, theta: FloatArray) -> FloatArray:
-    """Compute the quantiles 5%, 50% and 95% of the noise-free loss at the end [n, 3].
+def end_intervals(curves: Curves, theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Compute quantiles of the noise-free loss at the end, and laws that end in the middle.
 
     Args:
         curves: n curves, with the points to use.
-        theta: Their best fits [n, 4].
+        theta: Their best fits [n, 5].
+
+    Returns:
+        The quantiles 5%, 50% and 95% [n, 3]; and, for curves with a warm start, the laws [n, 5]
+        that fit best of those that end at the middle one, otherwise `theta`.
     """
     residual = curves.residual(theta)
     weight = _weights(curves, residual)
-    dims = 2 if curves.with_p.any() else 1
-    box = _BOX[:, :dims]
+    box = np.array([_BOX[column] for column in curves.mixed]).T
+    dims = len(curves.mixed)
     coarse, spacing = _grid(dims, _COARSE[dims - 1])
     centre, root = _around_best(curves, weight, theta, residual, box)
     for _ in range(_ROUNDS):
@@ -53,7 +67,11 @@ def end_intervals(curves: Curves, theta: FloatArray) -> FloatArray:
         root = np.linalg.cholesky(spread + cell @ cell.transpose(0, 2, 1))
     nodes = centre[:, None] + _grid(dims, _FINE[dims - 1])[0] @ root.transpose(0, 2, 1)
     lines = _Lines(curves, weight, nodes)
-    return lines.end_quantiles(_mass(lines, nodes, box))
+    mass = _mass(lines, nodes, box)
+    quantiles = lines.end_quantiles(mass)
+    if OFFSET in curves.mixed:
+        theta = lines.laws_through(quantiles[:, 1:2], nodes, mass > 0)
+    return quantiles, theta
 
 
 def _grid(dims: int, size: int) -> tuple[FloatArray, float]:
@@ -74,20 +92,20 @@ def _mass(lines: "_Lines", nodes: FloatArray, box: FloatArray) -> FloatArray:
 def _around_best(
     curves: Curves, weight: FloatArray, theta: FloatArray, residual: FloatArray, box: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Place the first grid: centre [n, d] and Cholesky factor [n, d, d] in (log beta, alpha)."""
-    dims = box.shape[1]
-    beta = np.clip(theta[:, 3], np.exp(_BOX[0, 0]), np.exp(_BOX[1, 0]))
+    """Place the first grid: centre [n, d] and Cholesky factor [n, d, d] in what is mixed over."""
+    beta = np.clip(theta[:, BETA, None], *np.exp(_BOX[BETA]))
     falling, irreducible = curves.terms(theta)
-    slopes = [-falling * curves.log_t * beta[:, None], -falling * curves.log_p]
-    jacobian = np.stack([falling, irreducible * curves.used, *slopes[:dims]], axis=1)
+    x = curves.regressors(theta)
+    slopes = [-falling * x[c] * (beta if c == BETA else 1.0) for c in curves.mixed]
+    jacobian = np.stack([falling, irreducible * curves.used, *slopes], axis=1)
     noise = np.sum(weight * residual**2, axis=1) / np.maximum(weight.sum(axis=1) - 2, 1)
     noise = np.maximum(noise, (_SMALLEST_NOISE * curves.y.max(axis=1)) ** 2)
     precision = (jacobian * weight[:, None]) @ jacobian.transpose(0, 2, 1) / noise[:, None, None]
     width = np.array([10.0, 10.0, *((box[1] - box[0]) / 4)])
     precision += np.diag(width**-2)
     covariance = np.linalg.inv(precision)[:, 2:, 2:]
-    centre = np.column_stack([np.log(beta), theta[:, 2]])[:, :dims]
-    return np.clip(centre, box[0], box[1]), np.linalg.cholesky(covariance)
+    centre = np.column_stack([np.log(beta), theta[:, curves.mixed[1:]]])
+    return np.clip(centre, *box), np.linalg.cholesky(covariance)
 
 
 def _weights(curves: Curves, residual: FloatArray) -> FloatArray:
@@ -95,13 +113,16 @@ def _weights(curves: Curves, residual: FloatArray) -> FloatArray:
     size = np.where(curves.used > 0, np.abs(residual), np.nan)
     count = curves.count[:, None]
     noise = np.nanmedian(size, axis=1, keepdims=True) / 0.6745 * np.sqrt(count / (count - 3))
-    noise = np.maximum(noise, _SMALLEST_NOISE * np.abs(curves.y).max(axis=1, keepdims=True))
+    smallest = _SMALLEST_NOISE * np.abs(curves.y).max(axis=1, keepdims=True)
+    noise = np.maximum(noise, smallest)
     least = np.where(count < _ENOUGH_TO_JUDGE, np.inf, _OUTLIER * noise)
     weight: FloatArray = np.where(size > least, (least / size) ** 2, curves.used)
     rare = weight.sum(axis=1) >= _REGULAR * curves.count
     weight = np.where(rare[:, None], weight, curves.used)
     r = np.sqrt(weight) * residual
-    correlation = np.sum(r[:, 1:] * r[:, :-1], axis=1) / np.maximum(np.sum(r * r, axis=1), 1e-300)
+    # Rounding errors are correlated too: residuals this small say nothing.
+    judged = curves.count * smallest[:, 0] ** 2 if OFFSET in curves.mixed else 1e-300
+    correlation = np.sum(r[:, 1:] * r[:, :-1], axis=1) / np.maximum(np.sum(r * r, axis=1), judged)
     kept = np.clip(correlation, 0, 0.9)
     weight *= ((1 - kept) / (1 + kept))[:, None]
     return weight
@@ -111,10 +132,7 @@ class _Lines:
     """Weighted least squares lines `y = end + fall * x` for each node of exponents [n, k]."""
 
     def __init__(self, curves: Curves, weight: FloatArray, nodes: FloatArray) -> None:
-        exponent = -np.exp(nodes[:, :, :1]) * curves.log_t[:, None]
-        if nodes.shape[2] > 1:
-            exponent = exponent - nodes[:, :, 1:] * curves.log_p[:, None]
-        x = np.expm1(exponent) * curves.used[:, None]
+        x = np.expm1(curves.exponents(nodes)) * curves.used[:, None]
         self.scale = np.abs(x).max(axis=2)
         x /= self.scale[:, :, None]
         self.total = weight.sum(axis=1)[:, None]
@@ -123,14 +141,28 @@ class _Lines:
         x -= self.x_mean[:, :, None]
         xw, y = x * weight[:, None], curves.y - self.y_mean
         self.xx = np.maximum(np.einsum("nkm,nkm->nk", xw, x), 1e-30)
-        xy = (xw @ y[:, :, None])[:, :, 0]
+        self.xy = xy = (xw @ y[:, :, None])[:, :, 0]
         self.fall = xy / self.xx
         kept = np.maximum(self.fall, 0)
-        errors = np.sum(weight * y * y, axis=1, keepdims=True) - kept * (2 * xy - kept * self.xx)
+        self.yy = np.sum(weight * y * y, axis=1, keepdims=True)
+        errors = self.yy - kept * (2 * xy - kept * self.xx)
         smallest = (_SMALLEST_NOISE * self.y_mean) ** 2 * self.total
         self.errors = np.maximum(errors, smallest)
-        self.freedom = np.maximum(self.total - _FITTED[nodes.shape[2] - 1], 1)
+        self.freedom = np.maximum(self.total - _FITTED[curves.mixed], 1)
         self.log_mass = -0.5 * self.freedom * np.log(self.errors) - 0.5 * np.log(self.xx)
+
+    def laws_through(self, end: FloatArray, nodes: FloatArray, valid: BoolArray) -> FloatArray:
+        """Find the law [n, 5] with this loss at the end [n, 1] that fits best, for valid nodes."""
+        apart = self.y_mean - end
+        xx = self.xx + self.total * self.x_mean**2
+        xy = self.xy + self.total * self.x_mean * apart
+        fall = np.clip(xy / xx, 0, end * self.scale * (1 - _SMALLEST_NOISE))
+        errors = self.yy + self.total * apart**2 - fall * (2 * xy - fall * xx)
+        best = np.where(valid, errors, np.inf).argmin(axis=1)[:, None]
+        node = np.take_along_axis(nodes, best[:, :, None], axis=1)[:, 0]
+        A = np.take_along_axis(fall / self.scale, best, axis=1)
+        columns = [np.log(A), np.log(end - A), np.zeros_like(A), np.exp(node[:, :1]), node[:, 1:]]
+        return np.concatenate(columns, axis=1)
 
     def end_quantiles(self, mass: FloatArray) -> FloatArray:
         """Compute the quantiles [n, 3] of the loss at the end, for nodes of this mass [n, k]."""
