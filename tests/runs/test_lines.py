@@ -154,8 +154,10 @@ def test_report_and_replay_open_a_run_of_an_older_version(tmp_path: Path) -> Non
     defaults_of_then = ["reference=paper", "min_quality=0.5"]
     assert all(" --set ".join(["", *defaults_of_then])[1:] in n for n in replay_run(folder).notes)
     replay = replay_run(folder, settings=defaults_of_then)
-    for curves in replay.curves():
-        assert all(abs(row.difference) < 1e-6 for row in curves.rows())
+    pruning, pretraining = replay.curves()
+    assert pruning.identical
+    # A smallest loss that pruning hands over now stands in only until this phase has its own.
+    assert all(abs(row.difference) < 0.02 for row in pretraining.rows())
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,10 @@ from drpruning.runs.lines import EvalPoint
 from drpruning.runs.records import PhaseRecord, RunRecord, load_phases, section
 from drpruning.runs.reference_origin import origins
 
+_KEPT = (
+    "a run that begins here keeps these reference losses; scheduling.forecast: true makes its own "
+    "forecasts replace them"
+)
 _TITLE = "Where another recipe can begin, with scheduling: {start: THIS_FILE}"
 
 
@@ -170,15 +174,14 @@ def _comments(
     except (ValueError, OverflowError, OSError):
         when = "not known"
     shares = dump_yaml(record.initial_ratio, default_flow_style=True)
+    found = origins(last.explanation) if with_losses else {}
+    made = {"forecast", "smallest loss"} & set(last.explanation.reference_origin.values())
     return [
         f"run: {record.folder}",
         f"phase: {phase.name}, step {last.step} of {phase.total_steps or '?'}",
         f"policy: {policy}",
         f"date: {when}",
         f"initial shares: {shares}".strip(),
-        *(
-            f"reference losses of {', '.join(names)}: {text}"
-            for text, names in origins(last.explanation).items()
-            if with_losses
-        ),
+        *(f"reference losses of {', '.join(names)}: {text}" for text, names in found.items()),
+        *([_KEPT] if found and made else []),
     ]
