@@ -46,7 +46,7 @@ def split_data(data: Numbers, domain: str) -> tuple[float, float]:
     """The data of a domain, and those of all others together; NaN where they are not known."""
     if domain not in data:
         return math.nan, math.nan
-    return data[domain], math.fsum(value for name, value in data.items() if name != domain)
+    return data[domain], sum(value for name, value in data.items() if name != domain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class ForecastCheck:
     def mean_error(self) -> float:
         """Mean size of the errors of the forecasts that were used; NaN where there are none."""
         used = [abs(e) for name, e in self.error.items() if name not in self.refused]
-        return math.fsum(used) / len(used) if used else math.nan
+        return sum(used) / len(used) if used else math.nan
 
 
 def check_forecasts(
@@ -208,7 +208,7 @@ def trained_shares(
 def _are_shares(shares: Numbers, domains: Sequence[str]) -> bool:
     """Whether these are shares that a policy takes: of every domain, and 1 in all."""
     values = [shares.get(name, math.nan) for name in domains]
-    return all(value >= 0 for value in values) and abs(math.fsum(values) - 1) <= 1e-6
+    return all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-6
 
 
 def churns(points: Sequence[EvalPoint]) -> list[float]:
@@ -221,7 +221,7 @@ def churns(points: Sequence[EvalPoint]) -> list[float]:
         churn = point.explanation.churn
         before = points[index - 1].ratio if index else {}
         if math.isnan(churn) and before and before.keys() == point.ratio.keys():
-            churn = math.fsum(abs(share - before[name]) for name, share in point.ratio.items())
+            churn = sum(abs(share - before[name]) for name, share in point.ratio.items())
         found.append(churn)
     return found
 
@@ -229,4 +229,4 @@ def churns(points: Sequence[EvalPoint]) -> list[float]:
 def mean(values: Sequence[float]) -> float:
     """Mean of the values that are known; NaN where none is."""
     known = [value for value in values if math.isfinite(value)]
-    return math.fsum(known) / len(known) if known else math.nan
+    return sum(known) / len(known) if known else math.nan
