@@ -28,10 +28,10 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from drpruning.scheduling import DRPruning, LossForecast, fit_loss_curves
-from drpruning.scheduling import dro_policies as robust
+from drpruning.scheduling import PAPER_SETTINGS, DRPruning, LossForecast, fit_loss_curves
+from drpruning.scheduling import forecast_reference as robust
 from drpruning.scheduling.curve_fit import Curves, fit_curves
-from drpruning.scheduling.dro_policies import ReferenceRule
+from drpruning.scheduling.forecast_reference import ReferenceRule
 
 Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -328,9 +328,8 @@ def by_policy(curves: Simulated, rule: ReferenceRule) -> list[Array]:
     """The reference losses [n] at each update, NaN where there is none; a curve is a domain."""
     names = [str(i) for i in range(len(curves.end))]
     final_params = None if curves.params is None else FINAL_PARAMS
-    policy = DRPruning(
-        dict.fromkeys(names, 1 / len(names)), FINAL_STEP, final_params, reference_rule=rule
-    )
+    settings = PAPER_SETTINGS | {"min_quality": 0.5, "reference_rule": rule}
+    policy = DRPruning(dict.fromkeys(names, 1 / len(names)), FINAL_STEP, final_params, **settings)
     track = []
     for i, share in enumerate(curves.share):
         losses = dict(zip(names, curves.losses[:, i].tolist(), strict=True))
