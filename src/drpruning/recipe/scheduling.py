@@ -24,26 +24,26 @@ _SHARES = TypeAdapter(dict[str, Fraction], config={"strict": True})
 
 SMALLEST_REFERENCE = "smallest_reference"
 """The floor that moves with the reference ratio: the smallest share in it (paper, section 3.3)."""
-_BALL = {"rho": 0.1, "floor": SMALLEST_REFERENCE}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "drpruning": {
-        **_BALL,
+        "rho": 0.5,
+        "floor": SMALLEST_REFERENCE,
         "relative_floor": 0.0,
-        "tau": 0.0,
+        "tau": 0.15,
         "reference_loss": "auto",
         "loss_weight": 1.0,
-        "forecast": None,
+        "forecast": "combine",
         "forecast_start": 0.2,
         "forecast_at": "equal",
-        "transfer": 0.1,
-        "min_quality": 0.5,
-        "reference_rule": "minimum",
+        "transfer": 0.0,
+        "min_quality": 0.0,
+        "reference_rule": "latest",
         "moving_reference": True,
-        "reference_start": 0.4,
+        "reference_start": 0.1,
         "delta": 0.1,
-        "bound": 2.0,
+        "bound": 7.0,
     },
-    "naive_dro": _BALL,
+    "naive_dro": {"rho": 0.1, "floor": SMALLEST_REFERENCE},
     "sheared": {"reference_loss": "auto"},
     "constant": {},
     "equal": {},
@@ -59,7 +59,7 @@ PAPER: dict[str, Any] = {
     "tau": 0.0,
     "reference_loss": "none",
     "loss_weight": 1.0,
-    "forecast": True,
+    "forecast": "replace",
     "forecast_start": 0.2,
     "forecast_at": "present",
     "min_quality": 0.0,
@@ -182,9 +182,9 @@ class Scheduling(Section):
     reference: Literal["paper"] | None = None
     """`paper`: the other settings (drpruning) have the paper's defaults; absent: those below."""
     rho: PositiveFloat | None = None
-    """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.1."""
+    """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.5, and 0.1."""
     tau: NonNegativeFloat | None = None
-    """Nats by which scores must differ for the whole radius (drpruning); default 0, always."""
+    """Excess over the mean at which a share doubles, in nats (drpruning); default 0.15, 0: none."""
     floor: Annotated[float | dict[str, float] | str | None, BeforeValidator(_floor)] = None
     """Smallest share, for all or by domain (drpruning, naive_dro); default smallest_reference."""
     relative_floor: Fraction | None = None
@@ -195,26 +195,26 @@ class Scheduling(Section):
     """What losses are compared with: a word, nats by domain, or models; default auto, see below."""
     loss_weight: Share | None = None
     """Weight of the latest loss in the average of losses (drpruning); default 1, no average."""
-    forecast: bool | None = None
-    """Forecast the reference loss (drpruning); absent: only where there is no other."""
+    forecast: Literal["combine", "replace", "never"] | None = None
+    """What forecasts do to other reference losses (drpruning); default combine."""
     forecast_start: Fraction | None = None
     """Share of the steps before the first forecast (drpruning); default 0.2."""
     forecast_at: Literal["equal", "reference", "present"] | None = None
     """Share of a domain in the rest of training that a forecast assumes; default equal."""
     transfer: Fraction | None = None
-    """Part of the other domains' data that counts for a domain's forecast; default 0.1."""
+    """Part of the other domains' data that counts for a domain's forecast; default 0."""
     min_quality: Fraction | None = None
-    """Smallest quality of a forecast that is used (drpruning); default 0.5, 0 takes every one."""
+    """Smallest quality of a forecast that is used (drpruning); default 0, every one."""
     reference_rule: Literal["minimum", "credible", "latest"] | None = None
-    """Which forecast so far is the reference loss (drpruning); default minimum."""
+    """Which forecast so far is the reference loss (drpruning); default latest."""
     moving_reference: bool | None = None
     """Let the reference ratio follow the ratio (drpruning); default true."""
     reference_start: Fraction | None = None
-    """Share of the steps before the reference ratio moves (drpruning); default 0.4."""
+    """Share of the steps before the reference ratio moves (drpruning); default 0.1."""
     delta: Fraction | None = None
     """How far the reference ratio moves at an update (drpruning); default 0.1."""
     bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """The reference ratio stays within 1/bound and bound times the initial one; default 2."""
+    """The reference ratio stays within 1/bound and bound times the initial one; default 7."""
     eta: PositiveFloat | None = None
     """Step size at an evaluation, in 1/nats (group_dro); default 0.1."""
     alpha: Share | None = None
@@ -282,11 +282,11 @@ class Scheduling(Section):
                 "scheduling.reference_loss: the policy 'sheared' compares with fixed reference "
                 "losses; write one for each domain, or from_model or from_models"
             )
-        if self.policy == "drpruning" and self.forecast is False:
+        if self.policy == "drpruning" and self.forecast == "never":
             raise ValueError(
                 "scheduling.reference_loss: without it and without forecasts the policy "
                 "'drpruning' could never move the ratio; write one loss for each domain, or "
-                "from_model or from_models, or leave out forecast: false, or write policy: constant"
+                "from_model or from_models, or leave out forecast: never, or write policy: constant"
             )
 
     def _check_domains(self, trained: set[str], untrained: set[str]) -> None:
@@ -341,10 +341,11 @@ class Scheduling(Section):
         return "source" if by_default or self.reference_loss == "source" else None
 
     def forecasts(self, *, prunes: bool) -> bool:
-        """Whether forecasts give the reference losses from `forecast_start` on."""
-        if self.policy != "drpruning" or self.forecast is not None:
-            return bool(self.forecast)
-        return self.reference_origin(prunes=prunes) is None
+        """Whether forecasts are the reference losses from `forecast_start` on."""
+        if self.policy != "drpruning":
+            return False
+        alone = self.reference_origin(prunes=prunes) is None
+        return self.forecast == "replace" or (self.forecast == "combine" and alone)
 
     @property
     def reference_models(self) -> ReferenceModels | None:

@@ -214,7 +214,7 @@ class Recipe(Section):
 
     @property
     def forecasts(self) -> bool:
-        """Whether forecasts give the reference losses from `scheduling.forecast_start` on."""
+        """Whether forecasts are the reference losses from `scheduling.forecast_start` on."""
         return self.scheduling.forecasts(prunes=self.prune is not None)
 
     @property

@@ -132,18 +132,19 @@ def reference_text(
     if recipe.scheduling.policy not in COMPARING:
         return ""
     first = _first_reference_text(recipe, name, sizes or {}, final)
-    if not recipe.forecasts:
+    scheduling = recipe.scheduling
+    if scheduling.policy != "drpruning" or scheduling.forecast == "never":
         return first
-    phase = recipe.phases[name]
-    begin = math.ceil((recipe.scheduling.forecast_start or 0.0) * phase.steps)
+    begin = math.ceil((scheduling.forecast_start or 0.0) * recipe.phases[name].steps)
     assumed = {
         "equal": "if the rest of it gave all domains the same share",
         "reference": "if the rest of it kept the reference ratio",
         "present": "if it continues as it is",
-    }[recipe.scheduling.forecast_at or "equal"]
+    }[scheduling.forecast_at or "equal"]
+    combined = "" if recipe.forecasts else "together with "
     return (
-        f"{first or 'none'}; from step {begin:,} on, forecasts of the losses at the end of "
-        f"{name} {assumed}"
+        f"{first or 'none'}; from step {begin:,} on, {combined}forecasts of the losses at the end "
+        f"of {name} {assumed}"
     )
 
 
