@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from drpruning.common.errors import BadInput
-from drpruning.scheduling import PAPER_SETTINGS, DRPruning, NaiveDRO, Policy, Sheared
+from drpruning.scheduling import (
+    PAPER_SETTINGS,
+    DRPruning,
+    NaiveDRO,
+    Policy,
+    Sheared,
+    change_domains,
+)
 
 RATIO = {"a": 0.6, "b": 0.3, "c": 0.1}
 SOURCE = {"a": 2.0, "b": 1.0, "c": 1.5}
@@ -141,3 +148,23 @@ def test_wrong_words_are_refused() -> None:
     state = drpruning(reference_loss=SOURCE).state_dict()
     with pytest.raises(BadInput, match="origin of a reference loss is one of given, source"):
         drpruning().load_state_dict(state | {"reference_origin": {"a": "heard"}})
+
+
+def test_a_new_domain_beside_given_losses_needs_its_own_and_says_so() -> None:
+    """A forecast would be the only one among losses of another kind, so none is made."""
+    old = drpruning(reference_loss=SOURCE)
+    for step in range(0, 50, 5):
+        old.update(step, behind(step))
+    shares = {"a": 0.5, "b": 0.3, "new": 0.2}
+    losses = {"a": 2.3, "b": 1.7, "new": 3.0}
+    for given, why in (
+        (None, {"new": "it has no reference loss; give it one"}),
+        ({"new": 2.5}, {}),
+    ):
+        policy = DRPruning(shares, STEPS, **OURS)
+        policy.load_state_dict(change_domains(old.state_dict(), shares, given))
+        for step in range(50, STEPS, 5):
+            decision = policy.update(step, losses)
+            assert decision.explanation.unusable == why
+            assert decision.forecast is None
+        assert set(decision.explanation.reference_origin.values()) == {"given"}

@@ -16,7 +16,7 @@ from drpruning.scheduling.forecast_reference import (
     ReferenceRule,
 )
 from drpruning.scheduling.history import LossHistory
-from drpruning.scheduling.policy import NO_REFERENCE, Evaluation, ReferencedPolicy
+from drpruning.scheduling.policy import Evaluation, ReferencedPolicy
 from drpruning.scheduling.reference import GivenLosses
 from drpruning.scheduling.settings import DEFAULT_SETTINGS as DEFAULT
 from drpruning.scheduling.worst_case import (
@@ -26,6 +26,8 @@ from drpruning.scheduling.worst_case import (
     project_to_bounds,
     worst_case_ratio,
 )
+
+NO_REFERENCE_YET = "it has no reference loss yet"
 
 
 class _BallPolicy(ReferencedPolicy):
@@ -309,7 +311,7 @@ class DRPruning(_BallPolicy):
             for name in about_forecasts["refused"]:
                 if not self._references.known[self._domains.index(name)]:
                     unusable.setdefault(
-                        name, f"{NO_REFERENCE}: no model of final size was evaluated"
+                        name, f"{NO_REFERENCE_YET}: no model of final size was evaluated"
                     )
         # Figure 1 of the paper: the ratio is the worst case around the reference ratio as it was,
         # and only then does that move (Eq. 6). So the divergence that is explained is the one that
@@ -338,7 +340,7 @@ class DRPruning(_BallPolicy):
         return self._forecast
 
     def _why_no_reference(self) -> str:
-        return NO_REFERENCE if self._forecasting else super()._why_no_reference()
+        return NO_REFERENCE_YET if self._forecasting else super()._why_no_reference()
 
     def _share_forecast_at(self) -> FloatArray:
         """The share of each domain in the rest of training that a forecast assumes [n]."""

@@ -15,7 +15,7 @@ from drpruning.scheduling.worst_case import FloatArray
 
 _Value = TypeVar("_Value")
 
-NO_REFERENCE = "it has no reference loss yet"
+NO_REFERENCE = "it has no reference loss; give it one"
 NO_SOURCE_LOSS = "it has no reference loss: the source model's was not measured"
 
 
