@@ -178,6 +178,31 @@ def forecasts(args: argparse.Namespace, *, pruning: bool, seen: float) -> dict[s
     }
 
 
+def warm_forecasts(args: argparse.Namespace) -> dict[str, Any]:
+    """Fits with a warm start, each domain in its own data, from 0 on, at shares that wander."""
+    rng = np.random.default_rng(args.seed)
+    n, m, seen = args.domains, args.evaluations, 0.6
+    shares = rng.dirichlet(np.full(n, 3.0))[:, None]
+    shares = shares * np.exp(np.cumsum(0.1 * rng.standard_normal((n, m - 1)), axis=1))
+    amounts = np.cumsum(shares / shares.sum(axis=0) * seen / (m - 1), axis=1)
+    amounts = np.column_stack([np.zeros(n), amounts])
+    final = amounts[:, -1] + (1 - seen) / n
+    fall, beta, E = (rng.uniform(low, high, (n, 1)) for low, high in ((0.1, 1), (0.2, 0.8), (1, 3)))
+    offset = np.exp(rng.uniform(np.log(0.01), np.log(0.2), (n, 1)))
+    law = E + fall * (np.column_stack([amounts, final]) / offset + 1) ** -beta
+    losses = law[:, :-1] + args.noise * rng.standard_normal((n, m))
+
+    def ours() -> Any:
+        return fit_loss_curves(amounts, losses, final, warm_start=True)
+
+    fit = ours()
+    return {
+        "seen_share": seen,
+        "milliseconds": milliseconds([timed(ours)[0] for _ in range(20)]),
+        "forecast_error": round(float(np.abs(fit.forecast - law[:, -1]).mean()), 5),
+    }
+
+
 def updates(args: argparse.Namespace, n: int, repeats: int, *, pruning: bool) -> dict[str, Any]:
     """A whole update that forecasts from all evaluations before it and its own."""
     rng = np.random.default_rng(args.seed)
@@ -250,6 +275,7 @@ def wanted(results: dict[str, Any]) -> dict[str, dict[str, float | bool]]:
     found = {
         "update": (update, 50),
         "update in pruning": (pruning, 50),
+        "fit with a warm start": (results["warm_forecasts"]["milliseconds"]["median"], 40),
         "worst_case_ratio of 10,000 domains": (ratio["10000_domains_milliseconds"]["median"], 5),
     }
     return {
@@ -266,6 +292,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for pruning in (False, True)
             for seen in (0.5, 1.0)
         ],
+        "warm_forecasts": warm_forecasts(args),
         "updates": [
             updates(args, n, repeats, pruning=pruning)
             for n, repeats in ((args.domains, 20), (70, 8), (700, 3))

@@ -48,8 +48,8 @@ class LossForecast:
     Attributes:
         forecast: Loss at the final amount and final number of parameters: the mean over the three
             best fits, kept within the interval where its quality is above 0, and otherwise at most
-            the largest loss used, unless the model still shrinks. It may lie above losses already
-            seen.
+            the largest loss used, unless the model still shrinks. With a warm start and a quality
+            above 0 it is the middle of the interval. It may lie above losses already seen.
         low: Lower end of the 90% interval of the loss at the end, as it would be without noise; NaN
             where there are too few points for one.
         high: Its upper end.
@@ -60,13 +60,14 @@ class LossForecast:
         first_step: First amount used: earlier points belong to another curve (see
             `change_points`).
         objective: Mean Huber loss (delta 1e-3) of the best fit to the points used.
-        A: Factor of the best fit, for x in the unit of the amounts and P in parameters.
+        A: Factor of the law, for x in the unit of the amounts and P in parameters. The law is the
+            best fit; with a warm start and a quality above 0, the best that ends at the forecast.
         alpha: Its exponent of P; 0 where P is not given or constant, its factor then being in A.
         beta: Its exponent of the amount.
         E: Its irreducible loss, in the unit of the losses.
         offset: Its warm start x0, in the unit of the amounts; 0 where the law has none.
-        best: The three best fits as A at the final number of parameters (its logarithm), beta,
-            offset and E [n, 3, 4]; NaN where there are fewer.
+        best: The three best fits, or only the law that ends at the forecast: log A at the final
+            number of parameters, beta, offset and E [n, 3, 4]; NaN where there are fewer.
     """
 
     forecast: FloatArray
@@ -84,14 +85,14 @@ class LossForecast:
     best: FloatArray = field(repr=False)
 
     def at(self, amount: npt.ArrayLike) -> FloatArray:
-        """Compute the loss that the three best fits expect, on average, at another amount.
+        """Compute the loss at other amounts: the mean over the fits that made the forecast.
 
         Args:
             amount: One amount for all domains, one of each [n], or several of each [n, k].
 
         Returns:
             The losses [n] or [n, k] at the final number of parameters; NaN where a domain has no
-            fit. Unlike `forecast` they are not kept within the interval.
+            fit. Without a warm start they are not kept within the interval, as `forecast` is.
         """
         x = np.asarray(amount, dtype=np.float64)
         x = np.broadcast_to(x, np.broadcast_shapes(x.shape, (len(self.A), *x.shape[1:])))

@@ -1,11 +1,14 @@
 """Intervals for the loss at the end of training, which say how reliable a forecast is.
 
-For given exponents the curve `A * P**-alpha * T**-beta + E` is a straight line in its falling part,
-so the loss at its end has a Student distribution (flat prior on that loss and on the observed fall,
-Gaussian noise of unknown size). The interval is taken from the mixture of these over the exponents,
-each weighted by how well it explains the points, with a flat prior on alpha and log beta in a wide
-box, and with A and E kept positive. The exponents are laid out where the weight is: a grid that
-follows mean and covariance of the weights in a few rounds.
+For given exponents and warm start the curve `A * P**-alpha * (x + x0)**-beta + E` is a straight
+line in its falling part, so the loss at its end has a Student distribution (flat prior on that loss
+and on the observed fall, Gaussian noise of unknown size). The interval is taken from the mixture of
+these over the exponents and the warm start, each weighted by how well it explains the points, with
+a flat prior on alpha, log beta and log x0 in a wide box, and with A and E kept positive. They are
+laid out where the weight is: nodes that follow mean and covariance of the weights in a few rounds.
+
+With a warm start, exponents and x0 that fit equally well end far apart, and the best of them is a
+poor forecast: the middle of the interval has errors smaller by a tenth to a quarter.
 
 Two deviations from a power law with independent noise are allowed for: outliers count less, and
 points with correlated residuals count as fewer.
@@ -26,13 +29,13 @@ from drpruning.scheduling.curve_fit import (
 )
 
 LEVEL = 0.9
-# By column of theta, beta in its logarithm.
+# Of what is mixed over, by column of theta, beta in its logarithm.
 _BOX = {BETA: (np.log(0.02), np.log(6.0)), ALPHA: (-0.25, 2.5), OFFSET: LOG_OFFSETS}
 _ROUNDS = 5
 _REACH = 4.5  # of the grid, in standard deviations
 _COARSE, _FINE = (21, 13, 400), (33, 15, 700)  # nodes on a side in 1 and 2 dimensions, of all in 3
-_WIDER = 1.5
-# Degrees of freedom taken by the line and what is mixed over; by coverage.
+_WIDER = 1.5  # are the draws in three dimensions than the weights, whose tails they must reach
+# Degrees of freedom taken by the line and by what is mixed over, so that coverage is right.
 _FITTED = {(BETA,): 2.5, (BETA, ALPHA): 3.4, (BETA, OFFSET): 2.8, (BETA, OFFSET, ALPHA): 4.4}
 _DRAWS = 32
 _SPREAD = (0.7548776662466927, 0.5698402909980532)  # 1/g and 1/g**2 for g**3 = g + 1
