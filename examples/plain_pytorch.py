@@ -34,5 +34,5 @@ while mixture.step < STEPS:
     mixture.advance(segment)
     with torch.no_grad():
         losses = {d: nn.functional.mse_loss(model(x), y).item() for d, (x, y) in validation.items()}
-    policy.update(step=mixture.step, losses=losses)
+    policy.update(mixture.step, losses, shares=segment.realised_share)
     print(mixture.step, *(f"{d}: {losses[d]:.4f}, {policy.ratio[d]:.0%}" for d in losses))  # noqa: T201

@@ -119,7 +119,7 @@ def test_a_domain_that_is_only_evaluated_has_the_loss_of_the_source_in_the_log(
 
 
 def test_every_target_of_a_chain_is_compared_with_the_first_model(
-    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    short: dict[str, Any],
 ) -> None:
     del short["model"]["target"]
     short["model"]["targets"] = {"large": LARGE, "small": SMALL}
@@ -147,16 +147,16 @@ def test_plan_and_run_say_which_reference_losses_each_phase_goes_by(
     text = drprune("plan", recipe)
     assert f"prune: {line}" in text
     assert f"pretrain: {line}" in text
-    assert f"prune: {line}" in drprune("prune", recipe)
     assert "reference losses" not in drprune("plan", recipe, "--set", "scheduling.policy=constant")
     paper = drprune("plan", recipe, "--set", "scheduling.reference=paper")
     assert "prune: reference losses: none; from step 1 on, forecasts" in paper
+    assert f"prune: {line}" in drprune("prune", recipe)
 
 
 def test_what_is_missing_is_named(short: dict[str, Any]) -> None:
     recipe = parse_recipe(short)
     assert recipe.pretrain is not None
-    with pytest.raises(ValueError, match="of the model that is pruned not measured yet"):
+    with pytest.raises(ValueError, match="the model that is pruned: not measured yet"):
         phase_policy(recipe, recipe.pretrain, 1.0)
     folder = Path(short["output"])
     folder.mkdir()

@@ -12,10 +12,11 @@ from drpruning.common.errors import BadInput
 from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.recipe.changes import fixed_settings
-from drpruning.recipe.scheduling import DEFAULTS
+from drpruning.recipe.scheduling import DEFAULTS, PAPER
 from drpruning.runs.policy import phase_policy
 from drpruning.scheduling import policy_settings
 from drpruning.scheduling.registry import _POLICIES
+from drpruning.scheduling.settings import PAPER_SETTINGS
 
 SMALLEST = {
     "model": {"source": "m"},
@@ -340,3 +341,60 @@ def test_start_below_the_floor_of_its_domain_is_refused() -> None:
     assert recipe.pretrain is not None
     with pytest.raises(BadInput, match=r"start.ratio: 0.5 for web is below scheduling.floor \(0.6"):
         phase_policy(recipe, recipe.pretrain, 1.0)
+
+
+def test_the_papers_settings_are_one_word() -> None:
+    recipe = parse_recipe(changed("scheduling", {"reference": "paper"}))
+    written = yaml.safe_load(recipe.to_yaml())["scheduling"]
+    named = {name: value for name, value in PAPER_SETTINGS.items() if name != "floor"}
+    assert {name: written[name] for name in named if name in PAPER} == {
+        name: value for name, value in named.items() if name in PAPER
+    }
+    assert PAPER.keys() - {"reference_loss"} == PAPER_SETTINGS.keys() - {"transfer"}
+    assert (written["floor"], written["reference_loss"]) == ("smallest_reference", "none")
+    assert recipe.scheduling.options() == {"reference": "paper"}
+    assert recipe.forecasts
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    own = parse_recipe(
+        changed("scheduling", {"reference": "paper", "rho": 0.3, "min_quality": 0.5})
+    )
+    assert own.scheduling.options() == {"reference": "paper", "rho": 0.3, "min_quality": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "prunes", "origin", "forecasts"),
+    [
+        ({}, True, "source", False),
+        ({}, False, None, True),
+        ({"forecast": True}, True, "source", True),
+        ({"reference_loss": "none"}, True, None, True),
+        ({"reference_loss": {"a": 1.0}}, True, "given", False),
+        ({"reference_loss": {"from_model": "m"}}, False, "models", False),
+        ({"start": {"reference_loss": {"a": 1.0}}}, True, "start", False),
+        ({"reference": "paper"}, True, None, True),
+        ({"reference": "paper", "reference_loss": "auto"}, True, "source", True),
+        ({"policy": "sheared"}, True, "source", False),
+        ({"policy": "naive_dro"}, True, None, False),
+        ({"policy": "naive_dro", "reference_loss": "source"}, True, "source", False),
+        ({"policy": "constant"}, True, None, False),
+    ],
+)
+def test_what_losses_are_compared_with(
+    scheduling: dict[str, Any], prunes: bool, origin: str | None, forecasts: bool
+) -> None:
+    values = changed("scheduling", scheduling)
+    if prunes:
+        values |= {"model": {"source": "m", "target": {"num_layers": 1}}, "prune": {"steps": 8}}
+    recipe = parse_recipe(values)
+    assert recipe.reference_origin == origin
+    assert recipe.forecasts == forecasts
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_a_preset_gives_way_to_another_policy(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(parse_recipe(changed("scheduling", {"reference": "paper"})).to_yaml())
+    other = load_recipe(file, ["scheduling.policy=constant"]).scheduling
+    assert (other.policy, other.reference, other.rho) == ("constant", None, None)
+    default = load_recipe(file, ["scheduling.reference=null"]).scheduling
+    assert default == parse_recipe(SMALLEST).scheduling

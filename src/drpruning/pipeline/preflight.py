@@ -118,6 +118,8 @@ class RunPlan:
     """What is done with each document beside splitting it into tokens, in one line."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
     """Phase -> estimated bytes per GPU."""
+    guessed_shares: bool = False
+    """Whether shares follow from the size of text that is not prepared yet, and so may change."""
     evaluations: dict[str, int] = field(default_factory=dict)
     """Phase -> evaluations, each with one ratio update."""
     reference_models: dict[str, int] = field(default_factory=dict)
@@ -189,7 +191,7 @@ def plan_domains(
     total = sum(p.steps * p.global_batch * length for p in recipe.phases.values())
     plans = {}
     for source in sources:
-        share = recipe.data.domains[source.name].share
+        share = recipe.data.domains[source.name].share or 0.0
         if not source.trained:
             blocks: int | None = 0
         elif prepared is not None:
@@ -262,8 +264,8 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     if plan.source is not None:
         _resolve_targets(plan, plan.source)
         _plan_model(plan, plan.source)
-    recipe = plan.recipe
     _find_text(plan, known)
+    recipe = _size_domains(plan)
     with plan.collected():
         plan.documents = documents_line(recipe)
     for label, check in _checks(plan):
@@ -325,6 +327,37 @@ def _find_text(plan: RunPlan, known: RunPlan | None) -> None:
     with plan.collected():
         present = [source for source in plan.sources if source.name not in plan.missing_text]
         plan.data_warnings += skipped_lines(present)
+
+
+def _size_domains(plan: RunPlan) -> Recipe:
+    """Put the shares of the domains without one into the plan's recipe, and return that.
+
+    They are exact once the data are prepared. Before that the text is estimated; where that cannot
+    be done, it counts as much as the average of the others.
+    """
+    recipe = plan.recipe
+    if not (unsized := recipe.data.unsized):
+        return recipe
+    sizes: dict[str, float] = {}
+    if plan.prepared is not None:
+        sizes = {name: plan.prepared.domains[name].train_tokens for name in unsized}
+    else:
+        plan.guessed_shares = True
+        with plan.collected():
+            for source in plan.sources:
+                tokens = estimate_tokens(source, recipe.model.tokenizer_source)
+                if source.name in unsized and tokens:
+                    sizes[source.name] = tokens
+        average = math.fsum(sizes.values()) / len(sizes) if sizes else 1.0
+        unknown = [name for name in unsized if name not in sizes]
+        sizes |= dict.fromkeys(unknown, average)
+        guess = f", and that of {', '.join(unknown)} not at all" if unknown else ""
+        plan.warnings.append(
+            f"data.smoothing: the size of the text is only estimated before it is prepared{guess}; "
+            "the shares follow from what `drprune prepare` counts"
+        )
+    plan.recipe = recipe.with_sizes(sizes)
+    return plan.recipe
 
 
 def check_results(files: RunFolder) -> None:

@@ -51,7 +51,7 @@ def domain_sources(recipe: Recipe) -> list[DomainSource]:
 
 def _domain_source(name: str, domain: Domain, root: str | None) -> DomainSource:
     """One domain; where it is only evaluated, nothing but its validation text is read."""
-    trained, source, validation = domain.share > 0, domain.source, domain.validation
+    trained, source, validation = domain.trained, domain.source, domain.validation
     validation_alone = False
     if not trained and validation is not None:
         source, validation, validation_alone = validation, None, True

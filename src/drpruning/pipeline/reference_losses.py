@@ -14,7 +14,7 @@ from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.models.inspect import SOURCE_FIELD, check_model
 from drpruning.models.tokenizer import vocabulary
 from drpruning.recipe import Recipe, ReferenceModels
-from drpruning.runs.folder import RunFolder, saved_recipe
+from drpruning.runs.folder import RunFolder, is_chained, saved_recipe
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
 
 if TYPE_CHECKING:
@@ -55,10 +55,8 @@ def check_reference_models(models: ReferenceModels, source: str) -> dict[str, in
 
 def original_model(recipe: Recipe) -> str:
     """The model that a run prunes; of a run in a chain of targets, that of the first one."""
-    if recipe.model.shape is None:  # every later run of a chain has the shape of the one before it
-        return recipe.model.reference
     output = Path(recipe.output)
-    if RunFolder(output.parent).has_recipe:
+    if is_chained(recipe) and RunFolder(output.parent).has_recipe:
         with suppress(BadInput):
             chain = saved_recipe(output.parent)
             if chain is not None and output.name in (chain.model.targets or {}):

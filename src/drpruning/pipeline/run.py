@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from drpruning.pipeline.reference_losses import (
     original_model,
     reference_losses_table,
 )
-from drpruning.recipe import Prune, Recipe
+from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
 from drpruning.report.table import fitting_models
 from drpruning.runs.folder import (
@@ -133,6 +133,8 @@ class Run:
             BadInput: Something in the recipe cannot work (every problem found is named), or another
                 process works in the folder.
         """
+        if command is not None and self.plan.guessed_shares and not self.plan.problems:
+            self._prepare_first()
         if self.plan.problems:
             raise BadInput("\n".join(self.plan.problems))
         self.recipe = self.plan.recipe
@@ -157,6 +159,15 @@ class Run:
                         atomic_write(self.files.recipe, self.recipe.to_yaml())
                 self.accelerator.wait_for_everyone()
                 yield self
+
+    def _prepare_first(self) -> None:
+        """Prepare the data, which some shares follow from, and plan again with these shares."""
+        first = Run(self.recipe)
+        first.plan = replace(self.plan, warnings=[])  # they are said once, with the exact shares
+        with first.session(None):
+            data = first.data
+        self.plan = plan_run(self.recipe)
+        self.data = data
 
     def _check_loadable(self) -> None:
         """Find out before the data are prepared, which may take hours."""
@@ -320,19 +331,18 @@ class Run:
         if self.files.reference_loss.is_file():
             ReferenceLosses.read(self.folder, models, self.recipe.initial_ratio).usable()
             return
-        found = measure_reference_losses(
-            models,
-            self.recipe,
-            self.data,
-            self.accelerator,
-            self.reporter,
-            self.plan.final_shape.num_parameters(),
-        )
+        found = self._measured(models)
         if self.accelerator.is_main_process:
             found.write(self.folder)
             self.reporter.console.print(reference_losses_table(found))
         self.accelerator.wait_for_everyone()
         found.usable()
+
+    def _measured(self, models: ReferenceModels) -> ReferenceLosses:
+        size = self.plan.final_shape.num_parameters()
+        return measure_reference_losses(
+            models, self.recipe, self.data, self.accelerator, self.reporter, size
+        )
 
     def _measure_pruned_model(self) -> None:
         """Write reference_loss.json with the losses of the model that is pruned.
@@ -344,12 +354,15 @@ class Run:
             ReferenceLosses.read(self.folder, None, domains)
             return
         original = original_model(self.recipe)
-        evaluation = self.files.evaluation(SOURCE)
-        if original != self.recipe.model.reference:  # of a chain of targets, whose file is gone
-            record = self._measured(SOURCE, SOURCE, original)
-        else:
-            record = load_evaluation(evaluation) or self.measure(SOURCE, SOURCE, original)
-        found = ReferenceLosses.of_pruned_model(original, int(record.parameters.total), record.loss)
+        if original == self.recipe.model.reference:
+            known = load_evaluation(self.files.evaluation(SOURCE))
+            record = known or self.measure(SOURCE, SOURCE, original)
+            size, losses = int(record.parameters.total), record.loss
+        else:  # a later target of a chain has lost the file that it began with
+            named = ReferenceModels(from_model=original)
+            (model,) = self._measured(named).models
+            size, losses = model.parameters, model.loss
+        found = ReferenceLosses.of_pruned_model(original, size, losses)
         self.accelerator.wait_for_everyone()  # every rank has looked for the file
         if self.accelerator.is_main_process and found.reference_loss:
             found.write(self.folder)
@@ -390,23 +403,9 @@ class Run:
             model: A folder, or a name on the Hub.
             field: What named it, for the message where it cannot be loaded.
         """
-        from drpruning.training.perplexity import write_evaluation
+        from drpruning.training.perplexity import evaluate_perplexity, write_evaluation
 
-        record = self._measured(name, label, model, field)
-        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
-            self.reporter.warn(
-                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
-                "perplexity; do not use the model without finding out why"
-            )
-        if self.accelerator.is_main_process:
-            write_evaluation(record, self.files.evaluation(name))
-        return record
-
-    def _measured(self, name: str, label: str, model: str, field: str = SOURCE_FIELD) -> Evaluation:
-        """Measure a model, see `measure`, without writing anything."""
-        from drpruning.training.perplexity import evaluate_perplexity
-
-        return evaluate_perplexity(
+        record = evaluate_perplexity(
             name,
             label,
             model,
@@ -416,6 +415,14 @@ class Run:
             self.recipe.training,
             field,
         )
+        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
+            self.reporter.warn(
+                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
+                "perplexity; do not use the model without finding out why"
+            )
+        if self.accelerator.is_main_process:
+            write_evaluation(record, self.files.evaluation(name))
+        return record
 
     def report(self) -> None:
         """Show the table and write report.html."""

@@ -7,7 +7,7 @@ model, so its masks start where those ended, at the cost of a smaller model's st
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class RecipePlan:
     recipe has one target or none."""
     problems: list[str] = field(default_factory=list)
     """Everything that cannot work."""
+    guessed_shares: bool = False
+    """Whether shares follow from the size of text that is not prepared yet, and so may change."""
 
 
 def plan_recipe(recipe: Recipe) -> RecipePlan:
@@ -46,7 +48,7 @@ def plan_recipe(recipe: Recipe) -> RecipePlan:
     """
     common = plan_run(recipe)
     model = common.recipe.model
-    plan = RecipePlan(common.recipe, {"": common}, list(common.problems))
+    plan = RecipePlan(common.recipe, {"": common}, list(common.problems), common.guessed_shares)
     if model.targets is None:
         return plan
     plan.plans = {}
@@ -90,6 +92,13 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
     plan = plan_recipe(recipe)
     if plan.problems:
         raise BadInput("\n".join(plan.problems))
+    if plan.guessed_shares:
+        part = next(iter(plan.plans.values()))
+        preparing = Run(part.recipe)
+        preparing.plan = replace(part, warnings=[])
+        with preparing.session(None):
+            preparing.data  # noqa: B018 - prepares them, and with them the shares are known
+        plan = plan_recipe(recipe)
     parts = list(plan.plans.values())
     first, *others = (part.recipe for part in parts)
     run = Run(first)

@@ -1,10 +1,11 @@
 """What a run is: one strict, frozen description, read from YAML. This room never imports torch."""
 
+from drpruning.recipe.domains import Domain
 from drpruning.recipe.load import load_recipe, parse_recipe, read_values
 from drpruning.recipe.model import ModelSection, Target
 from drpruning.recipe.phases import Phase, Pretrain, Prune, Stop
 from drpruning.recipe.scheduling import ReferenceModels, Scheduling, Start
-from drpruning.recipe.schema import Checkpoint, Data, Domain, Recipe, Training
+from drpruning.recipe.schema import Checkpoint, Data, Recipe, Training
 from drpruning.recipe.section import Section
 
 __all__ = [

@@ -4,22 +4,22 @@ Every field has its unit, its allowed values and its default under it; the defau
 DRPruning paper (ACL 2025). An error names the field and what to write instead.
 """
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from drpruning.common.errors import shown
+from drpruning.common.errors import BadInput
 from drpruning.common.files import FOLDER_NAME
+from drpruning.recipe.domains import Domain, checked_shares, shares_by_size
 from drpruning.recipe.model import ModelSection
 from drpruning.recipe.paths import IN_A_FILE, PathText
 from drpruning.recipe.phases import Phase, Pretrain, Prune
 from drpruning.recipe.scheduling import ReferenceOrigin, Scheduling
 from drpruning.recipe.section import (
-    SHARES_TOLERANCE,
     Count,
-    NonNegativeFloat,
+    Fraction,
     PositiveFloat,
     Section,
     first_twin,
@@ -40,45 +40,13 @@ def _folder_name(name: str) -> str:
 FolderName = Annotated[PathText, AfterValidator(_folder_name)]
 
 
-class Domain(Section):
-    """One data domain: where its text is and what share of the blocks it gets at first."""
-
-    source: PathText
-    """A path, glob, folder or address of files of text (see below), or a dataset on the Hub."""
-    share: NonNegativeFloat
-    """Initial share of the blocks, which all have the same length; they sum to 1; 0: see below."""
-    text_field: str = "text"
-    """The field or column that holds a document's text."""
-    where: dict[str, Any] = Field(default_factory=dict)
-    """Keep documents whose (dotted) field has this value, or one of these values."""
-    validation: PathText | None = None
-    """Source of validation text; absent: held out by document from `source`."""
-    split: str = "train"
-    """The split of a Hub dataset."""
-    config: str | None = None
-    """The configuration of a Hub dataset."""
-    on_exhausted: Literal["repeat", "redistribute", "stop"] = "repeat"
-    """Once exhausted: it starts again, the others get its share, or the phase ends; see below."""
-
-    @field_validator("where")
-    @classmethod
-    def _plain_values(cls, where: dict[str, Any]) -> dict[str, Any]:
-        for field, value in where.items():
-            values = value if isinstance(value, list) else [value]
-            plain = all(isinstance(v, str | int | float) and v == v for v in values)  # noqa: PLR0124
-            if not values or not plain:
-                raise ValueError(
-                    f"where.{field}: write a text, number or boolean, or a list of these, "
-                    f"not {shown(value)}"
-                )
-        return where
-
-
 class Data(Section):
     """The text: domains, block length, validation."""
 
     normalise_shares: bool = Field(default=False, exclude=True)
     """Divide the shares by their sum, whatever that is; the resolved recipe has the result."""
+    smoothing: Fraction | None = None
+    """Domains without a share get what the others leave, by size ** smoothing; see below."""
     domains: dict[str, Domain]
     """Name -> domain."""
     root: PathText | None = None
@@ -111,41 +79,15 @@ class Data(Section):
                 )
         if (twin := first_twin(domains)) is not None:
             raise ValueError(f"{twin[0]} and {twin[1]} differ by case alone; rename one of them")
-        return _with_shares_of_one(domains, normalise=info.data.get("normalise_shares", True))
+        if not {"normalise_shares", "smoothing"} <= info.data.keys():  # refused already
+            return domains
+        normalise, smoothing = info.data["normalise_shares"], info.data["smoothing"]
+        return checked_shares(domains, normalise=normalise, smoothing=smoothing)
 
-
-def _with_shares_of_one(domains: dict[str, Domain], *, normalise: bool) -> dict[str, Domain]:
-    """The domains with shares that sum to 1.
-
-    Shares that do so within the tolerance stay to the bit, so that a resolved recipe, read again,
-    is the same recipe.
-
-    Raises:
-        ValueError: Every share is 0, or they sum to something else and are not to be normalised.
-    """
-    largest = max(domain.share for domain in domains.values())
-    if not largest:
-        raise ValueError("every share is 0; give at least one domain a share above 0")
-    # Divided by the largest one first: the sum of very large shares would be infinite.
-    parts = {name: domain.share / largest for name, domain in domains.items()}
-    total = math.fsum(parts.values())
-    if abs(largest * total - 1) <= SHARES_TOLERANCE:
-        return domains
-    scaled = {name: part / total for name, part in parts.items()}
-    if not normalise:
-        shares = ", ".join(f"{name}: {share:.6g}" for name, share in scaled.items())
-        raise ValueError(
-            f"the shares sum to {largest * total:.6g}, not 1; in proportion: {shares}; or write "
-            "data.normalise_shares: true, which does that"
-        )
-    if lost := [name for name, share in scaled.items() if domains[name].share > 0 == share]:
-        raise ValueError(
-            f"the share of {lost[0]} is too small beside the others to be told from 0, which "
-            "means that it is never trained on; write 0 or a larger share"
-        )
-    return {
-        name: domain.model_copy(update={"share": scaled[name]}) for name, domain in domains.items()
-    }
+    @property
+    def unsized(self) -> list[str]:
+        """The domains whose share follows from the size of their text."""
+        return [name for name, domain in self.domains.items() if domain.share is None]
 
 
 class Checkpoint(Section):
@@ -228,7 +170,8 @@ class Recipe(Section):
                 f"or leave model.{given} out"
             )
         prunes = self.prune is not None
-        self.scheduling.check(self.initial_ratio, self.untrained, prunes=prunes)
+        trained = [name for name, domain in self.data.domains.items() if domain.trained]
+        self.scheduling.check(trained, self.untrained, prunes=prunes)
         return self
 
     @property
@@ -239,13 +182,30 @@ class Recipe(Section):
 
     @property
     def initial_ratio(self) -> dict[str, float]:
-        """Initial share of each domain that is trained on; sums to 1."""
-        return {name: d.share for name, d in self.data.domains.items() if d.share > 0}
+        """Initial share of each domain that is trained on; sums to 1.
+
+        Raises:
+            BadInput: A share follows from the size of the text, and the text was not looked at.
+        """
+        if unsized := self.data.unsized:
+            raise BadInput(
+                f"data.domains.{unsized[0]}.share: follows from the size of its text "
+                "(data.smoothing), which is not known before the data are prepared"
+            )
+        return {name: d.share for name, d in self.data.domains.items() if d.share}
 
     @property
     def untrained(self) -> list[str]:
         """The domains of share 0, which are evaluated and never trained on."""
-        return [name for name, domain in self.data.domains.items() if domain.share == 0]
+        return [name for name, domain in self.data.domains.items() if not domain.trained]
+
+    def with_sizes(self, sizes: Mapping[str, float]) -> Self:
+        """The recipe with the shares that follow from the size of the text; `shares_by_size`."""
+        if self.data.smoothing is None:
+            return self
+        domains = shares_by_size(self.data.domains, self.data.smoothing, sizes)
+        data = self.data.model_copy(update={"domains": domains, "smoothing": None})
+        return self.model_copy(update={"data": data})
 
     @property
     def reference_origin(self) -> ReferenceOrigin | None:

@@ -187,6 +187,14 @@ def relocated(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
+def is_chained(recipe: Recipe) -> bool:
+    """Whether a run prunes the cut model of a larger target of the same recipe (`model.nested`)."""
+    if recipe.model.source is None or recipe.model.shape is None:
+        return False
+    source = Path(recipe.model.source).absolute()
+    return source.name == PRUNED and source.parents[1] == Path(recipe.output).absolute().parent
+
+
 def moved_places(place: str, old: Path, new: Path) -> list[str]:
     """Where a file or folder can be now, if it lay in a run folder, or beside it, and moved too."""
     pairs = ((old, new), (old.parent, new.absolute().parent))

@@ -9,6 +9,7 @@ from drpruning.common.errors import BadInput
 from drpruning.recipe import Phase, Prune, Recipe
 from drpruning.recipe.scheduling import COMPARING, SMALLEST_REFERENCE
 from drpruning.recipe.section import SHARES_TOLERANCE
+from drpruning.runs.folder import is_chained
 from drpruning.runs.reference_losses import ReferenceLosses, source_losses
 from drpruning.scheduling import DRPruning, Policy, make_policy
 
@@ -77,7 +78,7 @@ def _takes_source_itself(recipe: Recipe, phase: Phase) -> bool:
     reference ratio; with the source model's, 0.003 nats of noise would fill the ball.
     """
     from_source = recipe.reference_origin == "source" and isinstance(phase, Prune)
-    return from_source and recipe.model.shape is None  # a chain's later runs have a shape
+    return from_source and not is_chained(recipe)
 
 
 def hand_over(policy: Policy, ended: Mapping[str, Any]) -> None:

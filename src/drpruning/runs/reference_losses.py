@@ -146,7 +146,7 @@ class ReferenceLosses:
         file = RunFolder(folder).reference_loss
         if not file.is_file():
             raise BadInput(
-                f"scheduling.reference_loss: {_named(wanted)} not measured yet (no {file}); "
+                f"scheduling.reference_loss: {_named(wanted)}: not measured yet (no {file}); "
                 "`drprune run` does it before it trains"
             )
         try:
