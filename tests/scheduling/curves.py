@@ -58,3 +58,21 @@ def misspecified(rng, n, m, noise, seen=1.0):
     exact = np.concatenate(curves)
     losses = exact[:, :-1] + noise * rng.normal(size=(len(exact), m))
     return x[:-1] * 50 * m, losses, 50.0 * m, exact[:, -1]
+
+
+def own_data(rng, n, m, noise, seen=1.0, walk=1.2):
+    """Warm-started curves in each domain's own data, for shares that wander.
+
+    Returns amounts [n, m] from 0 on (1 is all training), losses, final amounts if the rest of
+    training gives each domain a seventh, and losses there.
+    """
+    factor = np.exp(walk * np.sqrt(seen / m) * np.cumsum(rng.normal(size=(n, m - 1)), axis=1))
+    share = np.exp(rng.uniform(np.log(0.02), np.log(0.6), (n, 1))) * np.clip(factor, 1 / 7, 7)
+    amounts = np.column_stack([np.zeros(n), np.cumsum(share * seen / (m - 1), axis=1)])
+    final = amounts[:, -1:] + (1 - seen) / 7
+    x0 = np.exp(rng.uniform(np.log(0.003), np.log(0.3), (n, 1)))
+    fall, beta = rng.uniform(0.05, 1, (n, 1)), rng.uniform(0.1, 1, (n, 1))
+    E = rng.uniform(1, 3, (n, 1))
+    A = fall / (x0**-beta - (x0 + 1 / 7) ** -beta)
+    losses = A * (amounts + x0) ** -beta + E + noise * rng.normal(size=amounts.shape)
+    return amounts, losses, final[:, 0], (A * (final + x0) ** -beta + E)[:, 0]

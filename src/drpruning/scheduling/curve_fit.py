@@ -18,9 +18,9 @@ IndexArray = npt.NDArray[np.intp]
 
 HUBER_DELTA = 1e-3
 ALPHA, BETA, OFFSET = 2, 3, 4  # columns of theta, after log A and log E
-# Of log x0, for amounts in units of their range. Far above, the law is an exponential in x; far
-# below, only a point at 0 can tell x0 from 0.
-LOG_OFFSETS = (float(np.log(1e-4)), float(np.log(10.0)))
+# Of log x0, for amounts in units of their extent from first to final. Far above, the law is an
+# exponential in x; far below, only a point at 0 can tell x0 from 0.
+LOG_OFFSETS = (float(np.log(1e-5)), float(np.log(10.0)))
 
 _BETAS = np.concatenate(
     [

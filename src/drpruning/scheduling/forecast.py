@@ -8,7 +8,9 @@ import numpy.typing as npt
 
 from drpruning.scheduling.change_points import first_points
 from drpruning.scheduling.curve_fit import (
+    ALPHA,
     BEST,
+    BETA,
     OFFSET,
     BoolArray,
     Curves,
@@ -23,7 +25,13 @@ from drpruning.scheduling.warm_start import WarmCurves, fit_warm_curves
 
 MIN_POINTS = 4
 AT_SIZE = 1.05  # a model of at most this many times the final parameters counts as of final size
-_MIN_POINTS_WITH_P = 8  # of an interval: with two exponents fewer leave nothing to judge noise by
+# Of an interval, by what it is mixed over: fewer leave nothing to judge noise by.
+_MIN_POINTS_OF_INTERVAL = {
+    (BETA,): MIN_POINTS,
+    (BETA, OFFSET): 5,
+    (BETA, ALPHA): 8,
+    (BETA, OFFSET, ALPHA): 8,
+}
 _USELESS = 0.2  # half-width of an interval, relative to the loss, at which the quality is 0
 _RANKED = 64  # points, at most, of which all pairs are compared
 _AT_ONCE = 64  # domains: the arrays of more of them no longer fit into the processor's caches
@@ -143,7 +151,7 @@ def fit_loss_curves(
     order = np.argsort(x, axis=1, kind="stable")
     y, x, log_p = (np.take_along_axis(a, order, axis=1) for a in (y, x, log_p))
     used = np.isfinite(y) & np.isfinite(x) & np.isfinite(log_p)
-    unit = _range(x, used) if warm_start else final
+    unit = _extent(x, used, final) if warm_start else final
     table, best = np.full((len(y), 7), np.nan), np.full((len(y), BEST, 5), np.nan)
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         if warm_start:
@@ -225,11 +233,11 @@ def _log_params(params: npt.ArrayLike, final: float | None, shape: tuple[int, ..
     return np.log(np.where(np.isfinite(p) & (p > 0), p, np.nan) / (1.0 if final is None else final))
 
 
-def _range(x: FloatArray, used: BoolArray) -> FloatArray:
-    """Largest less smallest of the amounts used [n], 0 where there is none."""
+def _extent(x: FloatArray, used: BoolArray, final: FloatArray) -> FloatArray:
+    """From the smallest amount used to the largest or final one [n]; 0 where they do not vary."""
     high: FloatArray = np.where(used, x, -np.inf).max(axis=1, initial=-np.inf)
     low: FloatArray = np.where(used, x, np.inf).min(axis=1, initial=np.inf)
-    return np.maximum(high - low, 0)
+    return np.where(high > low, np.maximum(high, final) - low, 0)
 
 
 def _forecasts(curves: Curves) -> tuple[FloatArray, FloatArray]:
@@ -250,15 +258,13 @@ def _forecasts(curves: Curves) -> tuple[FloatArray, FloatArray]:
         fits.replace(changed, _fit(curves.take(changed)))
     interval, laws = np.full((len(first), 3), np.nan), fits.theta.copy()
     fitted = np.isfinite(fits.objective)
-    enough = curves.count >= np.where(curves.with_p, _MIN_POINTS_WITH_P, MIN_POINTS)
-    enough &= varies(_from_offset(curves, fits.theta).log_t, curves.used > 0)
+    varied = varies(_from_offset(curves, fits.theta).log_t, curves.used > 0)
     for rows in _kinds(curves):
-        bounded = rows[(fitted & enough)[rows]]
+        least = _MIN_POINTS_OF_INTERVAL[curves.take(rows).mixed]
+        bounded = rows[(fitted & varied & (curves.count >= least))[rows]]
         if len(bounded):
-            some, theta = curves.take(bounded), fits.theta[bounded]
-            if some.with_p.any():  # the grid has no third dimension
-                some = _from_offset(some, theta)
-            interval[bounded], laws[bounded] = end_intervals(some, theta)
+            some = end_intervals(curves.take(bounded), fits.theta[bounded])
+            interval[bounded], laws[bounded] = some
     low, middle, high = interval.T
     half = (high - low) / 2
     rising = _rises(curves)

@@ -11,6 +11,8 @@ Two deviations from a power law with independent noise are allowed for: outliers
 points with correlated residuals count as fewer.
 """
 
+from functools import cache
+
 import numpy as np
 
 from drpruning.scheduling.curve_fit import (
@@ -28,11 +30,13 @@ LEVEL = 0.9
 _BOX = {BETA: (np.log(0.02), np.log(6.0)), ALPHA: (-0.25, 2.5), OFFSET: LOG_OFFSETS}
 _ROUNDS = 5
 _REACH = 4.5  # of the grid, in standard deviations
-_COARSE, _FINE = (21, 13), (33, 15)  # nodes of the grid for one exponent, and a side for two
+_COARSE, _FINE = (21, 13, 400), (33, 15, 700)  # nodes on a side in 1 and 2 dimensions, of all in 3
+_WIDER = 1.5
 # Degrees of freedom taken by the line and what is mixed over; by coverage.
-_FITTED = {(BETA,): 2.5, (BETA, ALPHA): 3.4, (BETA, OFFSET): 3.2}
+_FITTED = {(BETA,): 2.5, (BETA, ALPHA): 3.4, (BETA, OFFSET): 2.8, (BETA, OFFSET, ALPHA): 4.4}
 _DRAWS = 32
 _SPREAD = (0.7548776662466927, 0.5698402909980532)  # 1/g and 1/g**2 for g**3 = g + 1
+_SPREAD_3 = 1.2207440846057596 ** -np.arange(1.0, 4.0)  # the same for g**4 = g + 1
 _OUTLIER = 3.0
 _REGULAR = 0.7  # of the weight must stay, or what was taken for outliers is the noise
 _ENOUGH_TO_JUDGE = 8  # points of which some may be outliers
@@ -53,38 +57,55 @@ def end_intervals(curves: Curves, theta: FloatArray) -> tuple[FloatArray, FloatA
     residual = curves.residual(theta)
     weight = _weights(curves, residual)
     box = np.array([_BOX[column] for column in curves.mixed]).T
-    dims = len(curves.mixed)
-    coarse, spacing = _grid(dims, _COARSE[dims - 1])
+    coarse, rare, spacing = _layout(len(curves.mixed), _COARSE)
     centre, root = _around_best(curves, weight, theta, residual, box)
     for _ in range(_ROUNDS):
         nodes = centre[:, None] + coarse @ root.transpose(0, 2, 1)
-        mass = _mass(_Lines(curves, weight, nodes), nodes, box)
+        mass = _mass(_Lines(curves, weight, nodes), nodes, rare, box)
         mass /= mass.sum(axis=1, keepdims=True)
         centre = np.sum(mass[:, :, None] * nodes, axis=1)
         apart = nodes - centre[:, None]
         spread = np.einsum("nk,nki,nkj->nij", mass, apart, apart)
         cell = root * spacing / 2  # with all mass on one node, the rest is in its cell
         root = np.linalg.cholesky(spread + cell @ cell.transpose(0, 2, 1))
-    nodes = centre[:, None] + _grid(dims, _FINE[dims - 1])[0] @ root.transpose(0, 2, 1)
+    fine, rare, _ = _layout(len(curves.mixed), _FINE)
+    nodes = centre[:, None] + fine @ root.transpose(0, 2, 1)
     lines = _Lines(curves, weight, nodes)
-    mass = _mass(lines, nodes, box)
+    mass = _mass(lines, nodes, rare, box)
     quantiles = lines.end_quantiles(mass)
     if OFFSET in curves.mixed:
         theta = lines.laws_through(quantiles[:, 1:2], nodes, mass > 0)
     return quantiles, theta
 
 
-def _grid(dims: int, size: int) -> tuple[FloatArray, float]:
-    """Make the nodes [size**dims, dims] of a grid in standard deviations; also their spacing."""
-    axis = np.linspace(-_REACH, _REACH, size)
-    nodes = np.stack(np.meshgrid(*[axis] * dims, indexing="ij"), axis=-1).reshape(-1, dims)
-    return nodes, float(axis[1] - axis[0])
+@cache
+def _layout(dims: int, sizes: tuple[int, ...]) -> tuple[FloatArray, FloatArray | float, float]:
+    """Lay out nodes [k, dims] in standard deviations.
+
+    A grid in one or two dimensions; in three it would need too many nodes, so there they are
+    quasi-random draws from a Gaussian that is wider than the weights.
+
+    Returns:
+        The nodes, the logarithm of how rare they are, by which a node weighs more [k], and their
+        spacing.
+    """
+    from scipy.special import ndtri
+
+    size = sizes[dims - 1]
+    if dims < 3:
+        axis = np.linspace(-_REACH, _REACH, size)
+        nodes = np.stack(np.meshgrid(*[axis] * dims, indexing="ij"), axis=-1).reshape(-1, dims)
+        return nodes, 0.0, float(axis[1] - axis[0])
+    draws = ndtri(np.mod(0.5 + np.arange(size)[:, None] * _SPREAD_3, 1.0))
+    return _WIDER * draws, 0.5 * np.sum(draws**2, axis=1), _WIDER / 2
 
 
-def _mass(lines: "_Lines", nodes: FloatArray, box: FloatArray) -> FloatArray:
+def _mass(
+    lines: "_Lines", nodes: FloatArray, rare: FloatArray | float, box: FloatArray
+) -> FloatArray:
     """Compute the weight of each node [n, k], at most 1, and 0 outside the box."""
     inside = np.all((nodes >= box[0]) & (nodes <= box[1]), axis=2)
-    log_mass = np.where(inside, lines.log_mass, -np.inf)
+    log_mass = np.where(inside, lines.log_mass + rare, -np.inf)
     mass: FloatArray = np.exp(log_mass - log_mass.max(axis=1, keepdims=True))
     return mass
 
@@ -161,7 +182,8 @@ class _Lines:
         best = np.where(valid, errors, np.inf).argmin(axis=1)[:, None]
         node = np.take_along_axis(nodes, best[:, :, None], axis=1)[:, 0]
         A = np.take_along_axis(fall / self.scale, best, axis=1)
-        columns = [np.log(A), np.log(end - A), np.zeros_like(A), np.exp(node[:, :1]), node[:, 1:]]
+        alpha = node[:, 2:] if node.shape[1] > 2 else np.zeros_like(A)
+        columns = [np.log(A), np.log(end - A), alpha, np.exp(node[:, :1]), node[:, 1:2]]
         return np.concatenate(columns, axis=1)
 
     def end_quantiles(self, mass: FloatArray) -> FloatArray:

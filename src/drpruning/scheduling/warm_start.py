@@ -29,7 +29,7 @@ from drpruning.scheduling.curve_fit import (
     refine,
 )
 
-_NODES = 14
+_NODES = 16
 _BETAS = tuple((0.0, b) for b in (-1, -0.2, 0.03, 0.12, 0.25, 0.4, 0.6, 0.9, 1.4, 2.5, 5, 20))
 _FINALISTS, _ROUND = 5, 30
 
@@ -41,7 +41,7 @@ class WarmCurves(Curves):
     `log_t` is not used; theta has a fifth column, log x0.
 
     Attributes:
-        x: Amounts, in units of their range, [n, m].
+        x: Amounts, in units of their extent, [n, m].
         base: The amount [n], in the same unit, at which A is the falling part.
     """
 
@@ -59,7 +59,7 @@ class WarmCurves(Curves):
     @property
     def mixed(self) -> tuple[int, ...]:
         """Over which columns of theta an interval is mixed."""
-        return (BETA, OFFSET)
+        return (BETA, OFFSET, ALPHA) if self.with_p.any() else (BETA, OFFSET)
 
     def take(self, rows: IndexArray) -> "WarmCurves":
         """Some of the curves, in this order."""
@@ -109,10 +109,12 @@ class WarmCurves(Curves):
         return {ALPHA: self.log_p} | slopes if self.with_p.any() else slopes
 
     def exponents(self, nodes: FloatArray) -> FloatArray:
-        """The logarithm [n, k, m] of the falling part over that at the end, for nodes [n, k, 2]."""
-        offset = np.exp(nodes[:, :, 1:])
+        """The logarithm [n, k, m] of the falling part over that at the end, for nodes [n, k, d]."""
+        offset = np.exp(nodes[:, :, 1:2])
         log_ratio = np.log((self.x[:, None] + offset) / (self.base[:, None, None] + offset))
         exponents: FloatArray = -np.exp(nodes[:, :, :1]) * log_ratio
+        if nodes.shape[2] > 2:
+            exponents -= nodes[:, :, 2:] * self.log_p[:, None]
         return exponents
 
     def _log_amounts(self, log_offset: FloatArray) -> FloatArray:
