@@ -182,7 +182,7 @@ class Scheduling(Section):
     reference: Literal["paper"] | None = None
     """`paper`: the other settings (drpruning) have the paper's defaults; absent: those below."""
     rho: PositiveFloat | None = None
-    """Radius of the ball around the reference ratio (drpruning, naive_dro); default 0.5, and 0.1."""
+    """Radius of the ball around the reference ratio (drpruning: default 0.5; naive_dro: 0.1)."""
     tau: NonNegativeFloat | None = None
     """Excess over the mean at which a share doubles, in nats (drpruning); default 0.15, 0: none."""
     floor: Annotated[float | dict[str, float] | str | None, BeforeValidator(_floor)] = None
