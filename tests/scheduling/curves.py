@@ -76,3 +76,25 @@ def own_data(rng, n, m, noise, seen=1.0, walk=1.2):
     A = fall / (x0**-beta - (x0 + 1 / 7) ** -beta)
     losses = A * (amounts + x0) ** -beta + E + noise * rng.normal(size=amounts.shape)
     return amounts, losses, final[:, 0], (A * (final + x0) ** -beta + E)[:, 0]
+
+
+def pruned_own_data(rng, n, m, noise, total=64):
+    """Like `own_data`, while the model shrinks from 5e9 to 1e9 parameters in the first fifth.
+
+    Returns amounts, params [m], losses, final amounts and losses there.
+    """
+    done = np.arange(m) / total
+    params = 5e9 + (1e9 - 5e9) * np.minimum(done / 0.2, 1)
+    amounts, _, _, _ = own_data(rng, n, m, 0.0, done[-1])
+    final = amounts[:, -1:] + (1 - done[-1]) / 7
+    x0 = np.exp(rng.uniform(np.log(0.003), np.log(0.3), (n, 1)))
+    A, alpha = rng.uniform(0.2, 0.5, (n, 1)), rng.uniform(0.2, 0.8, (n, 1))
+    beta, E = rng.uniform(0.1, 0.8, (n, 1)), rng.uniform(1, 2, (n, 1))
+    losses = A * (params / 1e9) ** -alpha * ((amounts + x0) / (final + x0)) ** -beta + E
+    return (
+        amounts,
+        params,
+        losses + noise * rng.normal(size=losses.shape),
+        final[:, 0],
+        (A + E)[:, 0],
+    )

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from curves import own_data
+from curves import own_data, pruned_own_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,6 +185,17 @@ def test_intervals_hold_the_end_nine_times_in_ten():
 def test_coverage_lies_near_nine_in_ten(m, seen, noise):
     amounts, losses, final, end = own_data(np.random.default_rng(m), 500, m, noise, seen)
     assert 0.85 <= covered(warm(amounts, losses, final), end) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [1e-3, 1e-2])
+@pytest.mark.parametrize("m", [20, 32, 64])
+def test_coverage_in_pruning(m, noise):
+    amounts, params, losses, final, end = pruned_own_data(np.random.default_rng(m), 150, m, noise)
+    fit = warm(amounts, losses, final, params, 1e9)
+    assert 0.78 <= covered(fit, end) <= 0.95
+    error, smallest = np.abs(fit.forecast - end), np.abs(losses.min(axis=1) - end)
+    assert np.median(error) < 0.5 * np.median(smallest)
 
 
 def test_forecasts_beat_those_without_a_warm_start_and_the_smallest_loss():

@@ -8,7 +8,7 @@ a flat prior on alpha, log beta and log x0 in a wide box, and with A and E kept 
 laid out where the weight is: nodes that follow mean and covariance of the weights in a few rounds.
 
 With a warm start, exponents and x0 that fit equally well end far apart, and the best of them is a
-poor forecast: the middle of the interval has errors smaller by a tenth to a quarter.
+poor forecast: the middle of the interval has errors that are smaller by up to a quarter.
 
 Two deviations from a power law with independent noise are allowed for: outliers count less, and
 points with correlated residuals count as fewer.
