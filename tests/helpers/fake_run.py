@@ -76,11 +76,15 @@ class FakeRun:
         records = [self.start(phase, total_steps)]
         ratio = dict(self.share)
         reference = dict(self.share)
+        data = dict.fromkeys(self.domains, 0.0)
         for step in range(0, (total_steps if until is None else until) + 1, 10):
             if step:
                 records.append(self.step(phase, step, total_steps))
             if step % every == 0:
                 point = self.evaluation_point(phase, step, total_steps, ratio, reference)
+                if step:
+                    data = {name: had + every * ratio[name] for name, had in data.items()}
+                point["data"] = data
                 ratio, reference = point["ratio"], point["reference_ratio"]
                 records.append(point)
         if until is None:
@@ -191,7 +195,8 @@ class FakeRun:
             "parameters": 8_507_648 if phase == "prune" else 3_197_920,
             "evaluation_seconds": 2.0,
             "update_seconds": 0.02,
-            "explanation": self.explanation(new, reference, known=known),
+            "explanation": self.explanation(new, reference, known=known)
+            | {"churn": sum(abs(share - ratio[name]) for name, share in new.items())},
         }
 
     def explanation(
@@ -204,7 +209,15 @@ class FakeRun:
         return {
             "ratio_updated": known,
             "unusable": {} if known else dict.fromkeys(self.domains, "no reference loss yet"),
+            "reference_origin": dict.fromkeys(self.domains, "forecast") if known else {},
+            "forecast_law": {
+                name: {"A": 4.0, "beta": 0.2, "E": 2.4 + 0.2 * i, "offset": 40.0, "transfer": 0.1}
+                for i, name in enumerate(self.domains)
+                if known
+            },
+            "forecast_share": dict.fromkeys(self.domains, 1 / len(self.domains)) if known else {},
             "rho": 0.1,
+            "radius": 0.08,
             "divergence": distance,
             "floor": dict.fromkeys(self.domains, 0.01),
             "at_floor": dict.fromkeys(self.domains, False),

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from drpruning.common.files import dumps
+from drpruning.common.unknown import record_fields
 from drpruning.recipe import Recipe, load_recipe
 from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.reference_losses import MeasuredModel, ReferenceLosses
@@ -23,6 +24,13 @@ def losses_at(phase: str, done: float) -> dict[str, float]:
     level = 0.6 if phase == "prune" else 0.3
     speed = {"web": 0.2, "code": 0.5, "wiki": 0.9}
     return {name: REFERENCE[name] + level * (0.05 + done) ** -rate for name, rate in speed.items()}
+
+
+def realised_shares(ratio: Mapping[str, float], blocks: int) -> dict[str, float]:
+    """Shares of so many blocks, which are counted whole: the largest domain takes the rest."""
+    counts = {name: int(share * blocks) for name, share in ratio.items()}
+    counts[max(ratio, key=lambda name: ratio[name])] += blocks - sum(counts.values())
+    return {name: count / blocks for name, count in counts.items()}
 
 
 class LoggedRun:
@@ -64,13 +72,16 @@ class LoggedRun:
             if ended is not None and recipe.scheduling.handover == "continue":
                 hand_over(policy, ended)
             self.records.append(self._start(name, phase.steps))
+            ratio: dict[str, float] | None = None
             for step in range(0, phase.steps + 1, phase.evaluate_every):
                 done = step / phase.steps
                 losses = losses_at(name, done)
                 if step == 7 * phase.evaluate_every:
                     losses["code"] = math.nan
                 params = FINAL * (2 - min(1, 5 * done)) if name == "prune" else FINAL
-                decision = policy.update(step=step, losses=losses, params=params)
+                shares = ratio and realised_shares(ratio, 8 * phase.evaluate_every)
+                decision = policy.update(step, losses, params, shares)
+                ratio = decision.ratio
                 self.records.append(
                     {
                         "kind": "eval",
@@ -78,14 +89,12 @@ class LoggedRun:
                         "step": step,
                         "time": 1.0 * step,
                         "loss": losses,
-                        "reference_loss": decision.reference_loss,
-                        "forecast": decision.forecast,
-                        "reference_ratio": decision.reference_ratio,
-                        "ratio": decision.ratio,
-                        "excess": decision.excess,
+                        **record_fields(decision),
+                        "realised_share": shares,
                         "parameters": params,
                     }
                 )
+            self.records.append(self._end(name, phase.steps))
             ended = json.loads(json.dumps(policy.state_dict()))
         self.write()
 
@@ -103,6 +112,21 @@ class LoggedRun:
             "versions": {"drpruning": "0.1.0"},
             "commit": None,
         }
+
+    def _end(self, phase: str, steps: int) -> dict[str, Any]:
+        return {
+            "kind": "end",
+            "phase": phase,
+            "step": steps,
+            "time": 1.0 * steps,
+            "total_seconds": 1.0 * steps,
+            "tokens": steps * 128,
+            "stopped": None,
+        }
+
+    def evals(self, phase: str) -> list[dict[str, Any]]:
+        """The evaluations of a phase, to be changed before `write`."""
+        return [r for r in self.records if r["kind"] == "eval" and r["phase"] == phase]
 
     def write(self) -> "LoggedRun":
         lines = (dumps(record) + "\n" for record in self.records)

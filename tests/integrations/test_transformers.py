@@ -220,6 +220,10 @@ def test_evaluation_that_does_not_come_leaves_the_ratio_and_says_so(
         trainer.train()
     assert [d["step"] for d in decisions(trainer)] == [0, 3, 9, 12]
     assert callback.mixture.step == 12
+    given = {
+        name: n / callback.mixture.global_batch for name, n in callback.mixture.consumed.items()
+    }
+    assert decisions(trainer)[-1]["data"] == pytest.approx(given), "also what came before step 6"
     assert caplog.text.count("no evaluation came") == 1
     assert "step 6" in caplog.text
 

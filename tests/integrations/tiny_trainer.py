@@ -42,7 +42,8 @@ class Scripted(Constant):
 
 
 def forecasting(steps: int) -> Policy:
-    return DRPruning(SHARES, steps, floor=0.05, reference_loss=dict.fromkeys(SHARES, 3.0))
+    given = dict.fromkeys(SHARES, 3.0)
+    return DRPruning(SHARES, steps, floor=0.05, reference_loss=given, forecast=True)
 
 
 def tiny_model(dropout: float = 0.2) -> LlamaForCausalLM:

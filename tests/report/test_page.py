@@ -24,6 +24,7 @@ MakeRun = Callable[..., Any]
 PHASE_FIGURES = (
     "training-loss",
     "validation-loss",
+    "forecast-curves",
     "ratio",
     "reference-ratio",
     "steering",

@@ -19,6 +19,7 @@ from drpruning.report.decision import (
     skipped_updates,
     steps_text,
 )
+from drpruning.runs.counterfactuals import loss_at, split_data
 from drpruning.runs.records import load_run
 from drpruning.scheduling import make_policy
 
@@ -85,7 +86,8 @@ def test_the_last_decision_is_that_of_the_log(steered: PolicyRun, steered_page: 
         name, cell = row[0], dict(zip(heads, row, strict=True))
         low, high = said["forecast_interval"][name]
         assert cell["loss"] == f"{last['loss'][name]:.3f}"
-        assert cell["reference loss"] == f"{last['reference_loss'][name]:.3f}"
+        origin = said["reference_origin"][name]
+        assert cell["reference loss"] == f"{last['reference_loss'][name]:.3f} {origin}"
         assert float(cell["excess"].replace("−", "-")) == pytest.approx(
             last["loss"][name] - last["reference_loss"][name], abs=6e-4
         )
@@ -114,7 +116,7 @@ def test_the_ratio_lies_in_the_ball_around_the_shares_beside_it(steered: PolicyR
     said = steered.evals[-1]["explanation"]
     assert said["reference_ratio_updated"]
     assert divergence == pytest.approx(said["divergence"], abs=1e-3)
-    assert decision.distance == "0.1 of 0.1 (limit reached)"
+    assert decision.distance == f"{said['rho']:.3g} of {said['rho']:.3g} (limit reached)"
 
 
 def test_a_wide_limit_is_not_reached_and_all_shares_but_one_are_at_their_floor(
@@ -159,6 +161,140 @@ def test_every_policy_says_what_it_knows(
     assert skipped[1:] == [["Ratio not updated", "its loss is nan", f"gap at step {STEPS // 2}"]]
 
 
+def test_where_reference_losses_came_from_covers_the_log(
+    steered: PolicyRun, steered_page: Page
+) -> None:
+    rows = dict(steered_page.cells("run1-pretrain-reference-origins")[1:])
+    share = f"{1 / len(SHARES):.2%}"
+    words = {f"forecast at a share of {share}": "forecast", "smallest loss so far": "smallest loss"}
+    assert set(rows) <= set(words)
+    told = {
+        (name, step, words[origin])
+        for origin, where in rows.items()
+        for part in where.split("; ")
+        for name in (SHARES if part.startswith("all 5") else part.split(" at step")[0].split(", "))
+        for first, last in re.findall(r"(\d+)(?:–(\d+))?", part.split(" at step")[1])
+        for step in range(int(first), int(last or first) + 1, EVERY)
+    }
+    assert told == {
+        (name, record["step"], origin)
+        for record in steered.evals
+        for name, origin in record["explanation"]["reference_origin"].items()
+    }
+
+
+@pytest.mark.parametrize("reference", ["source", dict.fromkeys(SHARES, 2.0)], ids=str)
+def test_reference_losses_that_stay_are_named_so(reference: Any, tmp_path: Path) -> None:
+    run = PolicyRun(tmp_path / "run", "drpruning", reference_loss=reference)
+    words = {"source": "loss of the source model"}.get(str(reference), "given")
+    page = report(run)
+    steps = f"all 5 domains at steps 0–{STEPS}"
+    assert page.cells("run1-pretrain-reference-origins")[1:] == [[words, steps]]
+    assert "run1-pretrain-forecast-curves" not in page.figures()
+    assert "run1-pretrain-forecast-errors" not in page.ids
+
+
+def test_curves_of_the_law_are_those_of_the_log(steered: PolicyRun, steered_page: Page) -> None:
+    figure = steered_page.figures()["run1-pretrain-forecast-curves"]
+    laws = steered.evals[-1]["explanation"]["forecast_law"]
+    assert laws
+    for name in laws:
+        for line in ("loss", "trained", "counterfactual", "reference", "interval"):
+            assert line_of(figure, f"{line}-{name}") is not None
+        assert f"{name} ({100 / len(SHARES):.3g}%)" in "".join(figure.itertext())
+
+
+def test_a_law_is_read_off_at_the_data_that_a_share_would_give() -> None:
+    law = {"A": 2.0, "beta": 0.5, "E": 1.0, "offset": 3.0, "transfer": 0.25}
+    assert loss_at(law, 5.0, 4.0) == pytest.approx(1 + 2 * (5 + 0.25 * 4 + 3) ** -0.5)
+    assert loss_at(law | {"offset": 0.0}, 0.0, 0.0) != loss_at(law, 0.0, 0.0)
+    for broken in (law | {"A": math.nan}, law | {"beta": -1e9}, {}, law | {"offset": -9.0}):
+        assert math.isnan(loss_at(broken, 5.0, 4.0))
+    assert split_data({"a": 1.0, "b": 2.0, "c": 4.0}, "b") == (2.0, 5.0)
+    assert all(map(math.isnan, split_data({"a": 1.0}, "b")))
+
+
+def ended(run: PolicyRun, step: int = STEPS, stopped: str | None = None) -> PolicyRun:
+    """The same run with the record of its end."""
+    times = {"time": 0.0, "total_seconds": 1.0, "tokens": 1, "stopped": stopped}
+    end = {"kind": "end", "phase": "pretrain", "step": step} | times
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(end) + "\n")
+    return run
+
+
+@pytest.mark.parametrize("at", ["equal", "reference", "present"])
+def test_forecasts_are_compared_with_the_losses_at_the_end(at: str, tmp_path: Path) -> None:
+    run = PolicyRun(tmp_path / "run", "drpruning", forecast_at=at)
+    assert "run1-pretrain-forecast-errors" not in report(run).ids
+    page = report(ended(run))
+    heads, *rows, sizes = page.cells("run1-pretrain-forecast-errors")
+    assert heads == ["Domain", *(f"at {p}% step {STEPS * p // 100}" for p in (20, 40, 60, 80))]
+    last = run.evals[-1]
+    for column in range(1, 5):
+        made = next(r for r in run.evals if r["step"] == STEPS * column // 5)
+        law = made["explanation"].get("forecast_law", {})
+        used = []
+        for name, *cells in rows:
+            cell = cells[column - 1]
+            predicted = (made["forecast"] or {}).get(name)
+            if at != "present" and name in law:
+                own = last["data"][name]
+                predicted = loss_at(law[name], own, STEPS - own)
+            if predicted is None:
+                assert cell == "–"
+                continue
+            error = predicted - last["loss"][name]
+            assert ("not used" in cell) == (name in made["explanation"]["refused"])
+            assert float(cell.split()[-1].replace("−", "-")) == pytest.approx(error, abs=6e-4)
+            used += [] if "not used" in cell else [abs(error)]
+        assert float(sizes[column]) == pytest.approx(sum(used) / len(used), abs=6e-4)
+    figure = page.figures().get("run1-pretrain-forecast-curves")
+    assert (figure is None) == (at == "present")
+    # of a complete phase the curves begin half-way, so that they lie beside what came true
+    assert figure is None or f"From step {STEPS // 2:,} on" in "".join(figure.itertext())
+
+
+def test_a_forecast_over_steps_is_not_judged_where_training_stopped_early(tmp_path: Path) -> None:
+    for at in ("present", "equal"):
+        run = PolicyRun(tmp_path / at, "drpruning", forecast_at=at)
+        run.evals = run.evals[: len(run.evals) // 2]
+        start = {"kind": "start", "phase": "pretrain", "step": 0, "time": 0.0}
+        sizes = {"total_steps": STEPS, "global_batch": 1, "sequence_length": 1, "parameters": 1.0}
+        run.evals = [start | sizes | {"versions": {}, "commit": None}, *run.evals]
+        page = report(ended(run.write(), run.evals[-1]["step"], "exhausted"))
+        assert ("run1-pretrain-forecast-errors" in page.ids) == (at == "equal")
+
+
+def test_a_radius_below_rho_is_drawn_counted_and_named(tmp_path: Path) -> None:
+    run = PolicyRun(tmp_path / "run", "drpruning", rho=0.5, tau=2.0, floor=0.01)
+    said = run.evals[-1]["explanation"]
+    assert said["radius"] < said["rho"]
+    decision = run.decision()
+    assert decision is not None
+    assert decision.distance == (
+        f"{said['divergence']:.3g} of {said['radius']:.3g} (limit reached, rho 0.5)"
+    )
+    page = report(run)
+    counts = dict(page.cells("run1-pretrain-counts")[1:])
+    below = [r for r in run.evals if r["explanation"]["radius"] < r["explanation"]["rho"]]
+    assert counts["limit below rho"] == str(len(below))
+    churn = [r["explanation"]["churn"] for r in run.evals]
+    assert counts["mean churn of the ratio"] == f"{sum(churn) / len(churn):.3f}"
+    assert line_of(page.figures()["run1-pretrain-steering"], "rho") is not None
+
+
+def test_churn_of_an_older_log_follows_from_its_ratios(tmp_path: Path) -> None:
+    run = PolicyRun(tmp_path / "run", "cvar")
+    wanted = report(run).cells("run1-pretrain-counts")[1:]
+    moved = [r["explanation"].pop("churn") for r in run.evals]
+    assert sum(moved) > 0
+    (row,) = report(run.write()).cells("run1-pretrain-counts")[1:]
+    # how far the first evaluation moved the ratio cannot be known then
+    assert row == ["mean churn of the ratio", f"{sum(moved[1:]) / len(moved[1:]):.3f}"]
+    assert [row[0]] == [first for first, _ in wanted]
+
+
 def test_skipped_updates_cover_the_log(steered: PolicyRun) -> None:
     run = load_run(steered.folder)
     lines = skipped_updates(run.phases["pretrain"], run.domains)
@@ -193,7 +329,7 @@ def test_decisions_are_counted_as_the_log_has_them(steered: PolicyRun, steered_p
     assert counts["ratio updated"] == str(len(updated))
     limits = [e["divergence"] >= e["rho"] * (1 - 1e-6) for e in updated]
     assert sum(limits) > 0
-    assert counts["limit reached (rho)"] == str(sum(limits))
+    assert counts["limit reached"] == str(sum(limits))
     moved = [r["step"] for r in steered.evals if r["explanation"]["reference_ratio_updated"]]
     assert counts["reference ratio moved"] == f"{len(moved)}, from step {moved[0]}"
     floors = {name: sum(e["at_floor"][name] for e in said) for name in SHARES}

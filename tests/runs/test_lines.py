@@ -151,9 +151,13 @@ def test_report_and_replay_open_a_run_of_an_older_version(tmp_path: Path) -> Non
     page = write_report([folder]).read_text(encoding="utf-8")
     for ident in ("run1-prune-decision", "run1-pretrain-counts", "run1-mask-convergence"):
         assert f'id="{ident}"' in page
-    replay = replay_run(folder)
-    for curves in replay.curves():
-        assert all(abs(row.difference) < 1e-6 for row in curves.rows())
+    defaults_of_then = ["reference=paper", "min_quality=0.5"]
+    assert all(" --set ".join(["", *defaults_of_then])[1:] in n for n in replay_run(folder).notes)
+    replay = replay_run(folder, settings=defaults_of_then)
+    pruning, pretraining = replay.curves()
+    assert pruning.identical
+    # A smallest loss that pruning hands over now stands in only until this phase has its own.
+    assert all(abs(row.difference) < 0.02 for row in pretraining.rows())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,11 @@ from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.common.unknown import record_fields
 from drpruning.recipe import Scheduling
+from drpruning.runs.counterfactuals import trained_shares
+from drpruning.runs.lines import EvalPoint
 from drpruning.runs.replay import replay_run
+from drpruning.runs.replay_curves import CHECKED
+from drpruning.runs.typed_json import read_record
 from drpruning.scheduling import POLICY_NAMES, make_policy
 from helpers.logged_run import FINAL, REFERENCE, SHARES, LoggedRun
 
@@ -62,7 +66,10 @@ SETTINGS: list[dict[str, Any]] = [
             "reference_loss": REFERENCE,
         }
     },
+    {"reference": "paper"},
+    {"reference_loss": "source", "forecast": True, "tau": 0.05, "handover": "continue"},
     {"policy": "naive_dro"},
+    {"policy": "sheared", "reference_loss": "source"},
     {"policy": "group_dro", "handover": "continue"},
     {"policy": "cvar"},
     {"policy": "ado"},
@@ -109,8 +116,9 @@ def test_a_real_run_is_replayed_to_the_bit(recipe_values: dict[str, Any], tmp_pa
 
 
 def test_any_policy_and_setting_gives_what_it_would_decide_for_those_losses(
-    logged: LoggedRun,
+    tmp_path: Path,
 ) -> None:
+    logged = LoggedRun(tmp_path / "run", ("pretrain",))
     for name in POLICY_NAMES:
         settings = {"reference_loss": REFERENCE} if name == "sheared" else {}
         assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
@@ -119,7 +127,8 @@ def test_any_policy_and_setting_gives_what_it_would_decide_for_those_losses(
         (phase,) = replay.phases
         for point in phase.points:
             losses = {k: None if math.isnan(v) else v for k, v in point.logged.loss.items()}
-            wanted = policy.update(point.logged.step, losses, point.logged.parameters)
+            shares = point.logged.realised_share or None
+            wanted = policy.update(point.logged.step, losses, point.logged.parameters, shares)
             assert point.decision == wanted
         assert phase.is_identical == (name == "drpruning")
 
@@ -134,6 +143,83 @@ def test_replaying_another_run_s_settings_is_that_run(tmp_path: Path) -> None:
     only = replay_run(plain.folder, None, ["rho=0.25", "handover=continue"], ["pretrain"])
     assert [phase.phase for phase in only.phases] == ["pretrain"]
     assert only.phases[0].points == replay.phases[1].points
+
+
+def test_a_replay_goes_by_the_data_that_the_run_trained_on(tmp_path: Path) -> None:
+    """The losses came about under the run's shares, whatever the replayed policy would give."""
+    run = LoggedRun(tmp_path / "run", ("pretrain",), policy="cvar")
+    data = [record["data"] for record in run.evals("pretrain")]
+    settings = ["forecast_at=equal", "rho=0.5", "floor=0.01"]
+    replayed = replay_run(run.folder, "drpruning", settings).phases[0].points
+    assert [point.decision.data for point in replayed] == data
+    assert replayed[-1].decision.ratio != run.evals("pretrain")[-1]["ratio"]
+
+
+def test_data_that_an_older_log_does_not_have_follow_from_its_ratios(tmp_path: Path) -> None:
+    run = LoggedRun(tmp_path / "run", ("pretrain",), policy="cvar")
+    evals = run.evals("pretrain")
+    for record in evals:
+        del record["data"], record["explanation"]
+    replayed = replay_run(run.write().folder).phases[0]
+    assert replayed.is_identical
+    had = dict.fromkeys(SHARES, 0.0)
+    for before, record, point in zip([None, *evals], evals, replayed.points, strict=False):
+        for name in SHARES if before else ():
+            had[name] += before["ratio"][name] * (record["step"] - before["step"])
+        assert point.decision.data == pytest.approx(had)
+
+
+@pytest.mark.parametrize(
+    ("data", "realised", "ratio", "wanted"),
+    [
+        ({"a": 3.0, "b": 7.0}, {"a": 0.3, "b": 0.7}, {"a": 0.5, "b": 0.5}, {"a": 0.3, "b": 0.7}),
+        ({"a": 5.0, "b": 5.0}, {"a": 0.3, "b": 0.7}, {"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5}),
+        ({"a": 4.0, "b": 6.0}, {"a": 0.3, "b": 0.7}, {"a": 0.5, "b": 0.5}, {"a": 0.4, "b": 0.6}),
+        ({}, {"a": 0.3, "b": 0.7}, {"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5}),
+        ({"a": 4.0}, {"a": 0.3, "b": 0.7}, {}, {"a": 0.3, "b": 0.7}),
+        ({"a": -4.0, "b": 14.0}, {}, {"a": 0.5, "b": 0.6}, None),
+    ],
+    ids=["realised", "ratio in force", "neither", "no data", "no ratio", "nonsense"],
+)
+def test_shares_between_two_evaluations_are_those_that_give_the_logged_data(
+    data: dict[str, float],
+    realised: dict[str, float],
+    ratio: dict[str, float],
+    wanted: dict[str, float] | None,
+) -> None:
+    def point(step: int, **known: Any) -> EvalPoint:
+        line = {"kind": "eval", "phase": "prune", "step": step, "loss": {"a": 1.0, "b": 1.0}}
+        return read_record(EvalPoint, json.dumps(line | known).encode(), "here")
+
+    before = point(10, ratio=ratio, data={"a": 0.0, "b": 0.0})
+    after = point(20, ratio={"a": 0.9, "b": 0.1}, realised_share=realised, data=data)
+    assert trained_shares(before, after, ("a", "b")) == wanted
+    assert trained_shares(None, point(0), ("a", "b")) is None
+
+
+def test_a_replay_says_churn_origins_and_how_good_its_forecasts_were(tmp_path: Path) -> None:
+    run = LoggedRun(tmp_path / "run", ("pretrain",), forecast_at="equal", tau=0.0)
+    text = output(run.folder)
+    assert CHECKED in " ".join(text.split())
+    churn = [record["explanation"]["churn"] for record in run.evals("pretrain")]
+    assert f"mean): {sum(churn) / len(churn):.3f}." in " ".join(text.split())
+    assert "Reference losses at the end: forecast at a share of 33.33%" in " ".join(text.split())
+    (curves,) = replay_run(run.folder).curves()
+    assert [check.done for check in curves.replayed_checks] == [0.2, 0.4, 0.6, 0.8]
+    assert curves.replayed_checks == curves.used_checks
+    for check in curves.replayed_checks:
+        (row,) = (r for r in run.evals("pretrain") if r["step"] == check.step)
+        for name, error in check.error.items():
+            law = row["explanation"]["forecast_law"][name]
+            end = run.evals("pretrain")[-1]
+            x = end["data"][name] + law["transfer"] * (end["step"] - end["data"][name])
+            predicted = law["A"] * (x + law["offset"]) ** -law["beta"] + law["E"]
+            assert error == pytest.approx(predicted - end["loss"][name], abs=1e-9)
+    text = " ".join(output(run.folder, "--policy", "constant").split())
+    assert CHECKED not in text
+    assert "0.000, " in text
+    del run.records[-1]  # the end of the phase: nothing has come true yet
+    assert CHECKED not in " ".join(output(run.write().folder).split())
 
 
 def test_a_new_policy_keeps_the_settings_it_knows_and_says_which_it_drops(tmp_path: Path) -> None:
@@ -205,7 +291,10 @@ def test_the_run_folder_stays_as_it_is_wherever_it_lies(logged: LoggedRun, tmp_p
     ("arguments", "words"),
     [
         (["--policy", "nave_dro"], ["--policy nave_dro", "naive_dro"]),
-        (["--policy", "sheared"], ["scheduling.reference_loss", "sheared"]),
+        (
+            ["--policy", "sheared", "--set", "reference_loss=none"],
+            ["scheduling.reference_loss", "sheared"],
+        ),
         (["--policy", "constant", "--set", "rho=0.2"], ["constant", "rho"]),
         (["--set", "roh=0.2"], ["scheduling.roh", "did you mean 'rho'"]),
         (["--set", "rho=-1"], ["scheduling.rho", "greater than 0"]),
@@ -255,7 +344,7 @@ def test_a_log_of_other_domains_is_named_with_its_step(logged: LoggedRun) -> Non
 
 
 def test_the_terminal_shows_each_domain_within_80_columns(logged: LoggedRun) -> None:
-    text = output(logged.folder, "--set", "rho=0.3")
+    text = output(logged.folder, "--set", "rho=0.3", "--set", "floor=0.01")
     assert max(map(len, text.splitlines())) <= 80
     assert "not what training under it would have given" in " ".join(text.split())
     figure = [line for line in text.splitlines() if re.search(r"(used|replayed) +[▁-█]", line)]
@@ -293,7 +382,7 @@ def test_json_holds_every_decision(logged: LoggedRun, tmp_path: Path) -> None:
     written = json.loads(file.read_text())
     replay = replay_run(logged.folder, settings=["rho=0.3"])
     assert written["replayed"]["rho"] == 0.3
-    assert written["used"]["rho"] == 0.1
+    assert written["used"]["rho"] == replay.used.rho
     for phase in replay.phases:
         rows = written["phases"][phase.phase]["evaluations"]
         for row, point in zip(rows, phase.points, strict=True):
@@ -307,7 +396,7 @@ def test_the_page_is_whole_and_has_both_lines_of_every_domain(
     logged: LoggedRun, tmp_path: Path
 ) -> None:
     file = tmp_path / "replay.html"
-    output(logged.folder, "--set", "forecast_start=0.5", "--output", file)
+    output(logged.folder, "--set", "reference=paper", "--output", file)
     page = file.read_text()
     for phase in ("prune", "pretrain"):
         for name in SHARES:

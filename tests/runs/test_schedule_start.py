@@ -289,6 +289,26 @@ def test_only_files_for_a_start_are_replaced(recipe_values: dict[str, Any], tmp_
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
+def test_comments_say_where_reference_losses_come_from(
+    pretraining: dict[str, Any], tmp_path: Path
+) -> None:
+    origins = {"numbers": "source", "colours": "forecast", "animals": "forecast"}
+    said = {"reference_origin": origins, "forecast_share": dict.fromkeys(origins, 1 / 3)}
+    folder = finished_run(tmp_path / "run", pretraining, explanation=said)
+    found = export_schedule(folder)
+    assert found.comments[-3:-1] == [
+        "reference losses of numbers: loss of the source model",
+        "reference losses of colours, animals: forecast at a share of 33.33%",
+    ]
+    assert "scheduling.forecast: true" in found.comments[-1]
+    assert yaml.safe_load(start_text(found.start, found.comments)) == FOUND
+    older = export_schedule(finished_run(tmp_path / "older", pretraining))
+    assert older.comments == [c.replace("/run", "/older") for c in found.comments[:-3]]
+    given = {"reference_origin": dict.fromkeys(origins, "given")}
+    last = export_schedule(finished_run(tmp_path / "given", pretraining, explanation=given))
+    assert last.comments[-1] == "reference losses of numbers, colours, animals: given"
+
+
 def test_name_of_a_run_cannot_get_out_of_the_comments(
     recipe_values: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from drpruning.report import render_replay_page
 from drpruning.report.own_pages import is_page
 from drpruning.report.replay_page import percent_text, points_text
 from drpruning.runs.replay import Replay, ReplayPoint
-from drpruning.runs.replay_curves import CAVEAT, ReplayCurves
+from drpruning.runs.replay_curves import CAVEAT, CHECKED, ReplayCurves
 
 JSON_VERSION = 1
 _JSON_KEYS = ("version", "run", "used", "replayed", "notes", "phases")
@@ -62,6 +62,12 @@ def print_replay(replay: Replay, console: Console | None = None) -> None:
         say(curves.phase, "bold")
         say(curves.verdict())
         console.print(_table(curves))
+        for sentence in filter(None, (curves.churn_text(), curves.origins_text())):
+            say(sentence)
+        if curves.replayed_checks:
+            say(CHECKED)
+            console.print(_check_table(curves))
+        console.print()
         console.print(_figure(curves, console))
     console.print()
     say(CAVEAT)
@@ -96,6 +102,34 @@ def _table(curves: ReplayCurves) -> Table:
             Text(row.domain), *map(percent_text, shares), *(() if curves.identical else apart)
         )
     return table
+
+
+def _check_table(curves: ReplayCurves) -> Table:
+    """Errors of the replayed forecasts; those that were not used in brackets."""
+    checks = curves.replayed_checks
+    table = make_table(
+        "nats",
+        *(f"at {check.done:.0%}\nstep {check.step:,}" for check in checks),
+    )
+    for name in curves.initial:
+        errors = [_error_text(check.error_of(name)) for check in checks]
+        refused = [name in check.refused for check in checks]
+        cells = [f"({e})" if no else e for e, no in zip(errors, refused, strict=True)]
+        table.add_row(Text(name), *cells)
+    table.add_row("mean size", *(_size_text(check.mean_error) for check in checks))
+    if not curves.identical and curves.used_checks:
+        used = {check.step: check.mean_error for check in curves.used_checks}
+        sizes = [_size_text(used.get(check.step, math.nan)) for check in checks]
+        table.add_row("mean size in the run", *sizes)
+    return table
+
+
+def _error_text(error: float) -> str:
+    return "" if math.isnan(error) else f"{error:+.3f}"
+
+
+def _size_text(size: float) -> str:
+    return "" if math.isnan(size) else f"{size:.3f}"
 
 
 def _figure(curves: ReplayCurves, console: Console) -> Text:
@@ -245,4 +279,4 @@ def _as_json(replay: Replay) -> dict[str, Any]:
     }
 
 
-_DECIDED = ("ratio", "reference_ratio", "reference_loss", "forecast", "excess")
+_DECIDED = ("ratio", "reference_ratio", "reference_loss", "forecast", "excess", "data")

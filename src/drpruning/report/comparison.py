@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from drpruning.report.figures import Figure, comparison_figure, finite
+from drpruning.report.figure_parts import Figure, finite
+from drpruning.report.figures import comparison_figure
 from drpruning.report.formats import PHASE_TITLES
 from drpruning.runs.records import PhaseRecord, RunRecord
 

@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from drpruning.report.figures import finite
+from drpruning.report.figure_parts import finite, radius, radius_is_smaller
 from drpruning.report.formats import (
     UNKNOWN,
     consecutive,
+    decimals,
     factor,
     loss_text,
     percentage,
     signed,
 )
+from drpruning.runs.counterfactuals import churns, mean
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.records import PhaseRecord
+from drpruning.runs.reference_origin import ORIGINS, origin_text
 from drpruning.scheduling import Explanation
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -68,8 +71,7 @@ def skipped_updates(phase: PhaseRecord, domains: Sequence[str]) -> list[SkippedU
                 group.last = f"{reason} ({name}, step {point.step:,})"
                 group.evaluations.setdefault(name, []).append(index)
     kinds = [what for what, _ in _REASONS]
-    present = {name for point in phase.evals for name in point.ratio or point.loss}
-    names = [name for name in domains if name in present]
+    names = _steered(phase, domains)
     steps = [point.step for point in phase.evals]
     return [
         SkippedUpdates(
@@ -79,6 +81,35 @@ def skipped_updates(phase: PhaseRecord, domains: Sequence[str]) -> list[SkippedU
         )
         for (what, _), group in sorted(groups.items(), key=lambda item: kinds.index(item[0][0]))
     ]
+
+
+def _steered(phase: PhaseRecord, domains: Sequence[str]) -> list[str]:
+    """The domains of a phase that are trained on, in the order of the page."""
+    present = {name for point in phase.evals for name in point.ratio or point.loss}
+    return [name for name in domains if name in present]
+
+
+def reference_origins(phase: PhaseRecord, domains: Sequence[str]) -> dict[str, str]:
+    """Where the reference losses came from over a phase -> for which domains and when.
+
+    Args:
+        phase: Its records.
+        domains: Domains in the order of the page.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    texts: dict[str, set[str]] = {}
+    for index, point in enumerate(phase.evals):
+        for name, origin in point.explanation.reference_origin.items():
+            found.setdefault(origin, {}).setdefault(name, []).append(index)
+            texts.setdefault(origin, set()).add(origin_text(point.explanation, name))
+    names, steps = _steered(phase, domains), [point.step for point in phase.evals]
+    return {
+        # The share that forecasts are for may differ between domains and evaluations.
+        texts[origin].pop() if len(texts[origin]) == 1 else ORIGINS.get(origin, origin): _where(
+            evaluations, names, steps
+        )
+        for origin, evaluations in found.items()
+    }
 
 
 def _where(
@@ -171,16 +202,25 @@ def distance_text(explanation: Explanation) -> str:
     """How far the ratio is from the reference ratio and how far it may be; empty if unlimited."""
     if not explanation.has_limit:
         return ""
-    reached = " (limit reached)" if explanation.limit_reached else ""
-    return f"{explanation.divergence:.3g} of {explanation.rho:.3g}{reached}"
+    notes = ["limit reached"] if explanation.limit_reached else []
+    notes += [f"rho {explanation.rho:.3g}"] if radius_is_smaller(explanation) else []
+    note = f" ({', '.join(notes)})" if notes else ""
+    return f"{explanation.divergence:.3g} of {radius(explanation):.3g}{note}"
 
 
 def decision_counts(phase: PhaseRecord) -> dict[str, str]:
-    """What happened at how many evaluations, where the distance of the ratio is limited.
+    """What happened at how many evaluations, and how much the ratio moved at one.
 
     Returns:
-        What happened -> how often; empty where no policy limits the distance.
+        What happened -> how often; empty where the ratio never moved.
     """
+    churn = mean(churns(phase.evals))
+    moved = {"mean churn of the ratio": f"{churn:.3f}"} if churn > 0 else {}
+    return _limited_counts(phase) | moved
+
+
+def _limited_counts(phase: PhaseRecord) -> dict[str, str]:
+    """The counts for a policy that limits the distance of the ratio; else nothing."""
     limited = [point.explanation for point in phase.evals if point.explanation.has_limit]
     if not limited:
         return {}
@@ -190,7 +230,8 @@ def decision_counts(phase: PhaseRecord) -> dict[str, str]:
     return {
         "evaluations": f"{len(limited):,}",
         "ratio updated": f"{len(updated):,}",
-        "limit reached (rho)": f"{sum(e.limit_reached for e in updated):,}",
+        "limit reached": f"{sum(e.limit_reached for e in updated):,}",
+        "limit below rho": f"{sum(map(radius_is_smaller, limited)):,}",
         "reference ratio moved": f"{len(moved):,}" + (f", from step {moved[0]:,}" if moved else ""),
         "share at its floor": ", ".join(f"{n} {times:,}" for n, times in at_floor.most_common())
         or "0",
@@ -218,6 +259,9 @@ def _columns(
     why = point.explanation
     averaged = any(abs(loss - point.loss.get(n, loss)) > 1e-12 for n, loss in why.loss.items())
 
+    def steps_worth(value: float) -> str:
+        return UNKNOWN if math.isnan(value) else decimals(value, 1)
+
     def number(values: Mapping[str, float], show: Callable[[float], str]) -> Callable[[str], Cell]:
         return lambda name: Cell(text=show(values.get(name, math.nan)))
 
@@ -226,6 +270,10 @@ def _columns(
         known = not (math.isnan(low) or math.isnan(high))
         note = f"{loss_text(low)}–{loss_text(high)}" if known else ""
         return Cell(text=loss_text(point.forecast.get(name, math.nan)), note=note)
+
+    def reference_loss(name: str) -> Cell:
+        text = loss_text(point.reference_loss.get(name, math.nan))
+        return Cell(text=text, note=why.reference_origin.get(name, ""))
 
     def quality(name: str) -> Cell:
         value = why.forecast_quality.get(name, math.nan)
@@ -244,12 +292,13 @@ def _columns(
     return {
         "loss": number(point.loss, loss_text),
         "loss, averaged": number(why.loss if averaged else {}, loss_text),
+        "data, steps' worth": number(point.data, steps_worth),
         "forecast (90% interval)" if why.forecast_interval else "forecast": forecast,
         "quality": quality,
         "fitted from step": number(
             why.forecast_since, lambda v: f"{v:,.0f}" if math.isfinite(v) else UNKNOWN
         ),
-        "reference loss": number(point.reference_loss, loss_text),
+        "reference loss": reference_loss,
         "excess": number(point.excess, signed),
         "reference share": number(reference_ratio, percentage),
         "ratio": share,

@@ -16,13 +16,24 @@ from drpruning.report.decision import (
     SkippedUpdates,
     decision_counts,
     last_decision,
+    reference_origins,
     skipped_updates,
 )
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figures import Figure, mask_convergence, phase_figures
-from drpruning.report.formats import PHASE_TITLES, duration, factor, loss_text, percentage, ranges
+from drpruning.report.figure_parts import Figure
+from drpruning.report.figures import mask_convergence, phase_figures
+from drpruning.report.formats import (
+    PHASE_TITLES,
+    duration,
+    factor,
+    loss_text,
+    percentage,
+    ranges,
+    signed,
+)
 from drpruning.report.own_pages import generator, is_page
 from drpruning.report.table import format_perplexity, results_table
+from drpruning.runs.counterfactuals import ForecastCheck, phase_checks
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.records import (
     FILES,
@@ -72,8 +83,16 @@ class PhaseSection:
     ratio_rows: list[RatioRow]
     decision: LastDecision | None
     decision_counts: dict[str, str]
+    reference_origins: dict[str, str]
     skipped_updates: list[SkippedUpdates]
+    forecast_checks: list[ForecastCheck]
     figures: list[Figure]
+
+    @property
+    def forecast_domains(self) -> list[str]:
+        """The domains with a forecast that was compared with the end, in the order of the page."""
+        checked = {name for check in self.forecast_checks for name in check.error}
+        return [row.domain for row in self.ratio_rows if row.domain in checked]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +166,7 @@ def render_page(runs: Sequence[RunRecord]) -> str:
         filters={
             "share": percentage,
             "loss": loss_text,
+            "signed": signed,
             "factor": factor,
             "ranges": ranges,
             "perplexity": format_perplexity,
@@ -216,7 +236,9 @@ def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str])
                 ratio_rows=ratio_rows(run, phase),
                 decision=last_decision(phase, domains),
                 decision_counts=decision_counts(phase),
+                reference_origins=reference_origins(phase, domains),
                 skipped_updates=skipped_updates(phase, domains),
+                forecast_checks=phase_checks(phase),
                 figures=phase_figures(phase, domains, ident),
             )
             for phase in run.phases.values()

@@ -16,8 +16,8 @@ from drpruning.report.drawing import (
     shorten,
     style,
 )
-from drpruning.report.figures import Figure, drawable, finish
-from drpruning.report.formats import PHASE_TITLES, percentage
+from drpruning.report.figure_parts import Figure, drawable, finish
+from drpruning.report.formats import PHASE_TITLES, loss_text, percentage, signed
 from drpruning.report.own_pages import generator
 from drpruning.report.page import render
 from drpruning.runs.replay_curves import CAVEAT, ReplayCurves
@@ -105,7 +105,7 @@ def render_replay_page(
         }
     return render(
         "replay.html.j2",
-        filters={"share": percent_text, "points": _signed},
+        filters={"share": percent_text, "points": _signed, "signed": signed, "loss": loss_text},
         generator=generator("replay"),
         run=run,
         used=used,

@@ -1,7 +1,8 @@
 """A run's logged losses through any policy and setting: the ratio it would have given.
 
-No torch. The losses stay those of the run as it was, so a replay shows what a policy would have
-decided at each evaluation given that history, not what training under it would have given.
+No torch. The losses stay those of the run as it was, and so do the data that gave them, so a replay
+shows what a policy would have decided at each evaluation given that history, not what training
+under it would have given.
 """
 
 import math
@@ -16,11 +17,19 @@ from drpruning.common.console import Reporter, Task
 from drpruning.common.errors import BadInput
 from drpruning.recipe import Recipe, ReferenceModels, Scheduling, load_recipe
 from drpruning.recipe.yaml_io import parse_yaml
+from drpruning.runs.counterfactuals import (
+    ForecastCheck,
+    ForecastPoint,
+    check_forecasts,
+    churns,
+    trained_shares,
+)
 from drpruning.runs.folder import PRUNED, RunFolder
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.records import PhaseRecord, RunRecord, load_evaluation, load_phases
-from drpruning.runs.reference_losses import ReferenceLosses
+from drpruning.runs.reference_losses import OfOtherModels, ReferenceLosses
+from drpruning.runs.reference_origin import origins
 from drpruning.runs.replay_curves import ReplayCurves
 from drpruning.scheduling import POLICY_NAMES, Decision, Policy, policy_settings
 
@@ -48,11 +57,15 @@ class PhaseReplay:
     Attributes:
         phase: `prune` or `pretrain`.
         last_step: The last step that the run has a record of.
+        total_steps: The steps that it was to have; None where that was not recorded.
+        has_ended: Whether the run has completed this phase.
         points: One for each evaluation, in the order of steps.
     """
 
     phase: str
     last_step: int
+    total_steps: int | None
+    has_ended: bool
     points: list[ReplayPoint]
 
     @property
@@ -136,7 +149,8 @@ def replay_run(
                 found.append(replayed)
                 notes += doubt
     if own.scheduling == recipe.scheduling:
-        notes += [note for replayed in found for note in _unlike_itself(record, replayed)]
+        name = own.scheduling.policy
+        notes += [note for replayed in found for note in _unlike_itself(record, replayed, name)]
     return Replay(
         folder=folder,
         initial_ratio=recipe.initial_ratio,
@@ -244,15 +258,17 @@ def _check_measured(folder: Path, models: ReferenceModels, domains: Collection[s
         f"measure with `drprune reference-loss {folder} {named} --output FILE`, then write --set "
         "start=FILE in place of reference_loss"
     )
-    if not RunFolder(folder).reference_loss.is_file():
-        raise BadInput(
-            f"scheduling.reference_loss: the run has not measured {', '.join(models.models)}; "
-            f"{remedy}"
-        )
     try:
-        ReferenceLosses.read(folder, models, domains)
+        if RunFolder(folder).reference_loss.is_file():
+            ReferenceLosses.read(folder, models, domains)
+            return
+    except OfOtherModels:
+        pass
     except BadInput as error:
         raise BadInput(f"{error}; {remedy}") from None
+    raise BadInput(
+        f"scheduling.reference_loss: the run has not measured {', '.join(models.models)}; {remedy}"
+    )
 
 
 def _final_parameters(record: RunRecord, phase: PhaseRecord) -> tuple[float, list[str]]:
@@ -314,10 +330,11 @@ def _replay_phase(
     advance: Callable[[], None],
 ) -> PhaseReplay:
     points = []
-    for logged in phase.evals:
+    for before, logged in zip([None, *phase.evals], phase.evals, strict=False):
         losses = {n: _known(loss) for n, loss in logged.loss.items() if n not in untrained}
+        shares = trained_shares(before, logged, policy.domains)
         try:
-            decision = policy.update(logged.step, losses, _known(logged.parameters))
+            decision = policy.update(logged.step, losses, _known(logged.parameters), shares)
         except ValueError as error:
             raise BadInput(
                 f"{RunFolder(folder).metrics}, {phase.name}, evaluation at step {logged.step}: "
@@ -325,14 +342,20 @@ def _replay_phase(
             ) from None
         points.append(ReplayPoint(logged=logged, decision=decision))
         advance()
-    return PhaseReplay(phase=phase.name, last_step=phase.last_step, points=points)
+    return PhaseReplay(
+        phase=phase.name,
+        last_step=phase.last_step,
+        total_steps=phase.total_steps,
+        has_ended=phase.end is not None,
+        points=points,
+    )
 
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _unlike_itself(record: RunRecord, replayed: PhaseReplay) -> list[str]:
+def _unlike_itself(record: RunRecord, replayed: PhaseReplay, policy: str) -> list[str]:
     """A note where a run's own policy and settings do not give its ratios again."""
     if replayed.is_identical:
         return []
@@ -344,7 +367,18 @@ def _unlike_itself(record: RunRecord, replayed: PhaseReplay) -> list[str]:
         f"made with other code (its version of drpruning: {version}, commit: {commit}) or its "
         "files were changed"
     )
+    if policy == "drpruning" and not any(point.logged.data for point in replayed.points):
+        # Logs have the data of each domain since the defaults are no longer nearly the paper's.
+        note += (
+            "; its log is of a version with other defaults, which --set reference=paper --set "
+            "min_quality=0.5 gives"
+        )
     return [note]
+
+
+def _checks(phase: PhaseReplay, points: Sequence[ForecastPoint]) -> list[ForecastCheck]:
+    """The forecasts against the losses at the end; nothing before the end of the phase."""
+    return check_forecasts(points, phase.total_steps) if phase.has_ended else []
 
 
 def _curves(initial_ratio: Mapping[str, float], phase: PhaseReplay) -> ReplayCurves:
@@ -353,6 +387,7 @@ def _curves(initial_ratio: Mapping[str, float], phase: PhaseReplay) -> ReplayCur
 
     logged = [point.logged for point in phase.points]
     decisions = [point.decision for point in phase.points]
+    pairs = list(zip(logged, decisions, strict=True))
     return ReplayCurves(
         phase=phase.phase,
         steps=[point.step for point in logged],
@@ -364,4 +399,9 @@ def _curves(initial_ratio: Mapping[str, float], phase: PhaseReplay) -> ReplayCur
         replayed=column([decision.ratio for decision in decisions]),
         used_reference=column([point.reference_loss for point in logged]),
         replayed_reference=column([decision.reference_loss for decision in decisions]),
+        origins=origins(decisions[-1].explanation),
+        used_churn=churns(logged),
+        replayed_churn=[decision.explanation.churn for decision in decisions],
+        used_checks=_checks(phase, [ForecastPoint.logged(point) for point in logged]),
+        replayed_checks=_checks(phase, [ForecastPoint.decided(*pair) for pair in pairs]),
     )

@@ -4,9 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from drpruning.runs.counterfactuals import ForecastCheck, mean
+
 CAVEAT = (
-    "The losses are those of the run as it was: a replay shows what the policy would have decided "
-    "at each evaluation given them, not what training under it would have given."
+    "Losses and data are those of the run as it was: a replay shows what the policy would have "
+    "decided at each evaluation given them, not what training under it would have given."
+)
+
+CHECKED = (
+    "Forecasts less the losses at the end. A forecast for a share is read off at the data that the "
+    "domain really had in the end, so that only its law is judged; in brackets: not used."
 )
 
 _ROUNDING = 1e-9
@@ -53,6 +60,12 @@ class ReplayCurves:
         replayed: Shares that the replayed policy gives [m] per domain.
         used_reference: Reference losses of the run [m] per domain.
         replayed_reference: Those of the replay [m] per domain.
+        origins: Domains by where their reference loss comes from at the last evaluation of the
+            replay, in words; empty for policies without reference losses.
+        used_churn: How much of the ratio each update moved, as used [m].
+        replayed_churn: The same, replayed [m].
+        used_checks: The run's forecasts against its losses at the end; empty before its end.
+        replayed_checks: Those of the replay.
     """
 
     phase: str
@@ -65,10 +78,32 @@ class ReplayCurves:
     replayed: dict[str, list[float]]
     used_reference: dict[str, list[float]]
     replayed_reference: dict[str, list[float]]
+    origins: dict[str, list[str]]
+    used_churn: list[float]
+    replayed_churn: list[float]
+    used_checks: list[ForecastCheck]
+    replayed_checks: list[ForecastCheck]
 
     def rows(self) -> list[ReplayRow]:
         """A summary of every domain."""
         return [self._row(domain) for domain in self.initial]
+
+    def churn_text(self) -> str:
+        """In one sentence, how much of the ratio an update moves; empty where not known."""
+        used, replayed = mean(self.used_churn), mean(self.replayed_churn)
+        if math.isnan(replayed):
+            return ""
+        own = "" if self.identical or math.isnan(used) else f", {used:.3f} in the run"
+        return f"Churn (sum of all |new - old| shares at an update, mean): {replayed:.3f}{own}."
+
+    def origins_text(self) -> str:
+        """In one sentence, where the last reference losses come from; empty without any."""
+        if not self.origins:
+            return ""
+        parts = [f"{text} ({', '.join(names)})" for text, names in self.origins.items()]
+        if len(parts) == 1:
+            parts = list(self.origins)
+        return f"Reference losses at the end: {'; '.join(parts)}."
 
     def verdict(self) -> str:
         """In one sentence, how far the two ratios are apart."""

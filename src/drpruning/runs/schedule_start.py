@@ -19,7 +19,12 @@ from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.records import PhaseRecord, RunRecord, load_phases, section
+from drpruning.runs.reference_origin import origins
 
+_KEPT = (
+    "a run that begins here keeps these reference losses; scheduling.forecast: true makes its own "
+    "forecasts replace them"
+)
 _TITLE = "Where another recipe can begin, with scheduling: {start: THIS_FILE}"
 
 
@@ -77,7 +82,7 @@ def export_schedule(folder: Path, phase: str | None = None) -> ExportedSchedule:
     _checked(start, set(record.initial_ratio or last.ratio or last.loss), origin)
     return ExportedSchedule(
         start=start,
-        comments=_comments(record, chosen, last),
+        comments=_comments(record, chosen, last, with_losses="reference_loss" in start),
         warnings=incomplete,
     )
 
@@ -160,17 +165,23 @@ def _incomplete(record: RunRecord, phase: PhaseRecord, *, asked: bool) -> list[s
     return lines
 
 
-def _comments(record: RunRecord, phase: PhaseRecord, last: EvalPoint) -> list[str]:
+def _comments(
+    record: RunRecord, phase: PhaseRecord, last: EvalPoint, *, with_losses: bool
+) -> list[str]:
     policy = section(record.recipe, "scheduling").get("policy", "not known")
     try:
         when = f"{datetime.fromtimestamp(last.time, UTC):%Y-%m-%d %H:%M UTC}"
     except (ValueError, OverflowError, OSError):
         when = "not known"
     shares = dump_yaml(record.initial_ratio, default_flow_style=True)
+    found = origins(last.explanation) if with_losses else {}
+    made = {"forecast", "smallest loss"} & set(last.explanation.reference_origin.values())
     return [
         f"run: {record.folder}",
         f"phase: {phase.name}, step {last.step} of {phase.total_steps or '?'}",
         f"policy: {policy}",
         f"date: {when}",
         f"initial shares: {shares}".strip(),
+        *(f"reference losses of {', '.join(names)}: {text}" for text, names in found.items()),
+        *([_KEPT] if found and made else []),
     ]

@@ -34,10 +34,12 @@ def _explanation(value: Any) -> Any:
         return Unknown() if value is None else value
 
     def known(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {key: known(value) for key, value in inner.items()}
         return tuple(map(nan_for_null, inner)) if isinstance(inner, list) else nan_for_null(inner)
 
     return {
-        name: {key: known(inner) for key, inner in item.items()} if isinstance(item, dict) else item
+        name: known(item) if isinstance(item, dict) else item
         for name, item in value.items()
         if item is not None
     }
