@@ -291,7 +291,10 @@ def test_the_run_folder_stays_as_it_is_wherever_it_lies(logged: LoggedRun, tmp_p
     ("arguments", "words"),
     [
         (["--policy", "nave_dro"], ["--policy nave_dro", "naive_dro"]),
-        (["--policy", "sheared"], ["scheduling.reference_loss", "sheared"]),
+        (
+            ["--policy", "sheared", "--set", "reference_loss=none"],
+            ["scheduling.reference_loss", "sheared"],
+        ),
         (["--policy", "constant", "--set", "rho=0.2"], ["constant", "rho"]),
         (["--set", "roh=0.2"], ["scheduling.roh", "did you mean 'rho'"]),
         (["--set", "rho=-1"], ["scheduling.rho", "greater than 0"]),

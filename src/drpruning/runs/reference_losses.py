@@ -25,7 +25,7 @@ Losses = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 Constants = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
-class _OfOtherModels(BadInput):
+class OfOtherModels(BadInput):
     """The file is in order, and of other models than were asked for."""
 
 
@@ -163,7 +163,7 @@ class ReferenceLosses:
         paths = {model.path for model in found.models}
         if found.of_source != (wanted is None) or (wanted and paths != set(wanted.models)):
             measured = "the model that is pruned" if found.of_source else ", ".join(sorted(paths))
-            raise _OfOtherModels(
+            raise OfOtherModels(
                 f"scheduling.reference_loss: {file} has the losses of {measured}, not of "
                 f"{_named(wanted)}; remove it to measure again"
             )
@@ -209,7 +209,7 @@ def source_losses(folder: Path, domains: Collection[str]) -> dict[str, float]:
     """
     files = RunFolder(folder)
     if files.reference_loss.is_file():
-        with suppress(_OfOtherModels):
+        with suppress(OfOtherModels):
             return ReferenceLosses.read(folder, None, domains).usable()
     found: Mapping[str, float] = {}
     if (evaluation := load_evaluation(files.evaluation(SOURCE))) is not None:

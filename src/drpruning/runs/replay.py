@@ -28,7 +28,7 @@ from drpruning.runs.folder import PRUNED, RunFolder
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.records import PhaseRecord, RunRecord, load_evaluation, load_phases
-from drpruning.runs.reference_losses import ReferenceLosses
+from drpruning.runs.reference_losses import OfOtherModels, ReferenceLosses
 from drpruning.runs.reference_origin import origins
 from drpruning.runs.replay_curves import ReplayCurves
 from drpruning.scheduling import POLICY_NAMES, Decision, Policy, policy_settings
@@ -258,15 +258,17 @@ def _check_measured(folder: Path, models: ReferenceModels, domains: Collection[s
         f"measure with `drprune reference-loss {folder} {named} --output FILE`, then write --set "
         "start=FILE in place of reference_loss"
     )
-    if not RunFolder(folder).reference_loss.is_file():
-        raise BadInput(
-            f"scheduling.reference_loss: the run has not measured {', '.join(models.models)}; "
-            f"{remedy}"
-        )
     try:
-        ReferenceLosses.read(folder, models, domains)
+        if RunFolder(folder).reference_loss.is_file():
+            ReferenceLosses.read(folder, models, domains)
+            return
+    except OfOtherModels:
+        pass
     except BadInput as error:
         raise BadInput(f"{error}; {remedy}") from None
+    raise BadInput(
+        f"scheduling.reference_loss: the run has not measured {', '.join(models.models)}; {remedy}"
+    )
 
 
 def _final_parameters(record: RunRecord, phase: PhaseRecord) -> tuple[float, list[str]]:
