@@ -43,7 +43,7 @@ class Scripted(Constant):
 
 def forecasting(steps: int) -> Policy:
     given = dict.fromkeys(SHARES, 3.0)
-    return DRPruning(SHARES, steps, floor=0.05, reference_loss=given, forecast=True)
+    return DRPruning(SHARES, steps, floor=0.05, reference_loss=given, forecast="replace")
 
 
 def tiny_model(dropout: float = 0.2) -> LlamaForCausalLM:

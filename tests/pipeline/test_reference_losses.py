@@ -80,7 +80,7 @@ def test_a_models_losses_are_used_from_the_first_evaluation(
 ) -> None:
     pretraining["scheduling"] = {
         "reference_loss": {"from_model": str(model_folder)},
-        "forecast": False,
+        "forecast": "never",
     }
     folder = run(pretraining, "pretrain")
     saved = json.loads((folder / "reference_loss.json").read_text())
@@ -222,7 +222,7 @@ def test_plan_says_where_reference_losses_come_from(
     assert "reference losses: none; from step 1 on, forecasts of the losses at" in planned()
     assert "if the rest of it gave all domains the same share" in planned()
     assert "end of pretrain if it continues as it is" in planned(reference="paper")
-    assert "from step 1 on, forecasts" in planned(forecast=True, start=FOUND)
+    assert "from step 1 on, forecasts" in planned(forecast="replace", start=FOUND)
     assert "reference losses: numbers" in planned(reference_loss=dict.fromkeys(DOMAINS, 1.0))
     assert "reference losses: scheduling.start" in planned(start=FOUND)
     assert f"reference losses: from {sizes[0]}" in planned(reference_loss={"from_model": sizes[0]})

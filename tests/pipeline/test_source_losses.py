@@ -85,7 +85,7 @@ def test_a_pruning_that_is_finished_hands_over_although_its_file_is_gone(
 def test_forecasts_replace_the_source_where_the_recipe_says_so(
     recipe_values: dict[str, Any],
 ) -> None:
-    recipe_values["scheduling"] = {"forecast": True, "forecast_start": 0.5, "min_quality": 0.0}
+    recipe_values["scheduling"] = {"forecast": "replace", "forecast_start": 0.5, "min_quality": 0.0}
     folder = run(recipe_values, "prune", "pretrain")
     recovery = evaluations(folder, "pretrain")
     assert recovery[0]["reference_loss"] == source_loss(folder)

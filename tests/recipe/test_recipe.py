@@ -112,7 +112,7 @@ def test_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ),
         (
             "scheduling",
-            {"forecast": False},
+            {"forecast": "never"},
             ["scheduling.reference_loss", "could never move the ratio"],
         ),
         ("scheduling.start", {}, ["scheduling.start", "at least one", "reference_ratio"]),
@@ -366,7 +366,7 @@ def test_the_papers_settings_are_one_word() -> None:
     [
         ({}, True, "source", False),
         ({}, False, None, True),
-        ({"forecast": True}, True, "source", True),
+        ({"forecast": "replace"}, True, "source", True),
         ({"reference_loss": "none"}, True, None, True),
         ({"reference_loss": {"a": 1.0}}, True, "given", False),
         ({"reference_loss": {"from_model": "m"}}, False, "models", False),

@@ -55,10 +55,10 @@ def refused(*arguments: str | Path) -> str:
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"rho": 0.3, "floor": 0.02, "delta": 0.4, "loss_weight": 0.5, "forecast_start": 0.05},
-    {"reference_loss": REFERENCE, "forecast": False, "handover": "continue"},
+    {"reference_loss": REFERENCE, "forecast": "never", "handover": "continue"},
     {"reference_start": 0.1, "handover": "continue"},
     {"policy": "sheared", "reference_loss": REFERENCE, "handover": "continue"},
-    {"reference_loss": {"from_model": "larger"}, "forecast": False},
+    {"reference_loss": {"from_model": "larger"}, "forecast": "never"},
     {
         "start": {
             "ratio": {"web": 0.5, "code": 0.3, "wiki": 0.2},
@@ -67,7 +67,7 @@ SETTINGS: list[dict[str, Any]] = [
         }
     },
     {"reference": "paper"},
-    {"reference_loss": "source", "forecast": True, "tau": 0.05, "handover": "continue"},
+    {"reference_loss": "source", "forecast": "replace", "tau": 0.05, "handover": "continue"},
     {"policy": "naive_dro"},
     {"policy": "sheared", "reference_loss": "source"},
     {"policy": "group_dro", "handover": "continue"},
@@ -223,7 +223,7 @@ def test_a_replay_says_churn_origins_and_how_good_its_forecasts_were(tmp_path: P
 
 
 def test_a_new_policy_keeps_the_settings_it_knows_and_says_which_it_drops(tmp_path: Path) -> None:
-    run = LoggedRun(tmp_path / "run", ("pretrain",), rho=0.3, forecast=False, delta=0.2,
+    run = LoggedRun(tmp_path / "run", ("pretrain",), rho=0.3, forecast="never", delta=0.2,
                     reference_loss=REFERENCE)  # fmt: skip
     replay = replay_run(run.folder, "naive_dro")
     assert replay.replayed.options() == {"rho": 0.3, "reference_loss": REFERENCE}
@@ -453,7 +453,7 @@ def test_examples_and_docs_work_on_a_run_with_the_default_scheduling(
 
 @pytest.mark.parametrize("name", ["o😀run", "ünïcode", "a b: {c", "quote'\""])
 def test_a_folder_of_any_name_is_found(name: str, tmp_path: Path) -> None:
-    scheduling = {"reference_loss": {"from_model": "larger"}, "forecast": False}
+    scheduling = {"reference_loss": {"from_model": "larger"}, "forecast": "never"}
     run = LoggedRun(tmp_path / "run", ("pretrain",), **scheduling)
     folder = run.folder.rename(tmp_path / name)
     assert "identical to the run's" in output(folder, "--output", folder / "replay.json")
@@ -486,10 +486,10 @@ def test_phases_can_be_named_one_by_one(logged: LoggedRun) -> None:
 
 def test_policy_and_settings_are_described_for_people() -> None:
     third = dict.fromkeys(map(str, range(40)), 1 / 3)
-    section = Scheduling(rho=0.1 + 0.2, forecast=False, floor=0.01, reference_loss=third)
+    section = Scheduling(rho=0.1 + 0.2, forecast="never", floor=0.01, reference_loss=third)
     text = describe(section)
     assert "rho=0.3," in text
-    assert "forecast=false" in text
+    assert "forecast=never" in text
     assert "and 32 more" in text
     start = {
         "ratio": dict.fromkeys("abcdefg", 1 / 7),

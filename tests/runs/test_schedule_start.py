@@ -147,7 +147,7 @@ def test_what_a_run_has_found_is_where_the_next_begins(
     second = copy.deepcopy(recipe_values)
     second["output"] = str(tmp_path / "second")
     second["data"]["prepared"] = str(first / "data")
-    second["scheduling"] = {"handover": handover, "forecast": False, "start": str(file)}
+    second["scheduling"] = {"handover": handover, "forecast": "never", "start": str(file)}
     with Run(load_recipe(write(second, tmp_path / "r.yaml"))).session("test") as this:
         this.run(("prune", "pretrain"))
     file.unlink()
@@ -300,7 +300,7 @@ def test_comments_say_where_reference_losses_come_from(
         "reference losses of numbers: loss of the source model",
         "reference losses of colours, animals: forecast at a share of 33.33%",
     ]
-    assert "scheduling.forecast: true" in found.comments[-1]
+    assert "scheduling.forecast: replace" in found.comments[-1]
     assert yaml.safe_load(start_text(found.start, found.comments)) == FOUND
     older = export_schedule(finished_run(tmp_path / "older", pretraining))
     assert older.comments == [c.replace("/run", "/older") for c in found.comments[:-3]]

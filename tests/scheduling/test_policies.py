@@ -183,7 +183,7 @@ def test_reference_ratio_moves_by_delta_within_the_bounds():
         rho=0.02,
         floor=0.1,
         reference_loss={"a": 1, "b": 1},
-        forecast=False,
+        forecast="never",
     )
     decision = policy.update(400, {"a": 2, "b": 1})
     assert decision.ratio["a"] == pytest.approx(0.6)
@@ -192,7 +192,7 @@ def test_reference_ratio_moves_by_delta_within_the_bounds():
 
 def test_without_its_parts_it_is_naive_dro():
     settings = {"reference_loss": REFERENCE, "rho": 0.05}
-    plain = steered(RATIO, STEPS, forecast=False, moving_reference=False, **settings)
+    plain = steered(RATIO, STEPS, forecast="never", moving_reference=False, **settings)
     naive = NaiveDRO(RATIO, STEPS, **settings)
     steps = range(0, 1000, 100)
     for a, b in zip(run(plain, steps), run(naive, steps), strict=True):
@@ -203,7 +203,7 @@ def test_without_its_parts_it_is_naive_dro():
 def test_average_of_the_losses():
     reference = {"a": 0, "b": 0}
     policy = steered(
-        {"a": 0.5, "b": 0.5}, STEPS, loss_weight=0.25, reference_loss=reference, forecast=False
+        {"a": 0.5, "b": 0.5}, STEPS, loss_weight=0.25, reference_loss=reference, forecast="never"
     )
     assert policy.update(0, {"a": 4, "b": 1}).excess == {"a": 4, "b": 1}
     assert policy.update(50, {"a": 0, "b": 1}).excess == {"a": 3, "b": 1}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from drpruning.common.errors import BadInput
 from drpruning.scheduling import PAPER_SETTINGS, DRPruning, divergence, worst_case_ratio
 
-FIXED = PAPER_SETTINGS | {"forecast": False, "moving_reference": False}
+FIXED = PAPER_SETTINGS | {"forecast": "never", "moving_reference": False}
 
 
 def problem(seed):

@@ -105,8 +105,8 @@ def test_the_phase_after_pruning_compares_with_the_source_too(reference_loss: st
 def test_losses_that_are_given_stay_given_unless_forecasts_are_asked_for() -> None:
     for options, replaced in (
         ({}, False),
-        ({"forecast": False}, False),
-        ({"forecast": True}, True),
+        ({"forecast": "never"}, False),
+        ({"forecast": "replace"}, True),
     ):
         policy = drpruning(reference_loss=SOURCE, **options)
         decisions = [policy.update(step, behind(step)) for step in range(0, STEPS, 5)]

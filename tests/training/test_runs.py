@@ -210,7 +210,7 @@ def test_handover_gives_pretraining_its_first_ratio(
     recipe_values["scheduling"] = {
         "handover": handover,
         "reference_loss": {"numbers": 3.4, "colours": 2.0, "animals": 1.0},
-        "forecast": False,
+        "forecast": "never",
         "policy": "drpruning",
     }
     folder = run(recipe_values, "prune", "pretrain")

@@ -62,7 +62,7 @@ def print_replay(replay: Replay, console: Console | None = None) -> None:
         say(curves.phase, "bold")
         say(curves.verdict())
         console.print(_table(curves))
-        for sentence in filter(None, (curves.churn_text(), curves.origins_text())):
+        for sentence in filter(None, (curves.churn_text(), curves.bases_text())):
             say(sentence)
         if curves.replayed_checks:
             say(CHECKED)

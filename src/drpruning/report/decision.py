@@ -19,7 +19,7 @@ from drpruning.report.formats import (
 from drpruning.runs.counterfactuals import churns, mean
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.records import PhaseRecord
-from drpruning.runs.reference_origin import ORIGINS, origin_text
+from drpruning.runs.reference_origin import basis_text, is_combined
 from drpruning.scheduling import Explanation
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -90,7 +90,7 @@ def _steered(phase: PhaseRecord, domains: Sequence[str]) -> list[str]:
 
 
 def reference_origins(phase: PhaseRecord, domains: Sequence[str]) -> dict[str, str]:
-    """Where the reference losses came from over a phase -> for which domains and when.
+    """What losses were compared with over a phase -> for which domains and when.
 
     Args:
         phase: Its records.
@@ -99,16 +99,15 @@ def reference_origins(phase: PhaseRecord, domains: Sequence[str]) -> dict[str, s
     found: dict[str, dict[str, list[int]]] = {}
     texts: dict[str, set[str]] = {}
     for index, point in enumerate(phase.evals):
-        for name, origin in point.explanation.reference_origin.items():
-            found.setdefault(origin, {}).setdefault(name, []).append(index)
-            texts.setdefault(origin, set()).add(origin_text(point.explanation, name))
+        for name in point.explanation.reference_origin:
+            # The share that forecasts are for may differ between domains and evaluations.
+            kind = basis_text(point, name, with_share=False)
+            found.setdefault(kind, {}).setdefault(name, []).append(index)
+            texts.setdefault(kind, set()).add(basis_text(point, name))
     names, steps = _steered(phase, domains), [point.step for point in phase.evals]
     return {
-        # The share that forecasts are for may differ between domains and evaluations.
-        texts[origin].pop() if len(texts[origin]) == 1 else ORIGINS.get(origin, origin): _where(
-            evaluations, names, steps
-        )
-        for origin, evaluations in found.items()
+        texts[kind].pop() if len(texts[kind]) == 1 else kind: _where(evaluations, names, steps)
+        for kind, evaluations in found.items()
     }
 
 
@@ -162,12 +161,14 @@ class LastDecision:
         columns: Heads of the table after that of the domain.
         rows: Domain to its cells, one for each column.
         distance: How far the ratio is from the reference ratio, against the limit; may be empty.
+        combined: Whether the excess of a domain goes by its reference loss and by its forecast.
     """
 
     step: int
     columns: list[str]
     rows: dict[str, list[Cell]]
     distance: str
+    combined: bool
 
 
 def last_decision(phase: PhaseRecord, domains: Sequence[str]) -> LastDecision | None:
@@ -195,6 +196,7 @@ def last_decision(phase: PhaseRecord, domains: Sequence[str]) -> LastDecision | 
         columns=list(shown),
         rows={name: [cells[index] for cells in shown.values()] for index, name in enumerate(names)},
         distance=distance_text(point.explanation),
+        combined=any(is_combined(point, name) for name in names),
     )
 
 

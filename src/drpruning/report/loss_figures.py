@@ -26,6 +26,7 @@ from drpruning.report.figure_parts import (
 )
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.records import PhaseRecord
+from drpruning.runs.reference_origin import is_combined
 
 _FORECAST: dict[str, Any] = {
     "color": MUTED,
@@ -42,6 +43,11 @@ _MOST_MARKS = 30
 _LOSS_CAPTION = (
     "Each panel is one domain with its own scale. The distance from the loss to its reference loss "
     "is the excess loss that draws data to a domain."
+)
+_COMBINED_CAPTION = (
+    "Each panel is one domain with its own scale. Two distances draw data to a domain: from the "
+    "loss to its reference loss, and from the loss to its forecast. The excess loss is their "
+    "geometric mean."
 )
 _FORECAST_CAPTION = (
     "The band is the 90% interval of the loss that was forecast, at each step, for the end of "
@@ -69,8 +75,14 @@ def validation_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> 
     axes[0].set_ylabel("nats per token")
     legend(figure, *_entries(phase.evals), columns=5)
     forecasts = any(point.explanation.forecast_interval for point in phase.evals)
-    caption = f"{_LOSS_CAPTION} {_FORECAST_CAPTION}" if forecasts else _LOSS_CAPTION
+    caption = _COMBINED_CAPTION if _are_combined(phase.evals) else _LOSS_CAPTION
+    caption += f" {_FORECAST_CAPTION}" if forecasts else ""
     return finish(figure, f"{prefix}-validation-loss", "Validation loss per domain", caption)
+
+
+def _are_combined(evals: Sequence[EvalPoint]) -> bool:
+    """Whether reference losses and forecasts both counted at an evaluation."""
+    return any(is_combined(point, name) for point in evals for name in point.excess)
 
 
 def _draw_forecasts(axis: Any, evals: Sequence[EvalPoint], name: str) -> None:
@@ -141,7 +153,7 @@ def _entries(evals: Sequence[EvalPoint]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def excess_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
-    """Loss minus reference loss: the score that the ratio follows."""
+    """Excess losses: the scores that the ratio follows."""
     shown = present(phase.evals, domains, lambda point: point.excess)
     if not shown:
         return None
@@ -149,8 +161,12 @@ def excess_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figu
     axis.axhline(0.0, color=MUTED, linewidth=0.8)
     draw_labelled(axis, phase.evals, domains, shown, lambda point: point.excess)
     axis.set_ylabel("nats per token")
+    combined = (
+        ", combined with validation loss minus forecast once there is one (the geometric mean of "
+        "the two, 0 where one of them is negative)"
+    )
     caption = (
-        "Validation loss minus reference loss. Policies that follow it give more data to the "
-        "domains that are above the others."
+        f"Validation loss minus reference loss{combined if _are_combined(phase.evals) else ''}. "
+        "Policies that follow it give more data to the domains that are above the others."
     )
     return finish(figure, f"{prefix}-excess", "Excess loss", caption)

@@ -80,8 +80,9 @@ def reference_figure(curves: ReplayCurves) -> Figure | None:
     )
     caption = (
         "Domains whose reference loss differs in the replay; every panel has its own scale. The "
-        "distance from the loss to a reference loss is the excess loss that draws data to a "
-        "domain. A line begins at the first evaluation with a reference loss."
+        "distance from the loss to a reference loss draws data to a domain; where forecasts count "
+        "beside it, so does the distance to the forecast. A line begins at the first evaluation "
+        "with a reference loss."
     )
     return finish(figure, f"replay-{curves.phase}-reference", "Reference losses", caption)
 

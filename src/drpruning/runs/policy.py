@@ -141,10 +141,10 @@ def reference_text(
         "reference": "if the rest of it kept the reference ratio",
         "present": "if it continues as it is",
     }[scheduling.forecast_at or "equal"]
-    combined = "" if recipe.forecasts else "together with "
+    also, how = ("", "") if recipe.forecasts else ("also ", "; then both count")
     return (
-        f"{first or 'none'}; from step {begin:,} on, {combined}forecasts of the losses at the end "
-        f"of {name} {assumed}"
+        f"{first or 'none'}; from step {begin:,} on, {also}forecasts of the losses at the end "
+        f"of {name} {assumed}{how}"
     )
 
 

@@ -29,7 +29,7 @@ from drpruning.runs.lines import EvalPoint
 from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.records import PhaseRecord, RunRecord, load_evaluation, load_phases
 from drpruning.runs.reference_losses import OfOtherModels, ReferenceLosses
-from drpruning.runs.reference_origin import origins
+from drpruning.runs.reference_origin import bases
 from drpruning.runs.replay_curves import ReplayCurves
 from drpruning.scheduling import POLICY_NAMES, Decision, Policy, policy_settings
 
@@ -399,7 +399,7 @@ def _curves(initial_ratio: Mapping[str, float], phase: PhaseReplay) -> ReplayCur
         replayed=column([decision.ratio for decision in decisions]),
         used_reference=column([point.reference_loss for point in logged]),
         replayed_reference=column([decision.reference_loss for decision in decisions]),
-        origins=origins(decisions[-1].explanation),
+        bases=bases(decisions[-1]),
         used_churn=churns(logged),
         replayed_churn=[decision.explanation.churn for decision in decisions],
         used_checks=_checks(phase, [ForecastPoint.logged(point) for point in logged]),

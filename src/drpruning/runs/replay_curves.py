@@ -60,8 +60,8 @@ class ReplayCurves:
         replayed: Shares that the replayed policy gives [m] per domain.
         used_reference: Reference losses of the run [m] per domain.
         replayed_reference: Those of the replay [m] per domain.
-        origins: Domains by where their reference loss comes from at the last evaluation of the
-            replay, in words; empty for policies without reference losses.
+        bases: Domains by what their loss is compared with at the last evaluation of the replay, in
+            words; empty for policies without reference losses.
         used_churn: How much of the ratio each update moved, as used [m].
         replayed_churn: The same, replayed [m].
         used_checks: The run's forecasts against its losses at the end; empty before its end.
@@ -78,7 +78,7 @@ class ReplayCurves:
     replayed: dict[str, list[float]]
     used_reference: dict[str, list[float]]
     replayed_reference: dict[str, list[float]]
-    origins: dict[str, list[str]]
+    bases: dict[str, list[str]]
     used_churn: list[float]
     replayed_churn: list[float]
     used_checks: list[ForecastCheck]
@@ -96,13 +96,13 @@ class ReplayCurves:
         own = "" if self.identical or math.isnan(used) else f", {used:.3f} in the run"
         return f"Churn (sum of all |new - old| shares at an update, mean): {replayed:.3f}{own}."
 
-    def origins_text(self) -> str:
-        """In one sentence, where the last reference losses come from; empty without any."""
-        if not self.origins:
+    def bases_text(self) -> str:
+        """In one sentence, what the last losses are compared with; empty where with nothing."""
+        if not self.bases:
             return ""
-        parts = [f"{text} ({', '.join(names)})" for text, names in self.origins.items()]
+        parts = [f"{text} ({', '.join(names)})" for text, names in self.bases.items()]
         if len(parts) == 1:
-            parts = list(self.origins)
+            parts = list(self.bases)
         return f"Reference losses at the end: {'; '.join(parts)}."
 
     def verdict(self) -> str:

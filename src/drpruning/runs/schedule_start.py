@@ -22,8 +22,8 @@ from drpruning.runs.records import PhaseRecord, RunRecord, load_phases, section
 from drpruning.runs.reference_origin import origins
 
 _KEPT = (
-    "a run that begins here keeps these reference losses; scheduling.forecast: replace makes its "
-    "own forecasts replace them"
+    "a run that begins here keeps these reference losses, and its own forecasts count beside them; "
+    "scheduling.forecast: replace makes its forecasts replace them"
 )
 _TITLE = "Where another recipe can begin, with scheduling: {start: THIS_FILE}"
 

@@ -28,6 +28,10 @@ from drpruning.scheduling.worst_case import (
 )
 
 NO_REFERENCE_YET = "it has no reference loss yet"
+NOTHING_TO_COMPARE = (
+    "forecast: 'never' needs reference losses; give reference_loss by domain or 'source', "
+    "or leave forecast out"
+)
 
 Forecasting = Literal["combine", "replace", "never"]
 
@@ -288,7 +292,7 @@ class DRPruning(_BallPolicy):
     def _begin(self) -> None:
         """Start a loss history, and forecasts from it."""
         self._history = LossHistory(self._domains, self.loss_weight)
-        self._latest: FloatArray | None = None
+        self._latest: FloatArray | None = None  # forecasts to combine with at this update [n]
         self._forecasts = ForecastReferences(self._domains, self._forecast_settings)
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
@@ -311,24 +315,10 @@ class DRPruning(_BallPolicy):
         step, unusable = evaluation.step, evaluation.unusable
         self._take_source(evaluation)
         losses = self._history.record(step, evaluation.losses, evaluation.params, self._data)
-        forecast: FloatArray | None = None
-        about_forecasts: dict[str, Any] = {}
-        if self._forecasting and self._forecast_settings.due(step):
-            forecast, about_forecasts = self._forecasts.update(
-                self._history,
-                self._references,
-                self._share_forecast_at(),
-                replace=not self._combining,
-            )
-            for name in about_forecasts["refused"]:
-                if not self._references.known[self._domains.index(name)]:
-                    unusable.setdefault(
-                        name, f"{NO_REFERENCE_YET}: no model of final size was evaluated"
-                    )
+        forecast, about_forecasts = self._forecast_now(step, unusable)
         # Figure 1 of the paper: the ratio is the worst case around the reference ratio as it was,
         # and only then does that move (Eq. 6). So the divergence that is explained is the one that
         # `rho` limited, and not that from where the reference ratio goes now.
-        self._latest = forecast if self._combining else None
         excess = self._follow(losses, unusable)
         ball = self._ball(self._reference_ratio)
         moved = not unusable and step >= self._move_from and self._move_reference_ratio()
@@ -345,6 +335,32 @@ class DRPruning(_BallPolicy):
             **ball,
         )
 
+    def _forecast_now(
+        self, step: int, unusable: dict[str, str]
+    ) -> tuple[FloatArray | None, dict[str, Any]]:
+        """Forecast where it is time to, and let the forecasts count as the settings say.
+
+        Returns:
+            The forecasts [n] or None, and the fields of `Explanation` about them.
+        """
+        self._latest = None
+        if not (self._forecasting and self._forecast_settings.due(step)):
+            return None, {}
+        combining = self._combining
+        forecast, about = self._forecasts.update(
+            self._history, self._references, self._share_forecast_at(), replace=not combining
+        )
+        if combining:
+            refused = [name in about["refused"] for name in self._domains]
+            self._latest = np.where(refused, np.nan, forecast)
+            return forecast, about
+        for name in about["refused"]:
+            if not self._references.known[self._domains.index(name)]:
+                unusable.setdefault(
+                    name, f"{NO_REFERENCE_YET}: no model of final size was evaluated"
+                )
+        return forecast, about
+
     @property
     def _forecasting(self) -> bool:
         """Whether forecasts count."""
@@ -354,6 +370,11 @@ class DRPruning(_BallPolicy):
     def _combining(self) -> bool:
         """Whether forecasts temper reference losses rather than becoming them."""
         return self._forecast == "combine" and (self._from_source or self._references.fixed)
+
+    def _check(self, evaluation: Evaluation) -> None:
+        super()._check(evaluation)
+        if not (self._forecasting or self._from_source or self._references.known.any()):
+            raise BadInput(NOTHING_TO_COMPARE)
 
     def _excess(self, losses: FloatArray) -> FloatArray:
         """How far each domain is behind [n], and how much of that it can still make up.
@@ -366,7 +387,7 @@ class DRPruning(_BallPolicy):
         if self._latest is None:
             return behind
         reachable = np.maximum(losses - self._latest, 0)
-        both = np.sqrt(np.maximum(behind, 0) * reachable)
+        both = np.sqrt(np.maximum(behind, 0)) * np.sqrt(reachable)
         known = np.isfinite(both)
         # A domain without a forecast is tempered as the others are on average.
         total = np.maximum(behind, 0)[known].sum()
@@ -374,7 +395,9 @@ class DRPruning(_BallPolicy):
         return np.where(known, both, behind * part)
 
     def _why_no_reference(self) -> str:
-        return NO_REFERENCE_YET if self._forecasting else super()._why_no_reference()
+        if self._forecasting and not self._combining:
+            return NO_REFERENCE_YET
+        return super()._why_no_reference()
 
     def _share_forecast_at(self) -> FloatArray:
         """The share of each domain in the rest of training that a forecast assumes [n]."""

@@ -158,7 +158,10 @@ class ForecastReferences:
         usable = history.steps > (0 if self._settings.at == "present" else -1)
         if with_params:
             usable &= np.isfinite(history.params)
-        points = np.isfinite(history.losses[:, usable]).sum(axis=1)
+        fitted = usable.copy()
+        if self._settings.at != "present":
+            fitted[: history.peak] = False
+        points = np.isfinite(history.losses[:, fitted]).sum(axis=1)
         none, refused = {}, {}
         for i, name in enumerate(self._domains):
             if points[i] < MIN_POINTS:

@@ -55,9 +55,17 @@ class LossHistory:
 
     @property
     def peak(self) -> int:
-        """The evaluation at which the mean loss was largest; 0 where none measured every domain."""
-        mean = self.losses.mean(axis=0)
-        return int(np.argmax(np.where(np.isnan(mean), -np.inf, mean)))
+        """The evaluation at which the mean loss was largest; 0 without any loss.
+
+        A loss that was not measured counts as lying on the line between those before and after it,
+        so that neither a gap nor a domain that came later decides where the top is.
+        """
+        evaluations, total = np.arange(len(self._steps)), np.zeros(len(self._steps))
+        for losses in self.losses:
+            known = np.isfinite(losses)
+            if known.any():
+                total += np.interp(evaluations, evaluations[known], losses[known])
+        return int(np.argmax(total))
 
     def record(
         self, step: int, losses: FloatArray, params: float | None, data: FloatArray
