@@ -197,7 +197,9 @@ def test_the_way_to_the_optimizer_looks_once(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert sorted(looked) == sorted(set(looked))
     assert len(looked) == 6
-    assert read == ["model"] * 2, "for the plan, and by the guard of loading, maybe hours later"
+    assert read == ["model"] * 3, (
+        "for the plan, and by the guard of loading, maybe hours later: to be measured, to be pruned"
+    )
 
 
 def test_several_targets_look_for_the_text_once(
