@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
+from drpruning.common.shares import INITIAL_OR_EQUAL, SMALLEST_REFERENCE, initial_or_equal
 from drpruning.recipe.paths import PathText
 from drpruning.recipe.section import (
     SHARES_TOLERANCE,
@@ -22,14 +23,12 @@ _LOSSES = TypeAdapter(Losses, config={"strict": True})
 _SHARE = TypeAdapter(Fraction, config={"strict": True})
 _SHARES = TypeAdapter(dict[str, Fraction], config={"strict": True})
 
-SMALLEST_REFERENCE = "smallest_reference"
-"""The floor that moves with the reference ratio: the smallest share in it (paper, section 3.3)."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     "drpruning": {
         "rho": 0.5,
-        "floor": SMALLEST_REFERENCE,
+        "floor": INITIAL_OR_EQUAL,
         "relative_floor": 0.0,
-        "tau": 0.15,
+        "tau": 0.2,
         "reference_loss": "auto",
         "loss_weight": 1.0,
         "forecast": "combine",
@@ -130,13 +129,15 @@ def _reference_loss(value: Any) -> Losses | ReferenceModels | str | None:
 
 
 def _floor(value: Any) -> float | dict[str, float] | str | None:
-    """A share, shares by domain, or the word for the floor that moves."""
+    """A share, shares by domain, or a word."""
     if value is None:
         return None
     if isinstance(value, str):
-        if value == SMALLEST_REFERENCE:
+        if value in (INITIAL_OR_EQUAL, SMALLEST_REFERENCE):
             return value
-        raise ValueError(f"write a share, shares by domain, or {SMALLEST_REFERENCE}")
+        raise ValueError(
+            f"write a share, shares by domain, {INITIAL_OR_EQUAL} or {SMALLEST_REFERENCE}"
+        )
     return (
         _SHARES.validate_python(value)
         if isinstance(value, Mapping)
@@ -184,9 +185,9 @@ class Scheduling(Section):
     rho: PositiveFloat | None = None
     """Radius of the ball around the reference ratio (drpruning: default 0.5; naive_dro: 0.1)."""
     tau: NonNegativeFloat | None = None
-    """Excess over the mean at which a share doubles, in nats (drpruning); default 0.15, 0: none."""
+    """Excess over the mean at which a share doubles, in nats (drpruning); default 0.2, 0: none."""
     floor: Annotated[float | dict[str, float] | str | None, BeforeValidator(_floor)] = None
-    """Smallest share, for all or by domain (drpruning, naive_dro); default smallest_reference."""
+    """Smallest share, for all or by domain, or a word (drpruning, naive_dro), see below."""
     relative_floor: Fraction | None = None
     """Smallest part of its reference share that a domain keeps (drpruning); default 0."""
     reference_loss: Annotated[
@@ -313,9 +314,11 @@ class Scheduling(Section):
             )
 
     def floors(self, ratio: Mapping[str, float]) -> dict[str, float]:
-        """The smallest share of each domain around a reference ratio; 0 without a floor."""
+        """The smallest share of each domain around the initial ratio; 0 without a floor."""
         own, relative = self.floor, self.relative_floor or 0.0
-        if not isinstance(own, dict):
+        if own == INITIAL_OR_EQUAL:
+            own = initial_or_equal(ratio)
+        elif not isinstance(own, dict):
             smallest = min(ratio.values()) if own == SMALLEST_REFERENCE else own
             own = dict.fromkeys(ratio, float(smallest or 0))
         return {name: max(own[name], relative * share) for name, share in ratio.items()}

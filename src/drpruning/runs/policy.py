@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
+from drpruning.common.shares import SMALLEST_REFERENCE
 from drpruning.recipe import Phase, Prune, Recipe
-from drpruning.recipe.scheduling import COMPARING, SMALLEST_REFERENCE
+from drpruning.recipe.scheduling import COMPARING
 from drpruning.recipe.section import SHARES_TOLERANCE
 from drpruning.runs.folder import is_chained
 from drpruning.runs.reference_losses import ReferenceLosses, source_losses

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from drpruning.common.errors import BadInput
+from drpruning.common.shares import INITIAL_OR_EQUAL, SMALLEST_REFERENCE, initial_or_equal
 from drpruning.common.unknown import Unknown
 from drpruning.scheduling.decision import Decision
 from drpruning.scheduling.forecast_reference import (
@@ -33,7 +34,10 @@ NOTHING_TO_COMPARE = (
     "or leave forecast out"
 )
 
+Floor = float | Mapping[str, float] | Literal["initial_or_equal", "smallest_reference"] | None
 Forecasting = Literal["combine", "replace", "never"]
+_BEHIND = 0.75
+"""Weight of how far a domain is behind against how far it can get, in their geometric mean."""
 
 
 class _BallPolicy(ReferencedPolicy):
@@ -47,7 +51,7 @@ class _BallPolicy(ReferencedPolicy):
         reference_loss: GivenLosses | None,
         *,
         rho: float,
-        floor: float | Mapping[str, float] | None,
+        floor: Floor,
         relative_floor: float = 0.0,
         tau: float = 0.0,
     ) -> None:
@@ -59,9 +63,19 @@ class _BallPolicy(ReferencedPolicy):
         self.rho = float(rho)
         self.tau = float(tau)
         self.relative_floor = float(relative_floor)
+        if isinstance(floor, str):
+            floor = self._named_floor(floor)
         self._floor = self._array(floor, "floor") if isinstance(floor, Mapping) else floor
         self._radius = self.rho
         self._check_feasible()
+
+    def _named_floor(self, word: str) -> dict[str, float] | None:
+        if word == INITIAL_OR_EQUAL:
+            return initial_or_equal(self._named(self._initial_ratio))
+        if word != SMALLEST_REFERENCE:
+            words = f"{INITIAL_OR_EQUAL!r} or {SMALLEST_REFERENCE!r}"
+            raise BadInput(f"floor must be a share, shares by domain, {words}, not {word!r}")
+        return None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -157,7 +171,7 @@ class NaiveDRO(_BallPolicy):
         final_params: float | None = None,
         *,
         rho: float = 0.1,
-        floor: float | Mapping[str, float] | None = None,
+        floor: Floor = None,
         reference_loss: GivenLosses | None = None,
     ) -> None:
         if reference_loss is None:
@@ -178,11 +192,11 @@ class DRPruning(_BallPolicy):
       `continue_from` hands them over to the next.
     - *Forecast*, where none are given: the loss that the domain would reach by the end of training,
       at most the smallest loss seen of a model of final size, and at least 0.
-    - *Both* (`forecast="combine"`): what is given stays, and the excess is the geometric mean of
-      two distances, to the reference loss and to the forecast. How far a domain is behind says
-      where data are wanted; how far it can still get says where they help. A domain that has
-      reached its reference loss, or can get no further, has no claim on data, so that a wrong
-      reference loss or a domain of noise cannot take the data of the others.
+    - *Both* (`forecast="combine"`): what is given stays, and the excess is a geometric mean of
+      two distances, to the reference loss (weight 3/4) and to the forecast. How far a domain is
+      behind says where data are wanted; how far it can still get says where they help. A domain
+      that has reached its reference loss, or can get no further, has no claim on data, so that a
+      wrong reference loss or a domain of noise cannot take the data of the others.
     - *Replaced* (`forecast="replace"`, the paper's): given until the first forecast.
 
     Before the first forecast the ratio stays where it is if nothing is given.
@@ -195,7 +209,9 @@ class DRPruning(_BallPolicy):
         final_params: Number of parameters at the end, if it changes during training; the updates
             then say how many there are.
         rho: Largest chi-square divergence of the ratio from the reference ratio.
-        floor: Smallest share, for all domains or by name; by default the smallest reference share.
+        floor: Smallest share, for all domains or by name; or `initial_or_equal`, the initial or an
+            equal share, the smaller of both, scaled down where these are more than 0.6 of the data;
+            or `smallest_reference` (the paper's; also None), the smallest reference share.
         relative_floor: Part of its reference share below which no share falls either, in [0, 1];
             0.2 in the released code of the paper.
         tau: Evidence that a move needs, in nats. The ratio goes no further than a divergence of
@@ -239,7 +255,7 @@ class DRPruning(_BallPolicy):
         final_params: float | None = None,
         *,
         rho: float = DEFAULT["rho"],
-        floor: float | Mapping[str, float] | None = DEFAULT["floor"],
+        floor: Floor = DEFAULT["floor"],
         relative_floor: float = DEFAULT["relative_floor"],
         tau: float = DEFAULT["tau"],
         reference_loss: GivenLosses | None = None,
@@ -379,7 +395,7 @@ class DRPruning(_BallPolicy):
     def _excess(self, losses: FloatArray) -> FloatArray:
         """How far each domain is behind [n], and how much of that it can still make up.
 
-        With reference losses and forecasts it is the geometric mean of the two distances: to the
+        With reference losses and forecasts it is a geometric mean of the two distances: to the
         reference loss, and to the loss that the domain would reach. So a domain that has reached
         its reference loss, or can get no further, has no claim on data, whatever the other says.
         """
@@ -387,7 +403,7 @@ class DRPruning(_BallPolicy):
         if self._latest is None:
             return behind
         reachable = np.maximum(losses - self._latest, 0)
-        both = np.sqrt(np.maximum(behind, 0)) * np.sqrt(reachable)
+        both = np.maximum(behind, 0) ** _BEHIND * reachable ** (1 - _BEHIND)
         known = np.isfinite(both)
         # A domain without a forecast is tempered as the others are on average.
         total = np.maximum(behind, 0)[known].sum()

@@ -7,9 +7,9 @@ from typing import Any
 DEFAULT_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
         "rho": 0.5,
-        "floor": None,
+        "floor": "initial_or_equal",
         "relative_floor": 0.0,
-        "tau": 0.15,
+        "tau": 0.2,
         "loss_weight": 1.0,
         "forecast": "combine",
         "forecast_at": "equal",
@@ -29,7 +29,7 @@ PAPER_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
         **DEFAULT_SETTINGS,
         "rho": 0.1,
-        "floor": None,  # the smallest reference share (section 3.3)
+        "floor": "smallest_reference",  # the smallest reference share (section 3.3)
         "relative_floor": 0.0,
         "tau": 0.0,
         "loss_weight": 1.0,
