@@ -147,6 +147,13 @@ def test_plan_and_run_say_which_reference_losses_each_phase_goes_by(
     text = drprune("plan", recipe)
     assert f"prune: {line}" in text
     assert f"pretrain: {line}" in text
+    both = (
+        "also forecasts of the losses at the end of prune if the rest of it gave all domains the "
+    )
+    assert f"{both}same share; then both count" in " ".join(text.split())
+    never = drprune("plan", recipe, "--set", "scheduling.forecast=never")
+    assert f"prune: {line}" in never
+    assert "forecasts" not in never
     assert "reference losses" not in drprune("plan", recipe, "--set", "scheduling.policy=constant")
     paper = drprune("plan", recipe, "--set", "scheduling.reference=paper")
     assert "prune: reference losses: none; from step 1 on, forecasts" in paper

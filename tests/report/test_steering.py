@@ -21,11 +21,13 @@ from drpruning.report.decision import (
 )
 from drpruning.runs.counterfactuals import loss_at, split_data
 from drpruning.runs.records import load_run
-from drpruning.scheduling import make_policy
+from drpruning.scheduling import PAPER_SETTINGS, make_policy
 
 MakeRun = Callable[..., Any]
 SHARES = {"web": 0.6, "code": 0.2, "rising": 0.08, "jump": 0.07, "gap": 0.05}
 STEPS, EVERY = 600, 30
+DRPRUNING = PAPER_SETTINGS | {"forecast_at": "equal", "transfer": 0.1, "min_quality": 0.5}
+"""Settings under which every kind of decision comes up."""
 
 
 class PolicyRun:
@@ -36,6 +38,7 @@ class PolicyRun:
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
+        settings = (DRPRUNING if policy == "drpruning" else {}) | settings
         decide = make_policy(policy, SHARES, STEPS, final_params, **settings)
         noise = random.Random(1)
         self.evals: list[dict[str, Any]] = []
@@ -185,13 +188,50 @@ def test_where_reference_losses_came_from_covers_the_log(
 
 @pytest.mark.parametrize("reference", ["source", dict.fromkeys(SHARES, 2.0)], ids=str)
 def test_reference_losses_that_stay_are_named_so(reference: Any, tmp_path: Path) -> None:
-    run = PolicyRun(tmp_path / "run", "drpruning", reference_loss=reference)
+    run = PolicyRun(tmp_path / "run", "drpruning", reference_loss=reference, forecast="never")
     words = {"source": "loss of the source model"}.get(str(reference), "given")
     page = report(run)
     steps = f"all 5 domains at steps 0–{STEPS}"
     assert page.cells("run1-pretrain-reference-origins")[1:] == [[words, steps]]
     assert "run1-pretrain-forecast-curves" not in page.figures()
     assert "run1-pretrain-forecast-errors" not in page.ids
+    assert "geometric mean" not in page.text
+
+
+@pytest.mark.parametrize("origin", ["source", "given"])
+def test_reference_losses_and_forecasts_that_both_count_are_both_shown(
+    origin: str, tmp_path: Path
+) -> None:
+    reference = "source" if origin == "source" else dict.fromkeys(SHARES, 1.5)
+    run = PolicyRun(
+        tmp_path / "run", "drpruning", forecast="combine", reference_loss=reference, min_quality=0.0
+    )
+    page = report(ended(run))
+    words = {"source": "loss of the source model"}.get(origin, origin)
+    first = next(record["step"] for record in run.evals if record["forecast"])
+    assert page.cells("run1-pretrain-reference-origins")[1:] == [
+        [words, f"all 5 domains at steps 0–{first - EVERY}"],
+        [f"{words}, and forecast at a share of 20.00%", f"all 5 domains at steps {first}–{STEPS}"],
+    ]
+    heads, *rows = page.cells("run1-pretrain-decision")
+    last = run.evals[-1]
+    for name, *cells in rows:
+        shown = dict(zip(heads[1:], cells, strict=True))
+        loss, reference_loss, forecast = (
+            float(shown[head].split()[0])
+            for head in ("loss", "reference loss", "forecast (90% interval)")
+        )
+        assert shown["reference loss"].endswith(f" {origin}")
+        assert reference_loss == pytest.approx(last["reference_loss"][name], abs=6e-4)
+        behind, reachable = max(loss - reference_loss, 0), max(loss - forecast, 0)
+        excess = float(shown["excess"].replace("−", "-"))
+        assert excess**2 == pytest.approx(behind * reachable, abs=2e-3)
+    for figure in ("validation-loss", "excess"):
+        assert "geometric mean" in "".join(page.figures()[f"run1-pretrain-{figure}"].itertext())
+    curves = page.figures()["run1-pretrain-forecast-curves"]
+    for line in ("loss", "trained", "counterfactual", "reference", "interval"):
+        assert line_of(curves, f"{line}-web") is not None
+    assert [row[0] for row in page.cells("run1-pretrain-forecast-errors")[1:-1]] == list(SHARES)
 
 
 def test_curves_of_the_law_are_those_of_the_log(steered: PolicyRun, steered_page: Page) -> None:

@@ -19,7 +19,7 @@ from drpruning.scheduling import (
 RATIO = {"a": 0.6, "b": 0.3, "c": 0.1}
 SOURCE = {"a": 2.0, "b": 1.0, "c": 1.5}
 STEPS = 100
-OURS = PAPER_SETTINGS | {"forecast": None}
+OURS = PAPER_SETTINGS | {"forecast": "combine"}
 
 
 def drpruning(**options: Any) -> DRPruning:
@@ -34,7 +34,9 @@ def behind(step: int) -> dict[str, float]:
 def made(kind: str) -> Policy:
     if kind == "sheared":
         return Sheared(RATIO, reference_loss="source")
-    return NaiveDRO(RATIO, reference_loss="source") if kind == "naive_dro" else drpruning()
+    if kind == "naive_dro":
+        return NaiveDRO(RATIO, reference_loss="source")
+    return drpruning(forecast="never")
 
 
 @pytest.mark.parametrize("kind", ["drpruning", "naive_dro", "sheared"])
@@ -99,22 +101,21 @@ def test_the_phase_after_pruning_compares_with_the_source_too(reference_loss: st
         decision = recovery.update(step, behind(step))
         assert decision.reference_loss == SOURCE
         assert decision.explanation.reference_origin == dict.fromkeys(RATIO, "source")
-        assert decision.forecast is None
+        assert (decision.forecast is None) == (step < STEPS / 5)
 
 
-def test_losses_that_are_given_stay_given_unless_forecasts_are_asked_for() -> None:
-    for options, replaced in (
-        ({}, False),
-        ({"forecast": "never"}, False),
-        ({"forecast": "replace"}, True),
-    ):
-        policy = drpruning(reference_loss=SOURCE, **options)
-        decisions = [policy.update(step, behind(step)) for step in range(0, STEPS, 5)]
-        assert decisions[0].explanation.reference_origin == dict.fromkeys(RATIO, "given")
-        assert (decisions[-1].reference_loss != SOURCE) == replaced
-        assert (decisions[-1].forecast is not None) == replaced
-        origin = "forecast" if replaced else "given"
-        assert decisions[-1].explanation.reference_origin == dict.fromkeys(RATIO, origin)
+@pytest.mark.parametrize("forecast", ["combine", "replace", "never"])
+def test_losses_that_are_given_stay_given_unless_forecasts_are_to_replace_them(
+    forecast: str,
+) -> None:
+    replaced = forecast == "replace"
+    policy = drpruning(reference_loss=SOURCE, forecast=forecast)
+    decisions = [policy.update(step, behind(step)) for step in range(0, STEPS, 5)]
+    assert decisions[0].explanation.reference_origin == dict.fromkeys(RATIO, "given")
+    assert (decisions[-1].reference_loss != SOURCE) == replaced
+    assert (decisions[-1].forecast is None) == (forecast == "never")
+    origin = "forecast" if replaced else "given"
+    assert decisions[-1].explanation.reference_origin == dict.fromkeys(RATIO, origin)
 
 
 def test_forecasts_of_the_phase_before_are_replaced_by_those_of_this_one() -> None:
@@ -151,7 +152,7 @@ def test_wrong_words_are_refused() -> None:
 
 
 def test_a_new_domain_beside_given_losses_needs_its_own_and_says_so() -> None:
-    """A forecast would be the only one among losses of another kind, so none is made."""
+    """Its forecast would be the only one among reference losses of another kind."""
     old = drpruning(reference_loss=SOURCE)
     for step in range(0, 50, 5):
         old.update(step, behind(step))
@@ -166,5 +167,5 @@ def test_a_new_domain_beside_given_losses_needs_its_own_and_says_so() -> None:
         for step in range(50, STEPS, 5):
             decision = policy.update(step, losses)
             assert decision.explanation.unusable == why
-            assert decision.forecast is None
+            assert (decision.reference_loss or {}).get("new") == (given or {}).get("new")
         assert set(decision.explanation.reference_origin.values()) == {"given"}
