@@ -290,7 +290,7 @@ def test_every_default_of_the_policy_is_written_out(policy: str) -> None:
         if name in {"reference", "reference_loss"}:
             continue
         default = signature[name].default
-        assert written[name] == ("smallest_reference" if name == "floor" else default), name
+        assert written[name] == default, name
         assert name in DEFAULTS[policy]
     foreign = set().union(*DEFAULTS.values()) - set(DEFAULTS[policy])
     assert all(written[name] is None for name in foreign)
@@ -322,6 +322,7 @@ def two_domains(floor: Any) -> dict[str, Any]:
     [
         (None, {"web": 0.3, "code": 0.3}),
         ("smallest_reference", {"web": 0.3, "code": 0.3}),
+        ("initial_or_equal", {"web": 0.375, "code": 0.225}),  # 0.5 and 0.3, scaled down to 0.6
         (0.1, {"web": 0.1, "code": 0.1}),
         ({"web": 0.6, "code": 0.05}, {"web": 0.6, "code": 0.05}),
     ],
@@ -351,12 +352,11 @@ def test_start_below_the_floor_of_its_domain_is_refused() -> None:
 def test_the_papers_settings_are_one_word() -> None:
     recipe = parse_recipe(changed("scheduling", {"reference": "paper"}))
     written = yaml.safe_load(recipe.to_yaml())["scheduling"]
-    named = {name: value for name, value in PAPER_SETTINGS.items() if name != "floor"}
-    assert {name: written[name] for name in named if name in PAPER} == {
-        name: value for name, value in named.items() if name in PAPER
+    assert {name: written[name] for name in PAPER_SETTINGS if name in PAPER} == {
+        name: value for name, value in PAPER_SETTINGS.items() if name in PAPER
     }
     assert PAPER.keys() - {"reference_loss"} == PAPER_SETTINGS.keys() - {"transfer"}
-    assert (written["floor"], written["reference_loss"]) == ("smallest_reference", "none")
+    assert written["reference_loss"] == "none"
     assert recipe.scheduling.options() == {"reference": "paper"}
     assert recipe.forecasts
     assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe

@@ -34,7 +34,7 @@ NOTHING_TO_COMPARE = (
     "or leave forecast out"
 )
 
-Floor = float | Mapping[str, float] | Literal["initial_or_equal", "smallest_reference"] | None
+Floor = float | Mapping[str, float] | Literal["initial_or_equal", "smallest_reference"]
 Forecasting = Literal["combine", "replace", "never"]
 _BEHIND = 0.75
 """Weight of how far a domain is behind against how far it can get, in their geometric mean."""
@@ -63,9 +63,8 @@ class _BallPolicy(ReferencedPolicy):
         self.rho = float(rho)
         self.tau = float(tau)
         self.relative_floor = float(relative_floor)
-        if isinstance(floor, str):
-            floor = self._named_floor(floor)
-        self._floor = self._array(floor, "floor") if isinstance(floor, Mapping) else floor
+        least = self._named_floor(floor) if isinstance(floor, str) else floor
+        self._floor = self._array(least, "floor") if isinstance(least, Mapping) else least
         self._radius = self.rho
         self._check_feasible()
 
@@ -171,7 +170,7 @@ class NaiveDRO(_BallPolicy):
         final_params: float | None = None,
         *,
         rho: float = 0.1,
-        floor: Floor = None,
+        floor: Floor = SMALLEST_REFERENCE,
         reference_loss: GivenLosses | None = None,
     ) -> None:
         if reference_loss is None:
@@ -211,7 +210,7 @@ class DRPruning(_BallPolicy):
         rho: Largest chi-square divergence of the ratio from the reference ratio.
         floor: Smallest share, for all domains or by name; or `initial_or_equal`, the initial or an
             equal share, the smaller of both, scaled down where these are more than 0.6 of the data;
-            or `smallest_reference` (the paper's; also None), the smallest reference share.
+            or `smallest_reference`, the smallest reference share (the paper's).
         relative_floor: Part of its reference share below which no share falls either, in [0, 1];
             0.2 in the released code of the paper.
         tau: Evidence that a move needs, in nats. The ratio goes no further than a divergence of
