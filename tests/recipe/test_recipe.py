@@ -302,7 +302,7 @@ def test_every_default_of_the_policy_is_written_out(policy: str) -> None:
 
 def test_another_policy_can_be_set_for_a_recipe_that_has_every_default(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
-    file.write_text(parse_recipe(changed("scheduling", {"rho": 0.1, "delta": 0.1})).to_yaml())
+    file.write_text(parse_recipe(changed("scheduling", {"rho": 0.5, "delta": 0.1})).to_yaml())
     scheduling = load_recipe(file, ["scheduling.policy=group_dro"]).scheduling
     assert (scheduling.policy, scheduling.eta, scheduling.rho) == ("group_dro", 0.1, None)
     assert load_recipe(file, ["scheduling.rho=0.3"]).scheduling.options() == {"rho": 0.3}

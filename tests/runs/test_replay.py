@@ -232,6 +232,27 @@ def test_a_new_policy_keeps_the_settings_it_knows_and_says_which_it_drops(tmp_pa
     assert "rho" not in note
 
 
+@pytest.mark.parametrize("word", ["none", "source", "auto"])
+def test_a_word_for_reference_losses_gives_way_to_a_policy_without_them(
+    word: str, tmp_path: Path
+) -> None:
+    run = LoggedRun(tmp_path / "run", ("prune", "pretrain"), reference_loss=word)
+    for policy in ("constant", "sheared" if word != "none" else "cvar"):
+        assert replay_run(run.folder, policy).replayed.policy == policy
+
+
+def test_a_replay_says_that_reference_losses_and_forecasts_both_count(tmp_path: Path) -> None:
+    run = LoggedRun(tmp_path / "run", ("prune", "pretrain"))
+    text = " ".join(output(run.folder).split())
+    both = "loss of the source model, and forecast at a share of 33.33%"
+    assert f"Reference losses at the end: {both}." in text
+    text = " ".join(output(run.folder, "--set", "forecast=never").split())
+    assert "Reference losses at the end: loss of the source model." in text
+    assert CHECKED not in text
+    text = " ".join(output(run.folder, "--set", "forecast=replace").split())
+    assert "Reference losses at the end: forecast at a share of 33.33%." in text
+
+
 def test_a_missing_loss_leaves_the_ratio_where_it_is(logged: LoggedRun) -> None:
     del next(r for r in logged.records if r["phase"] == "pretrain" and r["step"] == 160)["loss"][
         "web"
@@ -303,7 +324,7 @@ def test_the_run_folder_stays_as_it_is_wherever_it_lies(logged: LoggedRun, tmp_p
         (["--set", "rho=[1"], ["--set rho:", "not valid YAML"]),
         (["--set", "pretrain.steps=9"], ["scheduling.pretrain: unknown key"]),
         (
-            ["--set", "reference_loss.from_model=big"],
+            ["--set", "reference_loss={from_model: big}"],
             ["has not measured big", "drprune reference-loss", "--model big", "start=FILE"],
         ),
         (["--set", "floor=0.5"], ["scheduling", "floor"]),
@@ -314,8 +335,9 @@ def test_the_run_folder_stays_as_it_is_wherever_it_lies(logged: LoggedRun, tmp_p
     ],
     ids=" ".join,
 )
-def test_wrong_input_is_named(arguments: list[str], words: list[str], logged: LoggedRun) -> None:
-    message = refused(logged.folder, *arguments)
+def test_wrong_input_is_named(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    run = LoggedRun(tmp_path / "run", ("prune", "pretrain"), reference_loss="none")
+    message = refused(run.folder, *arguments)
     for word in words:
         assert word in message
 

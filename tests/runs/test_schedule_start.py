@@ -70,14 +70,18 @@ def test_floor_above_what_there_is_is_refused_without_a_share_to_steer(
 
 def test_start_outside_the_bound_is_refused(pretraining: dict[str, Any]) -> None:
     twice = {"reference_ratio": {"numbers": 0.55, "colours": 0.25, "animals": 0.2}}
-    assert started_policy(pretraining, start=twice).ratio["animals"] == pytest.approx(0.1)
+    limited = {"bound": 2.0}
+    assert started_policy(pretraining, start=twice, **limited).ratio["animals"] == pytest.approx(
+        0.1
+    )
     far = {"reference_ratio": {"numbers": 0.5, "colours": 0.25, "animals": 0.25}}
     with pytest.raises(BadInput, match=r"start\.reference_ratio: 0\.25 for animals is 2\.5 times"):
-        started_policy(pretraining, start=far)
+        started_policy(pretraining, start=far, **limited)
     near = {"reference_ratio": {"numbers": 0.57, "colours": 0.41, "animals": 0.02}}
     with pytest.raises(BadInput, match=r"0\.02 for animals is 5 times off its share of 0\.1"):
-        started_policy(pretraining, start=near)
-    for free in ({"bound": 2.5}, {"moving_reference": False}, {"policy": "naive_dro"}):
+        started_policy(pretraining, start=near, **limited)
+    unmoved = limited | {"moving_reference": False}
+    for free in ({"bound": 2.5}, unmoved, {"policy": "naive_dro"}):
         state = started_policy(pretraining, start=far, **free).state_dict()
         assert state["reference_ratio"] == far["reference_ratio"]
 
@@ -148,6 +152,7 @@ def test_what_a_run_has_found_is_where_the_next_begins(
     second["output"] = str(tmp_path / "second")
     second["data"]["prepared"] = str(first / "data")
     second["scheduling"] = {"handover": handover, "forecast": "never", "start": str(file)}
+    second["scheduling"] |= {"rho": 0.1, "tau": 0.0}
     with Run(load_recipe(write(second, tmp_path / "r.yaml"))).session("test") as this:
         this.run(("prune", "pretrain"))
     file.unlink()

@@ -176,6 +176,8 @@ def _recipes(
     if policy is not None:
         known = policy_settings(policy)
         dropped = [name for name in own.scheduling.options() if name not in known]
+        if "reference_loss" not in known and isinstance(own.scheduling.reference_loss, str):
+            changes += ["scheduling.reference_loss=null"]  # a word, which is no option
         changes += [f"scheduling.{name}=null" for name in dropped]
         changes += [f"scheduling.policy={policy}"]
     changes += [f"scheduling.{_assignment(given)}" for given in settings]
