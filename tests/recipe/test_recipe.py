@@ -330,11 +330,11 @@ def two_domains(floor: Any) -> dict[str, Any]:
 def test_floors_hold_for_all_or_by_domain(floor: Any, expected: dict[str, float]) -> None:
     recipe = parse_recipe(two_domains(floor))
     assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
-    assert recipe.scheduling.floors(recipe.initial_ratio) == expected
+    assert recipe.scheduling.floors(recipe.initial_ratio) == pytest.approx(expected)
     assert recipe.pretrain is not None
     policy = phase_policy(recipe, recipe.pretrain, 1.0)
     decision = policy.update(0, {"web": 0.0, "code": 5.0})
-    assert decision.explanation.floor == expected
+    assert decision.explanation.floor == pytest.approx(expected)
     assert decision.ratio["web"] >= expected["web"] - 1e-12
     if isinstance(floor, dict):
         assert decision.ratio["web"] == pytest.approx(0.6)

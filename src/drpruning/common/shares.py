@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
-INITIAL_OR_EQUAL = "initial_or_equal"
+INITIAL_OR_EQUAL: Literal["initial_or_equal"] = "initial_or_equal"
 """The floor that keeps for every domain its initial share or an equal one, the smaller of both."""
-SMALLEST_REFERENCE = "smallest_reference"
+SMALLEST_REFERENCE: Literal["smallest_reference"] = "smallest_reference"
 """The floor that moves with the reference ratio: the smallest share in it (paper, section 3.3)."""
 MOST_KEPT = 0.6
 """Part of the data, at most, that `INITIAL_OR_EQUAL` keeps; the rest can be steered."""
