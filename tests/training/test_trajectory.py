@@ -64,7 +64,7 @@ def records(
     recipe_values["pretrain"].update(steps=18, evaluate_every=3, warmup=0.25)
     recipe_values["training"]["log_every"] = 1
     recipe_values["scheduling"] = {
-        "reference": "paper",  # settings that do not move with the defaults
+        "reference": "paper",
         "min_quality": 0.5,
         "reference_loss": {"numbers": 2.3, "colours": 1.9, "animals": 2.4},
         "forecast_start": 0.5,

@@ -46,8 +46,8 @@ _LOSS_CAPTION = (
 )
 _COMBINED_CAPTION = (
     "Each panel is one domain with its own scale. Two distances draw data to a domain: from the "
-    "loss to its reference loss, and from the loss to its forecast. The excess loss is their "
-    "geometric mean."
+    "loss to its reference loss, and from the loss to its forecast (at most what the curve still "
+    "falls). The excess loss is their geometric mean."
 )
 _FORECAST_CAPTION = (
     "The band is the 90% interval of the loss that was forecast, at each step, for the end of "

@@ -192,10 +192,11 @@ class DRPruning(_BallPolicy):
     - *Forecast*, where none are given: the loss that the domain would reach by the end of training,
       at most the smallest loss seen of a model of final size, and at least 0.
     - *Both* (`forecast="combine"`): what is given stays, and the excess is a geometric mean of
-      two distances, to the reference loss (weight 3/4) and to the forecast. How far a domain is
-      behind says where data are wanted; how far it can still get says where they help. A domain
-      that has reached its reference loss, or can get no further, has no claim on data, so that a
-      wrong reference loss or a domain of noise cannot take the data of the others.
+      two distances, to the reference loss (weight 3/4) and to the forecast (at most what the curve
+      behind the forecast still falls, as noise is nothing to win). How far a domain is behind says
+      where data are wanted; how far it can still get says where they help. A domain that has
+      reached its reference loss, or can get no further, has no claim on data, so that a wrong
+      reference loss or a domain of noise cannot take the data of the others.
     - *Replaced* (`forecast="replace"`, the paper's): given until the first forecast.
 
     Before the first forecast the ratio stays where it is if nothing is given.
@@ -307,7 +308,7 @@ class DRPruning(_BallPolicy):
     def _begin(self) -> None:
         """Start a loss history, and forecasts from it."""
         self._history = LossHistory(self._domains, self.loss_weight)
-        self._latest: FloatArray | None = None  # forecasts to combine with at this update [n]
+        self._reachable: FloatArray | None = None  # to combine with at this update [n]
         self._forecasts = ForecastReferences(self._domains, self._forecast_settings)
 
     def continue_from(self, state: Mapping[str, Any]) -> None:
@@ -358,16 +359,15 @@ class DRPruning(_BallPolicy):
         Returns:
             The forecasts [n] or None, and the fields of `Explanation` about them.
         """
-        self._latest = None
+        self._reachable = None
         if not (self._forecasting and self._forecast_settings.due(step)):
             return None, {}
         combining = self._combining
-        forecast, about = self._forecasts.update(
+        forecast, reachable, about = self._forecasts.update(
             self._history, self._references, self._share_forecast_at(), replace=not combining
         )
         if combining:
-            refused = [name in about["refused"] for name in self._domains]
-            self._latest = np.where(refused, np.nan, forecast)
+            self._reachable = reachable
             return forecast, about
         for name in about["refused"]:
             if not self._references.known[self._domains.index(name)]:
@@ -395,14 +395,13 @@ class DRPruning(_BallPolicy):
         """How far each domain is behind [n], and how much of that it can still make up.
 
         With reference losses and forecasts it is a geometric mean of the two distances: to the
-        reference loss, and to the loss that the domain would reach. So a domain that has reached
+        reference loss, and to what the domain would reach. So a domain that has reached
         its reference loss, or can get no further, has no claim on data, whatever the other says.
         """
         behind = super()._excess(losses)
-        if self._latest is None:
+        if self._reachable is None:
             return behind
-        reachable = np.maximum(losses - self._latest, 0)
-        both = np.maximum(behind, 0) ** _BEHIND * reachable ** (1 - _BEHIND)
+        both = np.maximum(behind, 0) ** _BEHIND * self._reachable ** (1 - _BEHIND)
         known = np.isfinite(both)
         # A domain without a forecast is tempered as the others are on average.
         total = np.maximum(behind, 0)[known].sum()

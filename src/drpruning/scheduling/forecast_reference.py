@@ -73,7 +73,7 @@ class ForecastReferences:
 
     def update(
         self, history: LossHistory, references: References, share: FloatArray, *, replace: bool
-    ) -> tuple[FloatArray, dict[str, Any]]:
+    ) -> tuple[FloatArray, FloatArray, dict[str, Any]]:
         """Forecast from what was seen so far, and set the reference losses.
 
         Args:
@@ -83,7 +83,8 @@ class ForecastReferences:
             replace: Whether the forecasts become the reference losses.
 
         Returns:
-            The forecasts [n], NaN where there is none, and the fields of `Explanation` about them.
+            The forecasts [n], NaN where there is none; how far each loss can still fall [n], NaN
+            where that is not known or not trusted; and the fields of `Explanation` about them.
         """
         final = self._settings.final_params if np.isfinite(history.params).any() else None
         fits, amounts = self._fit(history, final, share)
@@ -103,7 +104,12 @@ class ForecastReferences:
             self._set(references, forecast, low, trusted)
             self._stand_in(references, smallest, np.isfinite(forecast) & ~trusted)
         explanation = self._explain(history, fits, amounts, trusted, with_params=final is not None)
-        return forecast, explanation | self._law(fits, final, share)
+        # What noise puts above the curve, or the smallest loss below it, no data can win: a loss
+        # falls no further than its curve.
+        fall = fits.at(amounts[:, -1]) - fits.forecast
+        reachable = np.maximum(np.fmin(history.losses[:, -1] - forecast, fall), 0)
+        reachable[~trusted] = np.nan
+        return forecast, reachable, explanation | self._law(fits, final, share)
 
     def _fit(
         self, history: LossHistory, final: float | None, share: FloatArray
