@@ -215,7 +215,7 @@ def updates(args: argparse.Namespace, n: int, repeats: int, *, pruning: bool) ->
         losses = dict(zip(names, data.losses[:, i].tolist(), strict=True))
         return round(data.steps[i]), losses, None if data.params is None else data.params[i]
 
-    before = DRPruning(initial, FINAL_STEP, final_params, forecast=False)
+    before = DRPruning(initial, FINAL_STEP, final_params, forecast_start=1.0)
     for i in range(args.evaluations - 1):
         before.update(*evaluation(i))
     state = before.state_dict()

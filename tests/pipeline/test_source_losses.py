@@ -139,6 +139,38 @@ def test_every_target_of_a_chain_is_compared_with_the_first_model(
     assert not (small / "evaluation").exists()
 
 
+def test_a_target_of_a_chain_replays_with_the_first_models_losses_wherever_it_lies(
+    short: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del short["model"]["target"]
+    short["model"]["targets"] = {"large": LARGE, "small": SMALL}
+    run_recipe(parse_recipe(short), "run", ["prepare", "prune"])
+    moved = tmp_path / "moved" / "chain"
+    moved.parent.mkdir()
+    Path(short["output"]).rename(moved)
+    (moved / "large" / "pruned").rename(tmp_path / "elsewhere")
+    for place in (moved / "small", Path("chain") / "small"):
+        monkeypatch.chdir(moved.parent)
+        (phase,) = replay_run(place).phases
+        assert phase.is_identical
+        assert phase.points[0].decision.reference_loss == source_loss(place)
+
+
+def test_a_target_of_a_chain_that_did_not_need_them_replays_with_the_first_models_losses(
+    short: dict[str, Any],
+) -> None:
+    del short["model"]["target"]
+    short["model"]["targets"] = {"large": LARGE, "small": SMALL}
+    short["scheduling"] = {"policy": "constant"}
+    run_recipe(parse_recipe(short), "run", ["prepare", "prune", "evaluate"])
+    large, small = (Path(short["output"]) / name for name in ("large", "small"))
+    assert not (small / "reference_loss.json").exists()
+    original = json.loads((large / "evaluation" / "source.json").read_text())["loss"]
+    assert json.loads((small / "evaluation" / "source.json").read_text())["loss"] != original
+    (phase,) = replay_run(small, "drpruning", ["reference_loss=source"]).phases
+    assert phase.points[0].decision.reference_loss == original
+
+
 def test_plan_and_run_say_which_reference_losses_each_phase_goes_by(
     short: dict[str, Any], tmp_path: Path
 ) -> None:

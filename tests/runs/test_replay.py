@@ -241,6 +241,15 @@ def test_a_word_for_reference_losses_gives_way_to_a_policy_without_them(
         assert replay_run(run.folder, policy).replayed.policy == policy
 
 
+def test_naming_the_policy_of_a_run_keeps_the_papers_settings(tmp_path: Path) -> None:
+    run = LoggedRun(tmp_path / "run", ("pretrain",), reference="paper").write()
+    replay = replay_run(run.folder, "drpruning")
+    assert replay.replayed == replay.used
+    assert replay.phases[0].is_identical
+    other = replay_run(run.folder, "constant")
+    assert other.replayed.reference is None
+
+
 def test_a_replay_says_that_reference_losses_and_forecasts_both_count(tmp_path: Path) -> None:
     run = LoggedRun(tmp_path / "run", ("prune", "pretrain"))
     text = " ".join(output(run.folder).split())

@@ -89,7 +89,7 @@ def test_the_excess_is_no_more_than_both_distances_allow(
         sums += excess, max(behind, 0)
     for name in new:  # counts as far as those with a forecast do on average
         part = sums[0] / sums[1] if sums[1] else 1.0
-        assert decision.excess[name] == pytest.approx(part * distances(decision)[name][0])
+        assert decision.excess[name] == pytest.approx(part * max(distances(decision)[name][0], 0))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -99,7 +99,7 @@ def test_without_noise_it_is_their_geometric_mean(seed: int) -> None:
         assert decision.excess is not None
         for name, (behind, reachable) in distances(decision).items():
             assert min(behind, reachable) < decision.excess[name] < max(behind, reachable)
-            assert decision.excess[name] == pytest.approx(math.sqrt(behind * reachable), rel=0.05)
+            assert decision.excess[name] == pytest.approx(behind**0.75 * reachable**0.25, rel=0.05)
 
 
 @pytest.mark.parametrize("origin", ["given", "source"])
@@ -202,3 +202,18 @@ def test_wrong_words_are_refused_with_those_there_are(word: Any) -> None:
         BadInput, match=f"forecast must be one of combine, replace, never, not {word!r}"
     ):
         steered(forecast=word)
+
+
+def test_a_domain_without_a_forecast_that_is_past_its_reference_asks_for_nothing() -> None:
+    """As the others do: a negative excess would lower the mean that they are compared with."""
+    policy, world = steered(reference_loss=SOURCE | {"wiki": 9.0}), Healing(3)
+    data = dict.fromkeys(RATIO, 0.0)
+    for step in range(0, STEPS // 2 + 1, EVERY):
+        losses = {n: v for n, v in world.at(step, data).items() if n != "wiki"}
+        decision = policy.update(step, losses)
+        data = {n: had + EVERY * decision.ratio[n] for n, had in data.items()}
+    decision = policy.update(STEPS // 2 + EVERY, world.at(STEPS // 2 + EVERY, data))
+    assert decision.explanation.no_forecast.keys() == {"wiki"}
+    assert decision.excess is not None
+    assert decision.excess["wiki"] == 0.0
+    assert all(excess >= 0 for excess in decision.excess.values())

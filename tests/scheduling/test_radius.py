@@ -143,3 +143,14 @@ def test_the_relative_floor_follows_the_reference_ratio():
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(BadInput, match=message):
         DRPruning({"a": 0.5, "b": 0.5}, 100, **(FIXED | options))
+
+
+def test_where_the_ratio_stays_a_policy_and_its_state_say_the_same_radius():
+    settings = {"tau": 5.0, "forecast": "never", "reference_loss": {"a": 1.0, "b": 1.0}}
+    policy, loaded = (DRPruning({"a": 0.7, "b": 0.3}, 100, **settings) for _ in range(2))
+    assert policy.update(0, {"a": 1.1, "b": 1.2}).explanation.radius < policy.rho
+    loaded.load_state_dict(policy.state_dict())
+    stays = policy.update(10, {"a": 1.1})
+    assert not stays.explanation.ratio_updated
+    assert stays.explanation.radius == policy.rho
+    assert loaded.update(10, {"a": 1.1}) == stays

@@ -52,7 +52,7 @@ def client_warnings(source: ModelShape, target: ModelShape) -> list[str]:
 
 
 def floor_warning(recipe: Recipe) -> list[str]:
-    """Whether the floor leaves the ratio no room: by default it is the smallest reference share."""
+    """Warn of floors that leave nearly nothing to steer; the default always leaves 40%."""
     scheduling = recipe.scheduling
     if scheduling.floor is None or len(recipe.initial_ratio) == 1:
         return []

@@ -53,7 +53,7 @@ def _drop_defaults(values: dict[str, Any]) -> None:
 
 
 def _drop_preset(values: dict[str, Any]) -> None:
-    """Take out the name of a set of defaults, which belongs to the policy that was set before."""
+    """Take out the name of a set of defaults, which no policy but drpruning takes."""
     if isinstance(scheduling := values.get("scheduling"), dict):
         scheduling.pop("reference", None)
 
@@ -109,7 +109,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     values = read_values(path)
     if overrides := list(overrides):
         _drop_defaults(values)
-        if any(change.startswith("scheduling.policy=") for change in overrides):
+        chosen = [c.partition("=")[2] for c in overrides if c.startswith("scheduling.policy=")]
+        if chosen and chosen[-1].strip() != "drpruning":
             _drop_preset(values)
     for assignment in overrides:
         _override(values, assignment)

@@ -47,7 +47,7 @@ _LOSS_CAPTION = (
 _COMBINED_CAPTION = (
     "Each panel is one domain with its own scale. Two distances draw data to a domain: from the "
     "loss to its reference loss, and from the loss to its forecast (at most what the curve still "
-    "falls). The excess loss is their geometric mean."
+    "falls). The excess loss is their geometric mean, with weights 3/4 and 1/4."
 )
 _FORECAST_CAPTION = (
     "The band is the 90% interval of the loss that was forecast, at each step, for the end of "
@@ -163,7 +163,7 @@ def excess_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figu
     axis.set_ylabel("nats per token")
     combined = (
         ", combined with validation loss minus forecast once there is one (the geometric mean of "
-        "the two, 0 where one of them is negative)"
+        "the two with weights 3/4 and 1/4, 0 where one of them is negative)"
     )
     caption = (
         f"Validation loss minus reference loss{combined if _are_combined(phase.evals) else ''}. "

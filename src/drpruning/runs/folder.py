@@ -205,6 +205,18 @@ def moved_places(place: str, old: Path, new: Path) -> list[str]:
     ]
 
 
+def rebased(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of a run that lies in this folder, whether or not it was made there.
+
+    A source that lies beside the run, as the larger target's model does in a chain of targets, is
+    named at its place beside the folder, also where it has been removed.
+    """
+    source = recipe.model.source
+    places = [] if source is None else moved_places(source, Path(recipe.output), folder)
+    model = recipe.model.model_copy(update={"source": places[0] if places else source})
+    return recipe.model_copy(update={"model": model, "output": str(folder)})
+
+
 def is_run(folder: Path) -> bool:
     """Whether a command has begun a run here; a lock or a log alone may be anybody's."""
     return RunFolder(folder).sessions.is_file()

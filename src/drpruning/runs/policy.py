@@ -10,7 +10,7 @@ from drpruning.common.shares import SMALLEST_REFERENCE
 from drpruning.recipe import Phase, Prune, Recipe
 from drpruning.recipe.scheduling import COMPARING
 from drpruning.recipe.section import SHARES_TOLERANCE
-from drpruning.runs.folder import is_chained
+from drpruning.runs.folder import RunFolder, is_chained, rebased, saved_recipe
 from drpruning.runs.reference_losses import ReferenceLosses, source_losses
 from drpruning.scheduling import DRPruning, Policy, make_policy
 
@@ -101,8 +101,23 @@ def _measured(recipe: Recipe) -> dict[str, float]:
     """The losses in the run folder: of the models that are named, or of the one that is pruned."""
     folder, models = Path(recipe.output), recipe.scheduling.reference_models
     if models is None:
-        return source_losses(folder, recipe.data.domains)
+        return source_losses(_begun_in(recipe), recipe.data.domains)
     return ReferenceLosses.read(folder, models, recipe.initial_ratio).usable()
+
+
+def _begun_in(recipe: Recipe) -> Path:
+    """The run folder that has the losses of the model which was pruned.
+
+    A target that is pruned from a larger one has them only where it goes by them. Its own
+    evaluations are of the larger target's model, so that without them those of the larger target
+    are looked for, and so on.
+    """
+    folder = Path(recipe.output)
+    if RunFolder(folder).reference_loss.is_file() or not is_chained(recipe):
+        return folder
+    folder = Path(str(recipe.model.source)).parent
+    larger = saved_recipe(folder)
+    return folder if larger is None else _begun_in(rebased(larger, folder))
 
 
 def untrained_reference_loss(recipe: Recipe) -> dict[str, float]:
@@ -191,7 +206,7 @@ def _check_start(recipe: Recipe, policy: Policy) -> None:
                     f"times off its share of {share:.4g} in data.domains, where scheduling.bound "
                     f"allows {policy.bound:g}; write a larger bound, or leave reference_ratio out"
                 )
-    # The default floor moves with the reference ratio, so it has no bound to compare with.
+    # `smallest_reference` moves with the reference ratio, so it has no bound to compare with.
     if start.ratio and scheduling.floor not in (None, SMALLEST_REFERENCE):
         floors = scheduling.floors(recipe.initial_ratio)
         for domain, share in start.ratio.items():

@@ -201,7 +201,8 @@ def source_losses(folder: Path, domains: Collection[str]) -> dict[str, float]:
     masks are within 1% of one.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; in a chain of targets, of the first one, as the others begin with
+            another model.
         domains: All domains of the recipe.
 
     Raises:

@@ -24,7 +24,7 @@ from drpruning.runs.counterfactuals import (
     churns,
     trained_shares,
 )
-from drpruning.runs.folder import PRUNED, RunFolder
+from drpruning.runs.folder import PRUNED, RunFolder, rebased
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.policy import hand_over, phase_policy
 from drpruning.runs.records import PhaseRecord, RunRecord, load_evaluation, load_phases
@@ -186,7 +186,7 @@ def _recipes(
 
 def _recipe(file: Path, changes: Sequence[str]) -> Recipe:
     """A recipe whose run folder is where the file lies: the folder may have been moved."""
-    return load_recipe(file, changes).model_copy(update={"output": str(file.parent)})
+    return rebased(load_recipe(file, changes), file.parent)
 
 
 def _assignment(given: str) -> str:

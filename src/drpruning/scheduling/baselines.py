@@ -11,6 +11,7 @@ import numpy as np
 
 from drpruning.common.errors import BadInput
 from drpruning.scheduling.policy import PolicyBase, ReferencedPolicy
+from drpruning.scheduling.reference import GivenLosses
 from drpruning.scheduling.worst_case import FloatArray
 
 _SMALLEST_SHARE = float(np.nextafter(0.0, 1.0))
@@ -178,7 +179,8 @@ class Sheared(ReferencedPolicy):
         initial_ratio: Share of each domain at the start.
         total_steps: Not used.
         final_params: Not used.
-        reference_loss: Loss that each domain should reach, in nats; required.
+        reference_loss: Loss that each domain should reach, in nats, or `source` for the source
+            model's own at step 0; required.
     """
 
     name = "sheared"
@@ -190,7 +192,7 @@ class Sheared(ReferencedPolicy):
         total_steps: int | None = None,
         final_params: float | None = None,
         *,
-        reference_loss: Mapping[str, float] | None = None,
+        reference_loss: GivenLosses | None = None,
     ) -> None:
         if reference_loss is None:
             raise BadInput("the policy sheared needs a reference_loss for every domain")

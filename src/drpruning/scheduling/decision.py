@@ -91,8 +91,8 @@ class Decision:
         forecast: Losses at the end of training as forecast at this evaluation, for the domains
             that have a forecast; None if none was made.
         excess: Loss less reference loss; where forecasts count beside it, the geometric mean of
-            that and of loss less forecast, which counts no further than the curve behind the
-            forecast still falls. None if the ratio was not computed from it.
+            that (weight 3/4) and of loss less forecast (1/4), which counts no further than the
+            curve behind the forecast still falls. None where it is not known for any domain.
         data: How much of the phase's training each domain has had up to this evaluation, in steps'
             worth: its share times the steps under it, added up. Times the tokens of a step these
             are tokens; the sum over the domains is the number of steps done.

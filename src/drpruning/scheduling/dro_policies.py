@@ -103,6 +103,10 @@ class _BallPolicy(ReferencedPolicy):
         floor = p.min() if self._floor is None else self._floor
         return np.asarray(np.maximum(floor, self.relative_floor * p))
 
+    def _follow(self, losses: FloatArray, unusable: dict[str, str]) -> FloatArray:
+        self._radius = self.rho  # where the ratio stays, no scores narrow it
+        return super()._follow(losses, unusable)
+
     def _ratio_from(self, excess: FloatArray) -> FloatArray:
         p, floors = self._reference_ratio, self._floors(self._reference_ratio)
         self._radius = self._evident_radius(excess)
@@ -399,12 +403,14 @@ class DRPruning(_BallPolicy):
         its reference loss, or can get no further, has no claim on data, whatever the other says.
         """
         behind = super()._excess(losses)
-        if self._reachable is None:
+        if self._reachable is None or not np.isfinite(self._reachable).any():
             return behind
-        both = np.maximum(behind, 0) ** _BEHIND * self._reachable ** (1 - _BEHIND)
+        behind = np.maximum(behind, 0)
+        both = behind**_BEHIND * self._reachable ** (1 - _BEHIND)
         known = np.isfinite(both)
-        # A domain without a forecast is tempered as the others are on average.
-        total = np.maximum(behind, 0)[known].sum()
+        # A domain without a forecast is tempered as the others are on average. Like theirs, its
+        # excess is 0 at least: below that it would move the mean that all are compared with.
+        total = behind[known].sum()
         part = both[known].sum() / total if total > 0 else 1.0
         return np.where(known, both, behind * part)
 
