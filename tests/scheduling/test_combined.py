@@ -89,7 +89,8 @@ def test_the_excess_is_no_more_than_both_distances_allow(
         sums += excess, max(behind, 0)
     for name in new:  # counts as far as those with a forecast do on average
         part = sums[0] / sums[1] if sums[1] else 1.0
-        assert decision.excess[name] == pytest.approx(part * distances(decision)[name][0])
+        behind = max(distances(decision)[name][0], 0)
+        assert decision.excess[name] == pytest.approx(part * behind)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -99,7 +100,8 @@ def test_without_noise_it_is_their_geometric_mean(seed: int) -> None:
         assert decision.excess is not None
         for name, (behind, reachable) in distances(decision).items():
             assert min(behind, reachable) < decision.excess[name] < max(behind, reachable)
-            assert decision.excess[name] == pytest.approx(math.sqrt(behind * reachable), rel=0.05)
+            mean = behind**0.75 * reachable**0.25
+            assert decision.excess[name] == pytest.approx(mean, rel=0.05)
 
 
 @pytest.mark.parametrize("origin", ["given", "source"])
@@ -164,6 +166,18 @@ def test_a_forecast_that_is_refused_does_not_count() -> None:
     assert decision.forecast is not None
     assert decision.explanation.refused.keys() == RATIO.keys()
     assert decision.explanation.unusable == {}
+
+
+def test_a_domain_past_its_reference_asks_for_nothing_even_without_a_forecast() -> None:
+    policy = steered(reference_loss=SOURCE | {"wiki": 9.0})
+    late = STEPS - 2 * EVERY  # so that wiki has too few points for a forecast
+    for step in range(0, STEPS, EVERY):
+        losses: dict[str, float | None] = {**Healing(1).at(step, dict.fromkeys(RATIO, step / 4))}
+        decision = policy.update(step, losses if step >= late else losses | {"wiki": None})
+    assert "wiki" in decision.explanation.no_forecast
+    assert decision.excess is not None
+    assert decision.excess["wiki"] == 0
+    assert all(decision.excess[name] > 0 for name in ("web", "books", "code"))
 
 
 def test_without_reference_losses_forecasts_are_the_reference_losses() -> None:

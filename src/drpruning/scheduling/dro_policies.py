@@ -103,6 +103,10 @@ class _BallPolicy(ReferencedPolicy):
         floor = p.min() if self._floor is None else self._floor
         return np.asarray(np.maximum(floor, self.relative_floor * p))
 
+    def _follow(self, losses: FloatArray, unusable: dict[str, str]) -> FloatArray:
+        self._radius = self.rho  # where no ratio is computed, an earlier update's does not count
+        return super()._follow(losses, unusable)
+
     def _ratio_from(self, excess: FloatArray) -> FloatArray:
         p, floors = self._reference_ratio, self._floors(self._reference_ratio)
         self._radius = self._evident_radius(excess)
@@ -401,10 +405,11 @@ class DRPruning(_BallPolicy):
         behind = super()._excess(losses)
         if self._reachable is None:
             return behind
-        both = np.maximum(behind, 0) ** _BEHIND * self._reachable ** (1 - _BEHIND)
+        behind = np.maximum(behind, 0)
+        both = behind**_BEHIND * self._reachable ** (1 - _BEHIND)
         known = np.isfinite(both)
         # A domain without a forecast is tempered as the others are on average.
-        total = np.maximum(behind, 0)[known].sum()
+        total = behind[known].sum()
         part = both[known].sum() / total if total > 0 else 1.0
         return np.where(known, both, behind * part)
 
