@@ -191,7 +191,7 @@ def _check_start(recipe: Recipe, policy: Policy) -> None:
                     f"times off its share of {share:.4g} in data.domains, where scheduling.bound "
                     f"allows {policy.bound:g}; write a larger bound, or leave reference_ratio out"
                 )
-    # The default floor moves with the reference ratio, so it has no bound to compare with.
+    # The smallest reference share moves with the reference ratio: no bound to compare with.
     if start.ratio and scheduling.floor not in (None, SMALLEST_REFERENCE):
         floors = scheduling.floors(recipe.initial_ratio)
         for domain, share in start.ratio.items():
