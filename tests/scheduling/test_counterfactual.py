@@ -1,6 +1,7 @@
 """Forecasts at another share than the present one: fitted to the data that each domain has had."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -149,6 +150,21 @@ def test_a_resumed_policy_forecasts_the_same():
         for evaluation in evaluations[stop:]:
             resumed.update(*evaluation)
         assert resumed.state_dict() == policy.state_dict()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_law_that_float64_cannot_hold_is_left_out_without_a_warning():
+    """Noise while the size falls can be explained by an absurd power of the size."""
+    rng, names = np.random.default_rng(2), ("a", "b")
+    policy = DRPruning(dict.fromkeys(names, 0.5), 100, 1e6, forecast_start=0.0)
+    left_out = set()
+    for step in range(0, 101, 10):
+        losses = dict(zip(names, (2 + rng.random(2)).tolist(), strict=True))
+        decision = policy.update(step, losses, 1e6 * (1 + 0.3 * max(0, 1 - step / 30)))
+        laws = decision.explanation.forecast_law
+        left_out |= (decision.forecast or {}).keys() - laws.keys()
+        assert all(math.isfinite(v) for law in laws.values() for v in law.values())
+    assert left_out
 
 
 def test_earlier_points_that_are_left_out_are_named_by_their_step():

@@ -70,6 +70,17 @@ def test_a_ratio_on_a_smaller_ball_has_reached_its_limit():
     assert decision.ratio["b"] == pytest.approx(0.5 * (1 + 0.01 / 0.05))
 
 
+def test_without_a_new_ratio_the_radius_is_rho_resumed_or_not():
+    names = ["a", "b"]
+    options = FIXED | {"reference_loss": dict.fromkeys(names, 2.0), "floor": 0.0, "tau": 0.05}
+    policy, resumed = (DRPruning(dict.fromkeys(names, 0.5), 100, **options) for _ in range(2))
+    assert policy.update(0, {"a": 2.0, "b": 2.02}).explanation.radius == pytest.approx(0.02)
+    resumed.load_state_dict(policy.state_dict())
+    for decision in (p.update(10, {"a": 2.0, "b": None}) for p in (policy, resumed)):
+        assert not decision.explanation.ratio_updated
+        assert decision.explanation.radius == options["rho"]
+
+
 def test_noise_alone_moves_the_ratio_little():
     """Losses that differ by evaluation noise only: without evidence the ratio is all churn."""
     names, p = ["a", "b", "c", "d"], np.array([0.6, 0.2, 0.15, 0.05])

@@ -41,7 +41,7 @@ class Explanation:
         reference_ratio_updated: Whether the reference ratio moved after the decision.
         rho: How far the ratio may be from the reference ratio at most (chi-square divergence).
         radius: How far it may be at this update: less than `rho` where the scores give less
-            evidence.
+            evidence; `rho` where the ratio was not computed anew.
         divergence: How far it is. More than `radius` only where the floors require it.
         floor: Smallest share allowed.
         at_floor: Whether the share is no larger than that.

@@ -206,7 +206,8 @@ class ForecastReferences:
         """`forecast_law` and `forecast_share`; nothing where the fit is to steps."""
         if self._settings.at == "present":
             return {}
-        factor = fits.A if final is None else fits.A * final**-fits.alpha
+        with np.errstate(over="ignore", invalid="ignore"):  # such a law is left out below
+            factor = fits.A if final is None else fits.A * final**-fits.alpha
         constants = np.column_stack([factor, fits.beta, fits.E, fits.offset])
         rows = zip(self._domains, constants.tolist(), strict=True)
         law = {
