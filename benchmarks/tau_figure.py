@@ -1,6 +1,6 @@
 """Draw docs/tau.svg: what `tau` trades, in the world that was fitted to real runs.
 
-    OMP_NUM_THREADS=1 python benchmarks/tau_figure.py
+OMP_NUM_THREADS=1 python benchmarks/tau_figure.py
 """
 
 from pathlib import Path
