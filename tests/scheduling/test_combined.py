@@ -99,7 +99,8 @@ def test_without_noise_it_is_their_geometric_mean(seed: int) -> None:
         assert decision.excess is not None
         for name, (behind, reachable) in distances(decision).items():
             assert min(behind, reachable) < decision.excess[name] < max(behind, reachable)
-            assert decision.excess[name] == pytest.approx(behind**0.75 * reachable**0.25, rel=0.05)
+            mean = behind**0.75 * reachable**0.25
+            assert decision.excess[name] == pytest.approx(min(mean, 10 * reachable), rel=0.05)
 
 
 @pytest.mark.parametrize("origin", ["given", "source"])

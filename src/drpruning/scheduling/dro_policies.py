@@ -38,6 +38,8 @@ Floor = float | Mapping[str, float] | Literal["initial_or_equal", "smallest_refe
 Forecasting = Literal["combine", "replace", "never"]
 _BEHIND = 0.75
 """Weight of how far a domain is behind against how far it can get, in their geometric mean."""
+_CLAIM = 10
+"""Largest multiple of how far a domain can get that its excess may be: noise always falls a little."""
 
 
 class _BallPolicy(ReferencedPolicy):
@@ -200,7 +202,8 @@ class DRPruning(_BallPolicy):
       behind the forecast still falls, as noise is nothing to win). How far a domain is behind says
       where data are wanted; how far it can still get says where they help. A domain that has
       reached its reference loss, or can get no further, has no claim on data, so that a wrong
-      reference loss or a domain of noise cannot take the data of the others.
+      reference loss or a domain of noise cannot take the data of the others. As noise always
+      promises a little, the excess is at most 10 times how far the domain can get.
     - *Replaced* (`forecast="replace"`, the paper's): given until the first forecast.
 
     Before the first forecast the ratio stays where it is if nothing is given.
@@ -407,6 +410,7 @@ class DRPruning(_BallPolicy):
             return behind
         behind = np.maximum(behind, 0)
         both = behind**_BEHIND * self._reachable ** (1 - _BEHIND)
+        both = np.minimum(both, _CLAIM * self._reachable)
         known = np.isfinite(both)
         # A domain without a forecast is tempered as the others are on average. Like theirs, its
         # excess is 0 at least: below that it would move the mean that all are compared with.
