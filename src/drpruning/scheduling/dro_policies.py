@@ -39,7 +39,7 @@ Forecasting = Literal["combine", "replace", "never"]
 _BEHIND = 0.75
 """Weight of how far a domain is behind against how far it can get, in their geometric mean."""
 _CLAIM = 10
-"""Largest multiple of how far a domain can get that its excess may be: noise always falls a little."""
+"""Most times how far a domain can get that its excess may be: noise always promises a little."""
 
 
 class _BallPolicy(ReferencedPolicy):
