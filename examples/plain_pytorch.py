@@ -20,7 +20,7 @@ train = {name: wave(f, 2000) for name, f in (("slow", 0.5), ("medium", 1.0), ("f
 validation = {name: wave(float(x[0, 1]), 500) for name, (x, _) in train.items()}
 model = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-policy = DRPruning(dict.fromkeys(train, 1 / 3), total_steps=STEPS, floor=0.1)
+policy = DRPruning(dict.fromkeys(train, 1 / 3), total_steps=STEPS, floor=0.1, tau=0.05)
 mixture = Mixture({name: len(x) for name, (x, _) in train.items()}, BATCH, seed=0)
 
 while mixture.step < STEPS:

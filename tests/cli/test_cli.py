@@ -119,7 +119,10 @@ def test_plan_warns_where_the_floor_leaves_no_room(
     for domain in recipe_values["data"]["domains"].values():
         domain["share"] = 1 / 3
     path = write(recipe_values, tmp_path)
-    assert "scheduling.floor" in runner.invoke(app, ["plan", str(path)]).output
+    smallest = runner.invoke(
+        app, ["plan", str(path), "--set", "scheduling.floor=smallest_reference"]
+    ).output
+    assert "scheduling.floor" in smallest
     lower = runner.invoke(app, ["plan", str(path), "--set", "scheduling.floor=0.1"]).output
     assert "scheduling.floor" not in lower
 
@@ -194,7 +197,7 @@ def test_output_with_another_run_is_refused_and_kept(
     later = runner.invoke(app, ["plan", str(path), "--set", "pretrain.learning_rate=1e-5"])
     assert later.exit_code == 0, "pretrain has not begun"
     message = refused("plan", path, "--set", "scheduling.rho=0.2")
-    assert "scheduling.rho (saved 0.1, now 0.2)" in message
+    assert "scheduling.rho (saved 0.5, now 0.2)" in message
 
 
 def test_pretrain_before_prune_says_what_to_do(

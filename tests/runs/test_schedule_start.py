@@ -152,7 +152,7 @@ def test_what_a_run_has_found_is_where_the_next_begins(
     second["output"] = str(tmp_path / "second")
     second["data"]["prepared"] = str(first / "data")
     second["scheduling"] = {"handover": handover, "forecast": "never", "start": str(file)}
-    second["scheduling"] |= {"rho": 0.1, "tau": 0.0}
+    second["scheduling"] |= {"rho": 0.1, "tau": 0.0, "floor": "smallest_reference"}
     with Run(load_recipe(write(second, tmp_path / "r.yaml"))).session("test") as this:
         this.run(("prune", "pretrain"))
     file.unlink()

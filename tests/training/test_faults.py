@@ -133,6 +133,7 @@ def test_a_step_that_goes_wrong_changes_nothing_and_is_counted(
     values = recipe_values if phase == "prune" else only_pretraining(recipe_values)
     values["training"]["precision"] = precision
     values[phase]["steps"] = 6
+    values["scheduling"] = {"policy": "constant"}
     plain = run(variant(values, "plain"), phase)
     poison(2, 5, phase=phase, kind=kind)  # the last of a segment, the first of another
     folder = run(variant(values, "poisoned"), phase)
@@ -488,6 +489,7 @@ def test_a_phase_whose_text_is_exhausted_before_it_ends_at_once(
 ) -> None:
     values = recipe_values
     values["prune"].update(steps=60, evaluate_every=10)
+    values["scheduling"] = {"policy": "constant"}
     for name, share in {"numbers": 0.1, "colours": 0.0001, "animals": 0.8999}.items():
         values["data"]["domains"][name].update(share=share, on_exhausted="stop")
     folder = run(values, "prune", "pretrain")
