@@ -159,7 +159,7 @@ class Experiments:
         if isinstance(value, Mapping):
             return {key: self._filled(v, seed) for key, v in value.items()}
         if isinstance(value, str | Path):
-            return str(value).replace("MODELS", str(self.models))
+            return str(value).replace("MODELS", str(self.models)).replace("WORK", str(self.work))
         return value
 
     def _source_losses(self, seed: int) -> dict[str, float]:
