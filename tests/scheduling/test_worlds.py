@@ -18,8 +18,8 @@ import worlds
 from drpruning.scheduling import make_policy
 from simulated import STEPS, Candidate, Outcome, World, draw, read_world, run
 
-WIDE = "rho=0.5,bound=7,reference_start=0.2"
-SETTINGS = pytest.mark.parametrize("settings", ["", WIDE], ids=["default", "wide"])
+BOLD = pytest.param("tau=0.1", id="bold", marks=pytest.mark.slow)
+SETTINGS = pytest.mark.parametrize("settings", [pytest.param("", id="default"), BOLD])
 ONE_PERCENT = 0.01  # of perplexity
 FEW, SOME, MANY = 6, 16, 24  # worlds
 
