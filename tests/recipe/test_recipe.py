@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from drpruning.common.errors import BadInput
+from drpruning.common.policy_settings import PAPER_SETTINGS
 from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import load_recipe, parse_recipe
 from drpruning.recipe.changes import fixed_settings
@@ -16,7 +17,6 @@ from drpruning.recipe.scheduling import DEFAULTS, PAPER
 from drpruning.runs.policy import phase_policy
 from drpruning.scheduling import policy_settings
 from drpruning.scheduling.registry import _POLICIES
-from drpruning.scheduling.settings import PAPER_SETTINGS
 
 SMALLEST = {
     "model": {"source": "m"},

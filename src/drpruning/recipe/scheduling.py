@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
+from drpruning.common.policy_settings import DEFAULT_SETTINGS, PAPER_SETTINGS
 from drpruning.common.shares import INITIAL_OR_EQUAL, SMALLEST_REFERENCE, initial_or_equal
 from drpruning.recipe.paths import PathText
 from drpruning.recipe.section import (
@@ -24,24 +25,7 @@ _SHARE = TypeAdapter(Fraction, config={"strict": True})
 _SHARES = TypeAdapter(dict[str, Fraction], config={"strict": True})
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "drpruning": {
-        "rho": 0.5,
-        "floor": INITIAL_OR_EQUAL,
-        "relative_floor": 0.0,
-        "tau": 0.2,
-        "reference_loss": "auto",
-        "loss_weight": 1.0,
-        "forecast": "combine",
-        "forecast_start": 0.2,
-        "forecast_at": "equal",
-        "transfer": 0.0,
-        "min_quality": 0.0,
-        "reference_rule": "latest",
-        "moving_reference": True,
-        "reference_start": 0.1,
-        "delta": 0.1,
-        "bound": 7.0,
-    },
+    "drpruning": {**DEFAULT_SETTINGS, "reference_loss": "auto"},
     "naive_dro": {"rho": 0.1, "floor": SMALLEST_REFERENCE},
     "sheared": {"reference_loss": "auto"},
     "constant": {},
@@ -52,21 +36,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Policy -> its settings and their defaults, those of its class in `drpruning.scheduling`."""
 PAPER: dict[str, Any] = {
-    "rho": 0.1,
-    "floor": SMALLEST_REFERENCE,
-    "relative_floor": 0.0,
-    "tau": 0.0,
-    "reference_loss": "none",
-    "loss_weight": 1.0,
-    "forecast": "replace",
-    "forecast_start": 0.2,
-    "forecast_at": "present",
-    "min_quality": 0.0,
-    "reference_rule": "minimum",
-    "moving_reference": True,
-    "reference_start": 0.4,
-    "delta": 0.1,
-    "bound": 2.0,
+    name: value
+    for name, value in {**PAPER_SETTINGS, "reference_loss": "none"}.items()
+    if name != "transfer"  # of no effect on the paper's forecasts
 }
 """What `reference: paper` puts in place of the defaults of drpruning (arXiv 2411.14055)."""
 COMPARING = {"drpruning", "naive_dro", "sheared"}

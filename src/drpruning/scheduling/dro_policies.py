@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from drpruning.common.errors import BadInput
+from drpruning.common.policy_settings import DEFAULT_SETTINGS as DEFAULT
 from drpruning.common.shares import INITIAL_OR_EQUAL, SMALLEST_REFERENCE, initial_or_equal
 from drpruning.common.unknown import Unknown
 from drpruning.scheduling.decision import Decision
@@ -19,7 +20,6 @@ from drpruning.scheduling.forecast_reference import (
 from drpruning.scheduling.history import LossHistory
 from drpruning.scheduling.policy import Evaluation, ReferencedPolicy
 from drpruning.scheduling.reference import GivenLosses
-from drpruning.scheduling.settings import DEFAULT_SETTINGS as DEFAULT
 from drpruning.scheduling.worst_case import (
     FloatArray,
     divergence,

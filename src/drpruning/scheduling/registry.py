@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from drpruning.common.errors import BadInput
+from drpruning.common.policy_settings import PAPER_SETTINGS
 from drpruning.scheduling.ado import ADO
 from drpruning.scheduling.baselines import Constant, CVaR, Equal, GroupDRO, Sheared
 from drpruning.scheduling.dro_policies import DRPruning, NaiveDRO
 from drpruning.scheduling.policy import Policy
-from drpruning.scheduling.settings import PAPER_SETTINGS
 
 _POLICIES = {
     policy.name: policy

@@ -1,13 +1,15 @@
-"""The settings of DRPruning: the defaults, and those of the paper."""
+"""The settings of DRPruning, for its class and for recipes: the defaults, and the paper's."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from drpruning.common.shares import INITIAL_OR_EQUAL, SMALLEST_REFERENCE
+
 DEFAULT_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
         "rho": 0.5,
-        "floor": "initial_or_equal",
+        "floor": INITIAL_OR_EQUAL,
         "relative_floor": 0.0,
         "tau": 0.2,
         "loss_weight": 1.0,
@@ -27,14 +29,14 @@ DEFAULT_SETTINGS: Mapping[str, Any] = MappingProxyType(
 
 PAPER_SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
-        **DEFAULT_SETTINGS,
         "rho": 0.1,
-        "floor": "smallest_reference",  # the smallest reference share (section 3.3)
+        "floor": SMALLEST_REFERENCE,  # section 3.3
         "relative_floor": 0.0,
         "tau": 0.0,
         "loss_weight": 1.0,
         "forecast": "replace",
         "forecast_at": "present",
+        "transfer": 0.0,  # of no effect on present forecasts
         "forecast_start": 0.2,
         "min_quality": 0.0,
         "reference_rule": "minimum",
