@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 from rich.progress import Progress
 
+from drpruning.runs.counterfactuals import churns, mean
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.records import load_phases
 
@@ -180,14 +181,12 @@ class Experiments:
 
     def _result(self, variant: str, seed: int) -> Result:
         folder = self._folder(variant, seed)
-        phase = next(reversed(load_phases(folder).phases.values()))
+        record = load_phases(folder)
+        phase = next(reversed(record.phases.values()))
         evals, start = phase.evals, phase.start
         assert start is not None
         ratio = [point.ratio for point in evals]
         length = [after.step - point.step for point, after in pairwise(evals)]
-        churn = [
-            sum(abs(after[d] - before[d]) for d in before) for before, after in pairwise(ratio[:-1])
-        ]
         return Result(
             variant=variant,
             seed=seed,
@@ -195,7 +194,7 @@ class Experiments:
             versions=dict(start.versions),
             finished=f"{datetime.fromtimestamp(evals[-1].time, UTC):%Y-%m-%d %H:%M}",
             seconds=round(phase.seconds, 1),
-            initial_ratio=load_phases(folder).initial_ratio,
+            initial_ratio=record.initial_ratio,
             first=dict(evals[0].loss),
             loss=dict(evals[-1].loss),
             source=self._source_losses(seed),
@@ -203,7 +202,7 @@ class Experiments:
                 d: sum(n * q[d] for n, q in zip(length, ratio, strict=False)) / evals[-1].step
                 for d in ratio[0]
             },
-            churn=sum(churn) / max(len(churn), 1),
+            churn=mean(churns(evals)[1:-1]),
         )
 
 
