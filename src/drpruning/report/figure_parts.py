@@ -128,9 +128,15 @@ def draw_labelled(
     label_lines(axis, ends)
 
 
-def draw_shares(
-    evals: Sequence[EvalPoint], domains: Sequence[str], pick: Callable[[EvalPoint], Numbers]
-) -> Any:
+def shares_figure(
+    evals: Sequence[EvalPoint],
+    domains: Sequence[str],
+    pick: Callable[[EvalPoint], Numbers],
+    *,
+    ident: str,
+    title: str,
+    caption: str,
+) -> Figure | None:
     """Draw shares over steps; None where there are none."""
     shown = present(evals, domains, pick)
     if not shown:
@@ -142,4 +148,4 @@ def draw_shares(
     percent(axis)
     draw_labelled(axis, evals, domains, shown, pick, drawstyle="steps-post")
     axis.set_ylabel("share, log scale" if axis.get_yscale() == "log" else "share")
-    return figure
+    return finish(figure, ident, title, caption)

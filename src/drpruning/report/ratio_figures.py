@@ -16,7 +16,6 @@ from drpruning.report.drawing import (
 from drpruning.report.figure_parts import (
     REFERENCE,
     Figure,
-    draw_shares,
     drawable,
     finish,
     is_drawable,
@@ -25,6 +24,7 @@ from drpruning.report.figure_parts import (
     radius,
     radius_is_smaller,
     series,
+    shares_figure,
 )
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.records import PhaseRecord
@@ -32,28 +32,27 @@ from drpruning.runs.records import PhaseRecord
 
 def ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
     """The data ratio over steps."""
-    figure = draw_shares(phase.evals, domains, lambda point: point.ratio)
-    if figure is None:
-        return None
-    return finish(
-        figure,
-        f"{prefix}-ratio",
-        "Data ratio",
-        "Share of each domain in the batches, set at each evaluation for the steps that follow.",
+    return shares_figure(
+        phase.evals,
+        domains,
+        lambda point: point.ratio,
+        ident=f"{prefix}-ratio",
+        title="Data ratio",
+        caption="Share of each domain in the batches, set at each evaluation for the steps that "
+        "follow.",
     )
 
 
 def reference_ratio(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
     """The reference ratio over steps, from which the ratio may be only so far."""
-    figure = draw_shares(phase.evals, domains, lambda point: point.reference_ratio)
-    if figure is None:
-        return None
-    return finish(
-        figure,
-        f"{prefix}-reference-ratio",
-        "Reference ratio",
-        "The ratio from which the data ratio may be only so far away; it follows the data ratio "
-        "slowly, once scheduling.reference_start is reached.",
+    return shares_figure(
+        phase.evals,
+        domains,
+        lambda point: point.reference_ratio,
+        ident=f"{prefix}-reference-ratio",
+        title="Reference ratio",
+        caption="The ratio from which the data ratio may be only so far away; it follows the data "
+        "ratio slowly, once scheduling.reference_start is reached.",
     )
 
 
