@@ -133,16 +133,13 @@ class _BallPolicy(ReferencedPolicy):
             return min(self.rho, float(p @ centred**2) / 2)
 
     def _explain(self) -> dict[str, Any]:
-        return self._ball(self._reference_ratio)
-
-    def _ball(self, reference_ratio: FloatArray) -> dict[str, Any]:
-        """How far the ratio is from this reference ratio, and which floors hold it up."""
-        floors = self._floors(reference_ratio)
+        """How far the ratio is from the reference ratio, and which floors hold it up."""
+        floors = self._floors(self._reference_ratio)
         at_floor = self._ratio <= floors * (1 + 1e-9)
         return {
             "rho": self.rho,
             "radius": self._radius,
-            "divergence": divergence(self._ratio, reference_ratio),
+            "divergence": divergence(self._ratio, self._reference_ratio),
             "floor": self._named(floors),
             "at_floor": self._by_domain(at_floor.tolist()),
         }
@@ -343,7 +340,7 @@ class DRPruning(_BallPolicy):
         # and only then does that move (Eq. 6). So the divergence that is explained is the one that
         # `rho` limited, and not that from where the reference ratio goes now.
         excess = self._follow(losses, unusable)
-        ball = self._ball(self._reference_ratio)
+        ball = self._explain()
         moved = not unusable and step >= self._move_from and self._move_reference_ratio()
         return self._decision(
             unusable=unusable,

@@ -87,10 +87,12 @@ class ForecastReferences:
             where that is not known or not trusted; and the fields of `Explanation` about them.
         """
         final = self._settings.final_params if np.isfinite(history.params).any() else None
-        fits, amounts = self._fit(history, final, share)
+        # Where the learning rate warms up, or masks close, all losses rise at first. More data
+        # does not make a loss rise, so what lies before the top is not on the law's curve.
+        top = 0 if self._settings.at == "present" else history.peak
+        fits, amounts = self._fit(history, final, share, top)
         seen = np.where(np.isnan(history.losses), np.inf, history.losses)
-        if self._settings.at != "present":
-            seen[:, : history.peak] = np.inf
+        seen[:, :top] = np.inf
         if final is not None:
             seen[:, ~(history.params <= AT_SIZE * final)] = np.inf
         # A model of final size has reached the smallest loss already: a forecast above it would
@@ -103,7 +105,8 @@ class ForecastReferences:
             low = np.where(np.isfinite(fits.low), np.fmin(fits.low, smallest), -np.inf)
             self._set(references, forecast, low, trusted)
             self._stand_in(references, smallest, np.isfinite(forecast) & ~trusted)
-        explanation = self._explain(history, fits, amounts, trusted, with_params=final is not None)
+        with_params = final is not None
+        explanation = self._explain(history, fits, amounts, trusted, top, with_params=with_params)
         # What noise puts above the curve, or the smallest loss below it, no data can win: a loss
         # falls no further than its curve.
         fall = fits.at(amounts[:, -1]) - fits.forecast
@@ -112,9 +115,9 @@ class ForecastReferences:
         return forecast, reachable, explanation | self._law(fits, final, share)
 
     def _fit(
-        self, history: LossHistory, final: float | None, share: FloatArray
+        self, history: LossHistory, final: float | None, share: FloatArray, top: int
     ) -> tuple[LossForecast, FloatArray]:
-        """Fit all curves; returns the fits and the amounts [n, m] that they were fitted to."""
+        """Fit all curves from the top on; returns the fits and the amounts [n, m] fitted to."""
         steps, params = history.steps, None if final is None else history.params
         end = self._settings.total_steps
         if self._settings.at == "present":
@@ -125,9 +128,7 @@ class ForecastReferences:
         amounts = own + kappa * (steps - own)
         left = max(end - steps[-1], 0.0)
         at_end = amounts[:, -1] + left * (share + kappa * (1 - share))
-        # Where the learning rate warms up, or masks close, all losses rise at first. More data
-        # does not make a loss rise, so what lies before the top is not on the law's curve.
-        falling = np.where(np.arange(len(steps)) < history.peak, np.nan, history.losses)
+        falling = np.where(np.arange(len(steps)) < top, np.nan, history.losses)
         fits = fit_loss_curves(amounts, falling, at_end, params, final, warm_start=True)
         return fits, amounts
 
@@ -157,6 +158,7 @@ class ForecastReferences:
         fits: LossForecast,
         amounts: FloatArray,
         trusted: BoolArray,
+        top: int,
         *,
         with_params: bool,
     ) -> dict[str, Any]:
@@ -164,9 +166,7 @@ class ForecastReferences:
         usable = history.steps > (0 if self._settings.at == "present" else -1)
         if with_params:
             usable &= np.isfinite(history.params)
-        fitted = usable.copy()
-        if self._settings.at != "present":
-            fitted[: history.peak] = False
+        fitted = usable & (np.arange(len(usable)) >= top)
         points = np.isfinite(history.losses[:, fitted]).sum(axis=1)
         none, refused = {}, {}
         for i, name in enumerate(self._domains):
