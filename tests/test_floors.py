@@ -18,7 +18,7 @@ import drpruning
 PACKAGE = Path(drpruning.__file__).parent
 FLOORS = [  # from the ground up; a module imports from its own room and from lower floors
     {"common"},
-    {"recipe", "scheduling", "pruning", "data"},  # planned: domains
+    {"recipe", "scheduling", "pruning", "distillation", "data"},  # planned: domains
     {"runs", "models"},  # planned: endpoints
     {"training", "report"},  # planned: evaluation
     {"pipeline", "integrations"},  # planned: tuning

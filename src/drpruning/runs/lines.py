@@ -50,7 +50,11 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Line):
-    """A phase begins, or is resumed with other settings or data (`accept_changes`)."""
+    """A phase begins, or is resumed with other settings or data (`accept_changes`).
+
+    Attributes:
+        teachers: Model -> parameters of the teachers; None without distillation.
+    """
 
     kind = "start"
     total_steps: int
@@ -60,14 +64,21 @@ class Start(Line):
     final_parameters: Number
     versions: Texts
     commit: str | None
+    teachers: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPoint(Line):
-    """One logged training step; what belongs to pruning is None in continued pretraining."""
+    """One logged training step; what belongs to pruning is None in continued pretraining.
+
+    Attributes:
+        loss: Cross-entropy in nats, with distillation too.
+        divergence: KL(teacher || student) in nats; None without distillation.
+    """
 
     kind = "step"
     loss: Number
+    divergence: OptionalNumber = None
     lagrangian: OptionalNumber = None
     gradient_norm: Number
     skipped: Number
@@ -86,6 +97,7 @@ class SkippedPoint(Line):
 
     kind = "skip"
     loss: Number
+    divergence: OptionalNumber = None
     lagrangian: OptionalNumber = None
     gradient_norm: Number
     blocks: Blocks
@@ -106,6 +118,8 @@ class EvalPoint(Line):
             times the steps under it, added up. Unknown in files of an earlier version.
         used_up: Exhausted domains -> what their `on_exhausted` says.
         parameters: Expected number under the current masks in pruning.
+        divergence: Mean KL(teacher || student) in nats of the tokens trained on since the evaluation
+            before, of the domains that had any; None without distillation.
     """
 
     kind = "eval"
@@ -123,6 +137,7 @@ class EvalPoint(Line):
     parameters: Number
     evaluation_seconds: Number
     update_seconds: Number
+    divergence: Numbers | None = None
 
     @staticmethod
     def decided(decision: Decision, untrained: Mapping[str, float] | None = None) -> dict[str, Any]:
