@@ -10,9 +10,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from drpruning.common.errors import BadInput
 from drpruning.common.unknown import record_fields
 from drpruning.data import Mixture
+from drpruning.integrations.distillation import DistillationLoss
 from drpruning.integrations.sampling import DomainDataset, SegmentSampler
 from drpruning.scheduling import Decision, Policy
 from drpruning.training.distributed import broadcast_ratio
+
+__all__ = ["DistillationLoss", "DomainSchedulingCallback"]
 
 _STATE = "drpruning.domain_scheduling"  # the key in the Trainer's own state
 _ENTRY = "domain_scheduling"  # and in an entry of its log

@@ -100,6 +100,11 @@ def series(
     return [step for step, _ in known], [value for _, value in known]
 
 
+def divergences(point: EvalPoint) -> Numbers:
+    """The divergence from the teacher of each domain; empty without distillation."""
+    return point.divergence or {}
+
+
 def own_colour(domains: Sequence[str], name: str) -> dict[str, Any]:
     """For a panel of its own: the domain's colour, solid (dashes there mean the reference)."""
     return {"color": series_style(domains.index(name))["color"]}

@@ -14,7 +14,7 @@ from drpruning.report.drawing import (
 )
 from drpruning.report.figure_parts import REFERENCE, Figure, drawable, finish, is_drawable
 from drpruning.report.forecast_figures import forecast_curves
-from drpruning.report.loss_figures import excess_loss, validation_loss
+from drpruning.report.loss_figures import divergence, excess_loss, validation_loss
 from drpruning.report.ratio_figures import ratio, realised_share, reference_ratio, steering
 from drpruning.runs.records import PhaseRecord, RunRecord
 
@@ -31,6 +31,7 @@ def phase_figures(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> li
     made = (
         training_loss(phase, prefix),
         validation_loss(phase, domains, prefix),
+        divergence(phase, domains, prefix),
         forecast_curves(phase, domains, prefix),
         ratio(phase, domains, prefix),
         reference_ratio(phase, domains, prefix),

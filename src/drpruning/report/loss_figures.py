@@ -17,6 +17,7 @@ from drpruning.report.figure_parts import (
     REFERENCE,
     Figure,
     Numbers,
+    divergences,
     draw_labelled,
     finish,
     height_for,
@@ -170,3 +171,20 @@ def excess_loss(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figu
         "Policies that follow it give more data to the domains that are above the others."
     )
     return finish(figure, f"{prefix}-excess", "Excess loss", caption)
+
+
+def divergence(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
+    """Divergence from the teacher in the training batches of each domain."""
+    shown = present(phase.evals, domains, divergences)
+    if not shown:
+        return None
+    figure, (axis,) = panels(1, columns=1, height=height_for(len(shown)))
+    axis.axhline(0.0, color=MUTED, linewidth=0.8)
+    draw_labelled(axis, phase.evals, domains, shown, divergences)
+    axis.set_ylabel("nats per token")
+    caption = (
+        "KL divergence from the teacher's distribution of the next token to the trained model's: "
+        "the mean over the tokens that a domain was trained on since the evaluation before. At 0 "
+        "the model predicts what the teacher does."
+    )
+    return finish(figure, f"{prefix}-divergence", "Divergence from the teacher", caption)

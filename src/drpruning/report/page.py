@@ -20,7 +20,7 @@ from drpruning.report.decision import (
     skipped_updates,
 )
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figure_parts import Figure
+from drpruning.report.figure_parts import Figure, divergences
 from drpruning.report.figures import mask_convergence, phase_figures
 from drpruning.report.formats import (
     PHASE_TITLES,
@@ -43,6 +43,8 @@ from drpruning.runs.records import (
     section,
 )
 
+_SELF = "self"  # the teacher that a recipe calls so
+
 
 @dataclass(frozen=True, kw_only=True)
 class RatioRow:
@@ -59,6 +61,7 @@ class RatioRow:
     first_loss: float
     last_loss: float
     reference_loss: float
+    last_divergence: float
 
     @property
     def ratio_factor(self) -> float:
@@ -87,6 +90,11 @@ class PhaseSection:
     skipped_updates: list[SkippedUpdates]
     forecast_checks: list[ForecastCheck]
     figures: list[Figure]
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a domain has a divergence from a teacher."""
+        return any(math.isfinite(row.last_divergence) for row in self.ratio_rows)
 
     @property
     def forecast_domains(self) -> list[str]:
@@ -215,10 +223,17 @@ def ratio_rows(run: RunRecord, phase: PhaseRecord) -> list[RatioRow]:
             first_loss=first.loss.get(name, math.nan),
             last_loss=last.loss.get(name, math.nan),
             reference_loss=last.reference_loss.get(name, math.nan),
+            last_divergence=_last_divergence(phase, name),
         )
         for name in run.domains
         if name in known
     ]
+
+
+def _last_divergence(phase: PhaseRecord, domain: str) -> float:
+    """The latest of a domain, which has one only where it was trained on; NaN without any."""
+    known = [d for point in phase.evals for n, d in divergences(point).items() if n == domain]
+    return known[-1] if known else math.nan
 
 
 def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str]) -> RunSection:
@@ -325,6 +340,7 @@ def _facts(phase: PhaseRecord) -> list[str]:
             f"{start.total_steps:,} steps of {start.global_batch:,} × {start.sequence_length:,} "
             "tokens"
         )
+        facts += [_teacher(name, size) for name, size in (start.teachers or {}).items()]
         if phase.end is None:
             facts.append(f"not complete: last record at step {phase.last_step:,}")
         elif phase.end.stopped:
@@ -340,6 +356,12 @@ def _facts(phase: PhaseRecord) -> list[str]:
             part = f" ({percentage(sum(known) / phase.seconds)})" if phase.seconds else ""
             facts.append(f"{name} {duration(sum(known))}{part}")
     return facts
+
+
+def _teacher(model: str, parameters: float) -> str:
+    size = f" of {parameters:,.0f} parameters" if math.isfinite(parameters) else ""
+    name = "the model itself without its masks" if model == _SELF else Path(model).name
+    return f"taught by {name}{size}"
 
 
 def _warnings(phase: PhaseRecord) -> list[str]:
