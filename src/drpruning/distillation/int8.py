@@ -13,6 +13,10 @@ class Int8Linear(nn.Module):
         bias: [out], or None.
     """
 
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, layer: nn.Linear) -> None:
         """Round the weights of a layer to the nearest of 255 values a row."""
         super().__init__()
@@ -26,8 +30,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of a linear layer
         """The product with the weights, which are float only meanwhile."""
-        weight = self.weight.to(self.scale.dtype) * self.scale  # type: ignore[operator, union-attr]
-        return nn.functional.linear(input, weight, self.bias)  # type: ignore[arg-type]
+        weight = self.weight.to(self.scale.dtype) * self.scale
+        return nn.functional.linear(input, weight, self.bias)
 
 
 def quantise_linear_layers(model: nn.Module) -> None:
