@@ -22,8 +22,8 @@ EAGER_BY_DEFAULT = {"gemma2"}
 
 TEACHER_BYTES = {"bf16": 2, "fp32": 4, "int8": 2}
 """Bytes per parameter of a teacher, by `distill.dtype`; of int8 outside the linear layers."""
-LOGIT_ROWS = 1024
-"""Tokens whose logits a teacher computes at one time."""
+LOGIT_CHUNK = 4 * 64 * 2**20
+"""Bytes at most of a teacher's logits and what is computed of them: see `distillation.loss`."""
 
 _LOSS = 12
 """Bytes per logit in the backward pass of the cross-entropy: three float32 numbers for each."""
@@ -241,8 +241,8 @@ def teacher_memory(
     Counted are its weights in their type, complete or in shards; what is gathered of the shards
     (the parameters outside the layers, the layer that is computed and the next one), or of int8
     weights the largest matrix as it is used; the activations of one forward pass, of which no layer
-    is kept; and a chunk of its logits in float32, with their log-probabilities. The teacher `self`
-    has no weights of its own.
+    is kept; and a chunk of its logits with what is computed of them. The teacher `self` has no
+    weights of its own, and all its logits at one time.
 
     Args:
         shape: Of the teacher.
@@ -268,8 +268,9 @@ def teacher_memory(
     inner = max(heads + shape.num_heads * shape.head_dim, 3 * shape.intermediate_size)
     # The residual stream and its normalised copy in float32, then the widest part of a layer.
     activations = tokens * (shape.hidden_size * (width + 4) + width * inner + step.scores())
-    logits = 2 * 4 * min(tokens, LOGIT_ROWS) * shape.vocab_size
-    return weights + activations + logits
+    logits = tokens * shape.vocab_size
+    all_logits = width * logits if distill.is_self else 0
+    return weights + activations + all_logits + min(LOGIT_CHUNK, 4 * 4 * logits)
 
 
 def is_sharded(distill: Distill, training: Training) -> bool:
@@ -280,7 +281,7 @@ def is_sharded(distill: Distill, training: Training) -> bool:
 
 
 def _int8_bytes(shape: ModelShape) -> int:
-    """Bytes of the weights with int8 linear layers, and of the largest one in bf16."""
+    """Bytes of the weights with int8 linear layers, and of the largest one while it is used."""
     sizes, family = shape.axis_sizes(), shape.family
     tables = [(family.layer_table(shape.switches), shape.num_layers)]
     if not shape.tied_embeddings:  # a tied output matrix is the embedding, which stays as it is
@@ -293,5 +294,5 @@ def _int8_bytes(shape: ModelShape) -> int:
                 size = sizes[axes[0]] * sizes[axes[1]]
                 linear, rows = linear + times * size, rows + times * sizes[axes[0]]
                 largest = max(largest, size)
-    scales = 4 * rows
-    return linear + scales + 2 * (shape.num_parameters() - linear) + 2 * largest
+    rest = shape.num_parameters() - linear
+    return linear + 2 * (rows + rest) + 2 * 2 * largest  # in bf16, before and after its scales

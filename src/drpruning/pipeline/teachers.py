@@ -36,13 +36,11 @@ class Teacher:
         name: A folder, a name on the Hub, or `self`.
         shape: Its shape; of `self` that of the model under masks.
         memory: Bytes on each GPU, beside those of the training step.
-        share: Part of the data that it teaches, in the initial ratio.
     """
 
     name: str
     shape: ModelShape
     memory: MemoryEstimate
-    share: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def plan_teacher(
     """Look at a teacher's files and count what it costs; torch is not needed.
 
     Args:
-        recipe: The run; its shares are known.
+        recipe: The run.
         phase: The phase that it teaches.
         name: One of `recipe.teachers(phase)`.
         pruned: The model of `model.source`.
@@ -82,12 +80,10 @@ def plan_teacher(
     elif name == pruned.name and recipe.prune is None:
         raise _nothing_to_learn(name, phase, field)
     _check_settings(recipe, name, distill, shape, config, phase)
-    weights = recipe.teachers(phase)[name]
     return Teacher(
         name="model.shape" if name == pruned.name and recipe.model.source is None else name,
         shape=shape,
         memory=_memory(shape, distill, recipe.training, recipe.data.sequence_length),
-        share=sum(share for domain, share in recipe.initial_ratio.items() if weights[domain]),
     )
 
 
@@ -182,10 +178,11 @@ def step_ratio(student: ModelShape, teachers: Sequence[Teacher], training: Train
 
     Per parameter and token a forward pass has 2 floating-point operations and a backward pass 4
     (and with gradient checkpointing 2 more, for the forward pass that is repeated). A teacher only
-    has the forward pass. Attention scores are not counted.
+    has the forward pass, on every block, also of domains in which its weight is 0. Attention scores
+    are not counted.
     """
     per_parameter = 8 if training.gradient_checkpointing else 6
-    passes = sum(2 * teacher.share * _multiplied(teacher.shape) for teacher in teachers)
+    passes = sum(2 * _multiplied(teacher.shape) for teacher in teachers)
     return 1 + passes / (per_parameter * _multiplied(student))
 
 

@@ -214,6 +214,21 @@ def moved_places(place: str, old: Path, new: Path) -> list[str]:
     ]
 
 
+def may_have_moved(before: str, now: str, folder: Path) -> bool:
+    """Whether a place that is gone can be this one in or beside a run folder, which has moved.
+
+    Args:
+        before: The place as it was noted.
+        now: A place that is named today.
+        folder: Where the run folder is today.
+    """
+    home, place = folder.absolute().parent, Path(now).absolute()
+    if Path(before).exists() or not place.is_relative_to(home):
+        return False
+    parts = place.relative_to(home).parts
+    return Path(before).parts[-len(parts) :] == parts
+
+
 def rebased(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe of a run that lies in this folder, whether or not it was made there.
 
