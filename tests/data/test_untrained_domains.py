@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from drpruning.common.errors import BadInput
 from drpruning.data import DomainSource, PreparedData, check_sources, prepare
 from drpruning.data.sources import HubDataset, resolve
+from drpruning.pipeline.domain_plans import DomainPlan, plan_domains, repetition_warnings
 from drpruning.pipeline.plan_warnings import floor_warning
-from drpruning.pipeline.preflight import DomainPlan, plan_domains, repetition_warnings
 from drpruning.pipeline.prepared import domain_sources
 from drpruning.recipe import parse_recipe
 

@@ -22,8 +22,9 @@ from helpers.damaged_places import Place, Row, both, complaint, config, field, f
 from helpers.invalid_inputs import DEEP, lines, parquet, source
 from helpers.invalid_inputs import EARLY as COMMON
 from helpers.invalid_models import REFUSED_MODELS
+from helpers.invalid_teachers import REFUSED_TEACHERS
 
-EARLY = [*COMMON, *REFUSED_MODELS]
+EARLY = [*COMMON, *REFUSED_MODELS, *REFUSED_TEACHERS]
 
 CHILD = """
 import json, os, signal, sys, traceback

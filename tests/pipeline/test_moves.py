@@ -14,7 +14,7 @@ from drpruning.common.errors import FolderLocked
 from drpruning.common.files import folder_lock
 from drpruning.data import sources
 from drpruning.models import files, inspect
-from drpruning.pipeline import preflight
+from drpruning.pipeline import domain_plans, preflight
 from drpruning.pipeline.run import Run
 from drpruning.pipeline.targets import plan_recipe
 from drpruning.recipe import parse_recipe
@@ -284,8 +284,8 @@ def test_a_moved_folder_of_several_targets_is_resumed_under_a_relative_name(
 
 
 def test_domains_that_run_out_are_not_named_by_the_thousand() -> None:
-    plan = preflight.DomainPlan(0.01, 1000, 10, exact=True, exhausted_at=("pretrain", 1),
+    plan = domain_plans.DomainPlan(0.01, 1000, 10, exact=True, exhausted_at=("pretrain", 1),
                                 on_exhausted="repeat")  # fmt: skip
-    lines = preflight.repetition_warnings({f"d{i}": plan for i in range(100)})
+    lines = domain_plans.repetition_warnings({f"d{i}": plan for i in range(100)})
     assert len(lines) == 21
     assert lines[-1] == "data.domains: 80 more domains run out before the end"

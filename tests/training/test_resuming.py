@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from drpruning.cli.app import FAILED
 from drpruning.common.errors import BadInput, Interrupted, TrainingError
@@ -27,6 +25,7 @@ from drpruning.training.checkpoint import list_checkpoints
 from drpruning.training.signals import InterruptGuard
 from drpruning.training.trainer import Trainer
 from helpers.file_faults import FULL, content, cut, failing
+from helpers.interrupted_runs import assert_same_outcome, run_until
 from helpers.small_runs import drprune, logged, only_pretraining, renamed, run, write
 from helpers.warned import warned
 
@@ -38,31 +37,6 @@ def values(recipe_values: dict[str, Any]) -> dict[str, Any]:
     values["pretrain"].update(steps=8)
     values["training"]["checkpoint"] = {"every_steps": 2, "keep": 3}
     return values
-
-
-class Killed(Exception):  # noqa: N818
-    """Stands for the process ending with nothing saved."""
-
-
-def run_until(values: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    plain_step = Trainer._train_step
-
-    def dying(self: Trainer) -> None:
-        if self.step == step:
-            raise Killed
-        plain_step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dying)
-        with pytest.raises(Killed):
-            run(values, "pretrain")
-    return Path(values["output"])
-
-
-def assert_same_outcome(folder: Path, whole: Path) -> None:
-    assert logged(folder) == logged(whole)
-    weights = [load_file(path / "model" / "model.safetensors") for path in (folder, whole)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
 def test_torn_checkpoint_costs_the_steps_since_the_one_before(

@@ -75,7 +75,7 @@ def _reference_losses(
     run: Run, wanted: ReferenceModels | None, parameters: int | None, output: Path
 ) -> ReferenceLosses:
     """Measure the models wanted, or else the recipe's, but for those that the run has measured."""
-    models = wanted or run.recipe.scheduling.reference_models
+    models = wanted or run.recipe.reference_models
     if models is None:
         raise BadInput(
             "scheduling.reference_loss: names no models to measure; name some there, or with "
@@ -86,7 +86,7 @@ def _reference_losses(
     if run.accelerator.is_main_process:
         check_start_file(output)
     measured: list[MeasuredModel] = []
-    own = run.recipe.scheduling.reference_models
+    own = run.recipe.reference_models
     if own is not None and run.files.reference_loss.is_file():
         found = ReferenceLosses.read(run.folder, own, run.recipe.initial_ratio)
         if wanted is None and parameters is None:

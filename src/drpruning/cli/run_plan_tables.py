@@ -3,8 +3,10 @@
 from rich.table import Table
 
 from drpruning.common.console import make_table, plain_console
-from drpruning.models.memory import SHARDED_OVER
-from drpruning.pipeline.preflight import DomainPlan, RunPlan
+from drpruning.models.memory import SHARDED_OVER, MemoryEstimate
+from drpruning.pipeline.domain_plans import DomainPlan
+from drpruning.pipeline.preflight import RunPlan
+from drpruning.pipeline.teachers import step_ratio
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.recipe import Recipe
@@ -81,16 +83,45 @@ def _phases(recipe: Recipe, plan: RunPlan) -> Table:
 
 def _memory(plan: RunPlan, parallelism: str) -> Table:
     """The memory that the recipe's parallelism takes, then that of the other one."""
-    several = [count for count in SHARDED_OVER if count > 1]
-    columns = [f"sharded over {count}" for count in several]
-    first = len(columns) if parallelism == "fsdp2" else 0
-    columns.insert(first, "whole on each")
-    table = make_table("GiB per GPU", *columns)
-    for name, memory in plan.memory.items():
-        sizes = [memory.sharded[count] for count in several]
-        sizes.insert(first, memory.whole)
-        table.add_row(name, *(f"{size / 2**30:.1f}" for size in sizes))
+    table = make_table("GiB per GPU", *_columns(parallelism))
+    for phase, memory in plan.memory.items():
+        sizes = _in_order(memory, parallelism)
+        table.add_row(phase, *(f"{size / 2**30:.1f}" for size in sizes))
+        for teacher in plan.teachers.get(phase, []):
+            own = zip(_in_order(teacher.memory, parallelism), sizes, strict=True)
+            shares = (f"{part / 2**30:.1f} ({part / size:.0%})" for part, size in own)
+            table.add_row(f"  of it {teacher.name}", *shares)
     return table
+
+
+def _columns(parallelism: str) -> list[str]:
+    columns = [f"sharded over {count}" for count in SHARDED_OVER if count > 1]
+    columns.insert(len(columns) if parallelism == "fsdp2" else 0, "whole on each")
+    return columns
+
+
+def _in_order(memory: MemoryEstimate, parallelism: str) -> list[int]:
+    """The bytes in the order of the columns."""
+    sizes = [memory.sharded[count] for count in SHARDED_OVER if count > 1]
+    sizes.insert(len(sizes) if parallelism == "fsdp2" else 0, memory.whole)
+    return sizes
+
+
+def _teacher_lines(recipe: Recipe, plan: RunPlan) -> list[str]:
+    """Who teaches in each phase, and how much longer a step takes."""
+    lines = []
+    for phase, teachers in plan.teachers.items():
+        distill = recipe.distillation(phase)
+        if not teachers or distill is None:
+            continue
+        named = ", ".join(f"{t.name} ({t.shape.num_parameters():,} parameters)" for t in teachers)
+        ratio = step_ratio(plan.student(phase), teachers, recipe.training)
+        cached = "; less where the cache has the teacher's tokens" if distill.cache else ""
+        lines.append(
+            f"{phase}: taught by {named}; a step takes about {ratio:.1f} times as long as without, "
+            f"by multiply-adds{cached}"
+        )
+    return lines
 
 
 def _available(domain: DomainPlan) -> str:
@@ -166,7 +197,7 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
         console.print(f"source: {recipe.model.reference}", markup=False, soft_wrap=True)
     if plan.documents:
         console.print(plan.documents, markup=False, soft_wrap=True)
-    for line in _schedule_lines(recipe, plan):
+    for line in _teacher_lines(recipe, plan) + _schedule_lines(recipe, plan):
         console.print(line, markup=False, soft_wrap=True)
     for warning in (*plan.warnings, *plan.data_warnings):
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How long a document may be, so that the memory that is free suffices to tokenize it."""
+"""The memory of this machine, and how long a document may be to be tokenized in it."""
 
 from pathlib import Path
 
@@ -18,9 +18,19 @@ def free_memory() -> int | None:
     Returns:
         None where the system does not say.
     """
+    return _bytes_of("MemAvailable:")
+
+
+def total_memory() -> int | None:
+    """Bytes of memory of this machine, or of its container; None where the system does not say."""
+    return _bytes_of("MemTotal:")
+
+
+def _bytes_of(label: str) -> int | None:
+    """The number of bytes of this label, at most what a container may use."""
     found = [int(text) for file in _LIMITS if (text := _read(file).strip()).isdecimal()]
     for line in _read(_MEMORY).splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(label):
             found.append(int(line.split()[1]) * 1024)
     return min(found, default=None)
 

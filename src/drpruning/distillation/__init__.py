@@ -1,5 +1,7 @@
 """Distillation: training a student towards the distributions of a teacher (a torch-only room)."""
 
+from drpruning.distillation.head import chunked_logits
+from drpruning.distillation.int8 import Int8Linear, quantise_linear_layers
 from drpruning.distillation.loss import (
     DistillationLoss,
     TeacherChunk,
@@ -10,8 +12,11 @@ from drpruning.distillation.loss import (
 
 __all__ = [
     "DistillationLoss",
+    "Int8Linear",
     "TeacherChunk",
     "TopTokens",
+    "chunked_logits",
     "distillation_loss",
     "log_probabilities",
+    "quantise_linear_layers",
 ]

@@ -34,7 +34,7 @@ class TopTokens(NamedTuple):
 
 
 TeacherChunk = Callable[[slice], Tensor | TopTokens]
-"""Rows of the batch -> log-probabilities [n, V] of the teacher at the temperature, or top tokens."""
+"""Rows of the batch -> log-probabilities [n, V] at the temperature, or the top tokens."""
 
 
 class DistillationLoss(NamedTuple):

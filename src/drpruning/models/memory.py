@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from drpruning.pruning import ModelShape
-from drpruning.recipe import Training
+from drpruning.recipe import Distill, Training
 
 BYTES_PER_PARAMETER = 16
 """float32 weights, gradients and two AdamW moments."""
@@ -19,6 +19,11 @@ SHARDED_OVER = (1, 4, 8)
 """Numbers of GPUs that a plan shows."""
 EAGER_BY_DEFAULT = {"gemma2"}
 """Families whose attention is computed eagerly unless a recipe asks for another."""
+
+TEACHER_BYTES = {"bf16": 2, "fp32": 4, "int8": 2}
+"""Bytes per parameter of a teacher, by `distill.dtype`; of int8 outside the linear layers."""
+LOGIT_CHUNK = 4 * 64 * 2**20
+"""Bytes at most of a teacher's logits and what is computed of them: see `distillation.loss`."""
 
 _LOSS = 12
 """Bytes per logit in the backward pass of the cross-entropy: three float32 numbers for each."""
@@ -35,6 +40,12 @@ class MemoryEstimate:
 
     whole: int
     sharded: dict[int, int]
+
+    def __add__(self, other: "MemoryEstimate") -> "MemoryEstimate":
+        """The bytes of both together, for the numbers of GPUs that both know."""
+        known = self.sharded.keys() & other.sharded.keys()
+        both = {n: size + other.sharded[n] for n, size in self.sharded.items() if n in known}
+        return MemoryEstimate(self.whole + other.whole, both)
 
 
 class _Arithmetic(NamedTuple):
@@ -220,3 +231,68 @@ def _sharded_bytes(step: _Step, gpus: int, *, masked: bool) -> int:
     ]
     state = -(-BYTES_PER_PARAMETER * shape.num_parameters() // gpus)
     return state + (_mask_bytes(shape) if masked else 0) + max(peaks)
+
+
+def teacher_memory(
+    shape: ModelShape, distill: Distill, training: Training, sequence_length: int, ranks: int
+) -> int:
+    """Estimate the bytes that a teacher takes on each rank, beside the training step.
+
+    Counted are its weights in their type, complete or in shards; what is gathered of the shards
+    (the parameters outside the layers, the layer that is computed and the next one), or of int8
+    weights the largest matrix as it is used; the activations of one forward pass, of which no layer
+    is kept; and a chunk of its logits with what is computed of them. The teacher `self` has no
+    weights of its own, and all its logits at one time.
+
+    Args:
+        shape: Of the teacher.
+        distill: How it is kept.
+        training: Micro-batch, kernels, and whether the trained model is sharded.
+        sequence_length: Tokens per block.
+        ranks: Number of ranks.
+    """
+    tokens = training.micro_batch * sequence_length
+    width = TEACHER_BYTES[distill.dtype]
+    if distill.is_self:
+        width = 2 if training.precision == "bf16" else 4
+        weights = 0
+    elif distill.dtype == "int8":
+        weights = _int8_bytes(shape)
+    elif ranks > 1 and is_sharded(distill, training):
+        layer, root = _parts(shape)
+        weights = -(-width * shape.num_parameters() // ranks) + width * (root + 2 * layer)
+    else:
+        weights = width * shape.num_parameters()
+    step = _Step(shape, training, tokens, sequence_length, _Arithmetic(width, width))
+    heads = shape.head_dim * (shape.num_heads + 2 * shape.num_kv_heads)
+    inner = max(heads + shape.num_heads * shape.head_dim, 3 * shape.intermediate_size)
+    # The residual stream and its normalised copy in float32, then the widest part of a layer.
+    activations = tokens * (shape.hidden_size * (width + 4) + width * inner + step.scores())
+    logits = tokens * shape.vocab_size
+    all_logits = width * logits if distill.is_self else 0
+    return weights + activations + all_logits + min(LOGIT_CHUNK, 4 * 4 * logits)
+
+
+def is_sharded(distill: Distill, training: Training) -> bool:
+    """Whether several ranks hold a teacher in shards."""
+    if distill.is_self or distill.dtype == "int8":
+        return False
+    return training.parallelism == "fsdp2" if distill.shard is None else distill.shard
+
+
+def _int8_bytes(shape: ModelShape) -> int:
+    """Bytes of the weights with int8 linear layers, and of the largest one while it is used."""
+    sizes, family = shape.axis_sizes(), shape.family
+    tables = [(family.layer_table(shape.switches), shape.num_layers)]
+    if not shape.tied_embeddings:  # a tied output matrix is the embedding, which stays as it is
+        output = f"{family.output}.weight"
+        tables.append(({output: family.global_parameters[output]}, 1))
+    linear = rows = largest = 0
+    for table, times in tables:
+        for axes in table.values():
+            if len(axes) == 2:
+                size = sizes[axes[0]] * sizes[axes[1]]
+                linear, rows = linear + times * size, rows + times * sizes[axes[0]]
+                largest = max(largest, size)
+    rest = shape.num_parameters() - linear
+    return linear + 2 * (rows + rest) + 2 * 2 * largest  # in bf16, before and after its scales

@@ -5,7 +5,7 @@ GPUs, without torch, and for local files without a network.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from drpruning.models.inspect import (
 )
 from drpruning.models.memory import MemoryEstimate, estimate_memory
 from drpruning.models.tokenizer import check_tokenizer, tokenizer_warnings
+from drpruning.pipeline.domain_plans import DomainPlan, plan_domains, repetition_warnings
 from drpruning.pipeline.plan_warnings import (
     client_warnings,
     floor_warning,
@@ -48,9 +49,10 @@ from drpruning.pipeline.prepared import (
     missing_text,
     missing_text_warnings,
 )
-from drpruning.pipeline.reference_losses import check_reference_models
+from drpruning.pipeline.reference_losses import check_reference_models, original_model
+from drpruning.pipeline.teachers import PrunedModel, Teacher, plan_teacher, size_warnings
 from drpruning.pruning import ModelShape, Proposal
-from drpruning.recipe import Phase, Recipe, ReferenceModels, Target
+from drpruning.recipe import Recipe, ReferenceModels, Target
 from drpruning.runs.folder import (
     RunFolder,
     finished_phases,
@@ -59,38 +61,6 @@ from drpruning.runs.folder import (
 from drpruning.runs.output_checks import check_apart, check_output
 from drpruning.runs.policy import phase_policy
 from drpruning.runs.reference_losses import ReferenceLosses
-
-MOST_WARNINGS = 20
-"""Domains that are named one by one where their text runs out."""
-
-
-@dataclass(frozen=True)
-class DomainPlan:
-    """What one domain has, and what is asked of it under the initial ratio.
-
-    Attributes:
-        share: Initial share.
-        planned: Tokens trained on, both phases.
-        available: Training tokens that it has; None where that is not known yet.
-        exact: Whether `available` was counted, not guessed from file sizes.
-        exhausted_at: (phase, step) at which it has been read once; None where it lasts.
-        on_exhausted: What follows then; see docs/recipe.md.
-    """
-
-    share: float
-    planned: int
-    available: int | None
-    exact: bool
-    exhausted_at: tuple[str, int] | None
-    on_exhausted: str
-
-    @property
-    def epochs(self) -> float | None:
-        """Passes over the domain; at most one where it does not repeat."""
-        if not self.available:
-            return None
-        most = math.inf if self.on_exhausted == "repeat" else 1.0
-        return min(self.planned / self.available, most)
 
 
 @dataclass
@@ -117,7 +87,9 @@ class RunPlan:
     documents: str = ""
     """What is done with each document beside splitting it into tokens, in one line."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
-    """Phase -> estimated bytes per GPU."""
+    """Phase -> estimated bytes per GPU, those of teachers among them."""
+    teachers: dict[str, list[Teacher]] = field(default_factory=dict)
+    """Phase that is still to be done -> its teachers."""
     guessed_shares: bool = False
     """Whether shares follow from the size of text that is not prepared yet, and so may change."""
     evaluations: dict[str, int] = field(default_factory=dict)
@@ -147,6 +119,14 @@ class RunPlan:
             raise BadInput("\n".join(self.problems))
         return shape
 
+    def student(self, phase: str) -> ModelShape:
+        """Shape of the model that is trained in a phase: under masks the source's.
+
+        Raises:
+            BadInput: It could not be found out; the problems say why.
+        """
+        return self.source if phase == "prune" and self.source is not None else self.final_shape
+
     @contextmanager
     def collected(self, label: str = "") -> Iterator[None]:
         """Add what goes wrong in the block to the problems.
@@ -170,74 +150,6 @@ class RunPlan:
     def _add(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
-
-
-def first_exhausted(phases: dict[str, Phase], share: float, blocks: int) -> tuple[str, int] | None:
-    """Phase and step at which a domain of this many blocks is exhausted under a constant share."""
-    left = float(blocks)
-    for name, phase in phases.items():
-        per_step = share * phase.global_batch
-        if per_step * phase.steps > left + 1e-9:  # the shares' rounding is no block
-            return name, int(left / per_step) + 1
-        left -= per_step * phase.steps
-    return None
-
-
-def plan_domains(
-    recipe: Recipe, sources: Sequence[DomainSource], prepared: PreparedData | None
-) -> dict[str, DomainPlan]:
-    """What each domain has, counted in the prepared data or else estimated, and what is asked."""
-    length = recipe.data.sequence_length
-    total = sum(p.steps * p.global_batch * length for p in recipe.phases.values())
-    plans = {}
-    for source in sources:
-        share = recipe.data.domains[source.name].share or 0.0
-        if not source.trained:
-            blocks: int | None = 0
-        elif prepared is not None:
-            blocks = len(prepared.domains[source.name].train)
-        else:
-            tokens = estimate_tokens(source, recipe.model.tokenizer_source)
-            blocks = None if tokens is None else max(1, tokens // length)
-        plans[source.name] = DomainPlan(
-            share=share,
-            planned=round(total * share),
-            available=None if blocks is None else blocks * length,
-            exact=prepared is not None or not source.trained,
-            exhausted_at=None if blocks is None else first_exhausted(recipe.phases, share, blocks),
-            on_exhausted=recipe.data.domains[source.name].on_exhausted,
-        )
-    return plans
-
-
-def repetition_warnings(domains: dict[str, DomainPlan]) -> list[str]:
-    """Warn of domains that have less text than their share asks for, one line for each."""
-    lines = []
-    for name, plan in domains.items():
-        if plan.exhausted_at is None or plan.epochs is None:
-            continue
-        phase, step = plan.exhausted_at
-        about = "" if plan.exact else "about "
-        place, when = f"data.domains.{name}: {about}{plan.available:,} tokens", f"{about}{step}"
-        follows = {
-            "repeat": f"will be used {plan.epochs:.1f} times; they run out at {phase} step {when}",
-            "redistribute": f"run out at {phase} step {when}; the other domains get its share from "
-            "there on",
-            "stop": f"run out at {phase} step {when}; the next evaluation then ends {phase}, and "
-            "every later phase at its start",
-        }
-        lines.append(f"{place} {follows[plan.on_exhausted]}")
-    if (more := len(lines) - MOST_WARNINGS) > 0:
-        lines[MOST_WARNINGS:] = [f"data.domains: {more:,} more domains run out before the end"]
-    known = [plan.available for plan in domains.values() if plan.available is not None]
-    planned = sum(plan.planned for plan in domains.values())
-    rules = {plan.on_exhausted for plan in domains.values() if plan.share}
-    if len(known) == len(domains) and "repeat" not in rules and sum(known) < planned:
-        lines.append(
-            f"data.domains: {sum(known):,} tokens in all, {planned:,} planned, and no domain "
-            "repeats; training ends where they do"
-        )
-    return lines
 
 
 def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
@@ -271,9 +183,11 @@ def plan_run(recipe: Recipe, known: RunPlan | None = None) -> RunPlan:
     for label, check in _checks(plan):
         with plan.collected(label):
             check()
-    if (models := recipe.scheduling.reference_models) is not None:
+    if (models := recipe.reference_models) is not None:
         with plan.collected():
             plan.reference_models = _reference_models(recipe, models)
+    if plan.source is not None:
+        _plan_teachers(plan, plan.source, known)
     plan.evaluations = {
         name: -(-phase.steps // phase.evaluate_every) + 1 for name, phase in recipe.phases.items()
     }
@@ -434,6 +348,23 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
     if recipe.pretrain is not None:
         shape = plan.target or source
         plan.memory["pretrain"] = memory(shape, masked=False)
+
+
+def _plan_teachers(plan: RunPlan, source: ModelShape, known: RunPlan | None) -> None:
+    """Find the teachers of the phases to come, and add their memory to that of the phases."""
+    recipe = plan.recipe
+    pruned = PrunedModel(recipe.model.reference, source, plan.config)
+    original = original_model(recipe) if known is None else known.recipe.model.reference
+    done = finished_phases(recipe, Path(recipe.output))
+    for phase in [name for name in recipe.phases if name not in done]:
+        found = plan.teachers[phase] = []
+        for name in recipe.teachers(phase):
+            with plan.collected(f"{phase}.distill"):
+                found.append(plan_teacher(recipe, phase, name, pruned, original))
+        for teacher in found:
+            plan.memory[phase] += teacher.memory
+        if plan.target is not None or recipe.prune is None:
+            plan.warnings += size_warnings(phase, plan.final_shape, found)
 
 
 def _check_policy(recipe: Recipe) -> None:

@@ -19,19 +19,15 @@ from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, folder_lock
 from drpruning.data import PreparedData, prepare
 from drpruning.models.inspect import SOURCE_FIELD
-from drpruning.pipeline.preflight import (
-    RunPlan,
-    check_results,
-    plan_domains,
-    plan_run,
-    repetition_warnings,
-)
+from drpruning.pipeline.domain_plans import plan_domains, repetition_warnings
+from drpruning.pipeline.preflight import RunPlan, check_results, plan_run
 from drpruning.pipeline.prepared import check_made_from, document_format
 from drpruning.pipeline.reference_losses import (
     measure_reference_losses,
     original_model,
     reference_losses_table,
 )
+from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
 from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
 from drpruning.report.table import fitting_models
@@ -198,12 +194,14 @@ class Run:
         """Run these stages in their order.
 
         Raises:
-            BadInput: The ranks cannot share the batch of a phase that is still to be done.
+            BadInput: The ranks cannot share the batch of a phase, or its teachers do not fit.
         """
         finished = finished_phases(self.recipe, self.folder)
         for phase in stages:
             if phase in self.recipe.phases and phase not in finished:
                 self._check_batch_split(phase)
+                student, teachers = self.plan.student(phase), self.plan.teachers.get(phase, [])
+                check_teacher_memory(self.recipe, phase, student, teachers, self.accelerator)
         actions: dict[str, Callable[[], None]] = {
             "prepare": self._report_data,
             "prune": self.prune,
@@ -295,6 +293,7 @@ class Run:
 
         if self.recipe.prune is None or self._done("prune"):
             return
+        check_teacher_tokenizers(self.recipe, "prune", self.data)
         self.measure_reference_losses()
         prune(self.recipe, self.data, self.accelerator, self.reporter)
 
@@ -312,6 +311,7 @@ class Run:
             raise BadInput(
                 f"{self.files.pruned}: missing; run `drprune prune` or `drprune run` first"
             )
+        check_teacher_tokenizers(self.recipe, "pretrain", self.data)
         self.measure_reference_losses()
         pretrain(self.recipe, self.data, self.accelerator, self.reporter)
 
@@ -325,7 +325,7 @@ class Run:
         if self.recipe.reference_origin == "source":
             self._measure_pruned_model()
             return
-        models = self.recipe.scheduling.reference_models
+        models = self.recipe.reference_models
         if models is None:
             return
         if self.files.reference_loss.is_file():

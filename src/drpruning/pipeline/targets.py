@@ -18,7 +18,7 @@ from drpruning.pipeline.reference_losses import measure_reference_losses
 from drpruning.pipeline.run import Run, show_table
 from drpruning.pruning import ModelShape
 from drpruning.pruning.shapes import PRUNABLE
-from drpruning.recipe import Recipe, Target
+from drpruning.recipe import Phase, Recipe, Target
 from drpruning.report import write_report
 from drpruning.runs.folder import RunFolder, rollback_on_error, saved_recipe
 from drpruning.runs.provenance import note_session
@@ -169,6 +169,7 @@ def _split(plan: RunPlan) -> dict[str, Recipe]:
     runs: dict[str, Recipe] = {}
     for position, name in enumerate(order):
         own: dict[str, Any] = {"target": targets[name], "targets": None}
+        phases: dict[str, Phase] = {}
         seed = recipe.training.seed
         before = {other: shapes[other] for other in order[:position]}
         larger = _next_larger(name, before, shapes[name])
@@ -179,13 +180,15 @@ def _split(plan: RunPlan) -> dict[str, Recipe]:
             own["shape"] = known | shapes[larger].config_fields()
             own["tokenizer"] = recipe.model.tokenizer_source
             own["revision"] = None
+            phases = _taught_by_the_first(recipe)
             # The cut model has read the blocks in one order; it now reads them in another.
             seed = runs[larger].training.seed + 1
             if recipe.pretrain is None:  # its cut model is a start too, which is not rounded
                 start = runs[larger].model.model_copy(update={"dtype": "float32"})
                 runs[larger] = runs[larger].model_copy(update={"model": start})
         runs[name] = recipe.model_copy(
-            update={
+            update=phases
+            | {
                 "model": recipe.model.model_copy(update=own),
                 "data": recipe.data.model_copy(update={"prepared": str(recipe.prepared_folder)}),
                 "training": recipe.training.model_copy(update={"seed": seed}),
@@ -193,6 +196,22 @@ def _split(plan: RunPlan) -> dict[str, Recipe]:
             }
         )
     return runs
+
+
+def _taught_by_the_first(recipe: Recipe) -> dict[str, Phase]:
+    """The phases whose teacher is the model that is pruned, with that of `recipe` named.
+
+    A target that is pruned from a larger one has another source, and the same teacher.
+    """
+    if recipe.model.source is None:  # planned by its shape alone
+        return {}
+    return {
+        name: phase.model_copy(
+            update={"distill": distill.model_copy(update={"teacher": recipe.model.reference})}
+        )
+        for name, phase in recipe.phases.items()
+        if (distill := recipe.distillation(name)) and not (distill.named or distill.is_self)
+    }
 
 
 def _shape(source: ModelShape, name: str, target: Target) -> ModelShape:
@@ -233,7 +252,7 @@ def _take_reference_losses(run: Run, first: Path) -> None:
     Those of the model that is pruned are taken too: every target is compared with the model that
     the first one was pruned from, also a target that is pruned from a larger one.
     """
-    models, domains = run.recipe.scheduling.reference_models, run.recipe.initial_ratio
+    models, domains = run.recipe.reference_models, run.recipe.initial_ratio
     known = RunFolder(first).reference_loss.is_file() and not run.files.reference_loss.is_file()
     if run.recipe.reference_origin == "source" and known:
         if run.accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """What a run is: one strict, frozen description, read from YAML. This room never imports torch."""
 
+from drpruning.recipe.distillation import Distill
 from drpruning.recipe.domains import Domain
 from drpruning.recipe.load import load_recipe, parse_recipe, read_values
 from drpruning.recipe.model import ModelSection, Target
@@ -11,6 +12,7 @@ from drpruning.recipe.section import Section
 __all__ = [
     "Checkpoint",
     "Data",
+    "Distill",
     "Domain",
     "ModelSection",
     "Phase",

@@ -2,19 +2,21 @@
 
 from typing import Any
 
+from drpruning.recipe.distillation import OFF
 from drpruning.recipe.schema import Recipe
 
 _FREE = {
     "micro_batch", "compile", "gradient_checkpointing", "checkpoint", "attention", "liger",
     "parallelism", "rank_timeout", "skip_limit",
 }  # fmt: skip
+_FREE_OF_TEACHERS = {"shard", "cache"}
 _ORIGIN = {"like", "params"}
 _OF_FILES = {"dtype", "max_shard_size"}
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain JSON values, without the settings that may change when a run is resumed."""
-    return recipe.model_dump(
+    settings = recipe.model_dump(
         mode="json",
         exclude={
             "output": True,
@@ -27,6 +29,25 @@ def fixed_settings(recipe: Recipe) -> dict[str, Any]:
             "training": _FREE,
         },
     )
+    for phase in recipe.phases:
+        distill = settings[phase].pop("distill")
+        if distill != OFF:  # without a teacher the settings are those of versions that knew none
+            free = dict.fromkeys(_FREE_OF_TEACHERS)
+            settings[phase]["distill"] = {k: v for k, v in distill.items() if k not in free}
+    return settings
+
+
+def portable_settings(recipe: Recipe) -> dict[str, Any]:
+    """`fixed_settings` without the places of teachers, for a saved state that may be moved."""
+    settings = fixed_settings(recipe)
+    for phase in recipe.phases:
+        if (distill := recipe.distillation(phase)) is not None:
+            several = distill.teachers or {}
+            settings[phase]["distill"] |= {
+                "teacher": distill.teacher if distill.is_self else None,
+                "teachers": list(several.values()) or None,
+            }
+    return settings
 
 
 def written_as(recipe: Recipe) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from drpruning.recipe.distillation import DistillSetting
 from drpruning.recipe.section import (
     Count,
     Decay,
@@ -40,6 +41,8 @@ class Phase(Section):
     """AdamW's decoupled weight decay of the weights."""
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
+    distill: DistillSetting = None
+    """A teacher beside the text, see below; `none`: no teacher; absent: the default."""
 
 
 class Stop(Section):

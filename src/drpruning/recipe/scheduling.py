@@ -44,9 +44,11 @@ PAPER: dict[str, Any] = {
 COMPARING = {"drpruning", "naive_dro", "sheared"}
 """The policies that compare losses with reference losses."""
 SOURCE_BY_DEFAULT = {name for name, own in DEFAULTS.items() if own.get("reference_loss") == "auto"}
-"""The policies that `auto` gives the source model's losses where a model is pruned."""
+"""The policies that `auto` gives the losses of the model that is pruned, or of the teacher."""
 
-ReferenceOrigin = Literal["given", "models", "start", "source"]
+AutoOrigin = Literal["source", "models"]
+"""Where reference losses are from by default: the model that is pruned, or the only teacher."""
+ReferenceOrigin = Literal["given", "start"] | AutoOrigin
 """Where reference losses are from: numbers or models in the recipe, `start`, the model pruned."""
 
 
@@ -206,13 +208,15 @@ class Scheduling(Section):
         absent = {n: value for n, value in defaults_of(values).items() if values.get(n) is None}
         return {**values, **absent}
 
-    def check(self, trained: Collection[str], untrained: Collection[str], *, prunes: bool) -> None:
+    def check(
+        self, trained: Collection[str], untrained: Collection[str], auto: AutoOrigin | None
+    ) -> None:
         """Refuse settings that do not fit together, or do not fit the domains.
 
         Args:
             trained: Domains that are trained on.
             untrained: Domains of share 0, which may have a reference loss and nothing else.
-            prunes: Whether the recipe has a pruning phase.
+            auto: What `reference_loss: auto` stands for; `source` where a model is pruned.
 
         Raises:
             ValueError: A mapping names other domains, floors or reference losses contradict one
@@ -229,26 +233,26 @@ class Scheduling(Section):
                 "scheduling.reference_loss: scheduling.start has reference losses too; drop "
                 "reference_loss to start from those, or reference_loss in start to use your own"
             )
-        self._check_reference_loss(prunes=prunes)
+        self._check_reference_loss(auto)
 
     @property
     def _is_word(self) -> bool:
         """Whether `reference_loss` is absent or a word, not losses or models."""
         return self.reference_loss is None or isinstance(self.reference_loss, str)
 
-    def _check_reference_loss(self, *, prunes: bool) -> None:
+    def _check_reference_loss(self, auto: AutoOrigin | None) -> None:
         """Refuse reference losses that cannot be, and a policy that lacks those it needs."""
         if isinstance(self.reference_loss, str) and self.policy not in COMPARING:
             raise ValueError(
                 f"scheduling.reference_loss: the policy {self.policy!r} compares with no reference "
                 "loss; leave it out"
             )
-        if self.reference_loss == "source" and not prunes:
+        if self.reference_loss == "source" and auto != "source":
             raise ValueError(
                 "scheduling.reference_loss: no model is pruned here: 'source' takes the losses of "
                 "the model that is pruned; write auto, losses by domain, or {from_model: NAME}"
             )
-        if self.reference_origin(prunes=prunes) is not None:
+        if self.reference_origin(auto) is not None:
             return
         if self.policy == "sheared":
             raise ValueError(
@@ -300,11 +304,11 @@ class Scheduling(Section):
         """The reference losses of `start`."""
         return None if self.start is None else self.start.reference_loss
 
-    def reference_origin(self, *, prunes: bool) -> ReferenceOrigin | None:
+    def reference_origin(self, auto: AutoOrigin | None) -> ReferenceOrigin | None:
         """Where the reference losses at the start of a phase are from; None where there are none.
 
         Args:
-            prunes: Whether the recipe has a pruning phase.
+            auto: What `reference_loss: auto` stands for.
         """
         if isinstance(self.reference_loss, dict):
             return "given"
@@ -312,14 +316,15 @@ class Scheduling(Section):
             return "models"
         if self.started_reference_loss is not None:
             return "start"
-        by_default = self.reference_loss == "auto" and self.policy in SOURCE_BY_DEFAULT and prunes
-        return "source" if by_default or self.reference_loss == "source" else None
+        if self.reference_loss == "source":
+            return "source"
+        return auto if self.reference_loss == "auto" and self.policy in SOURCE_BY_DEFAULT else None
 
-    def forecasts(self, *, prunes: bool) -> bool:
+    def forecasts(self, auto: AutoOrigin | None) -> bool:
         """Whether forecasts are the reference losses from `forecast_start` on."""
         if self.policy != "drpruning":
             return False
-        alone = self.reference_origin(prunes=prunes) is None
+        alone = self.reference_origin(auto) is None
         return self.forecast == "replace" or (self.forecast == "combine" and alone)
 
     @property

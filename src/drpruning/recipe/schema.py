@@ -6,17 +6,23 @@ DRPruning paper (ACL 2025). An error names the field and what to write instead.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import FOLDER_NAME
+from drpruning.recipe.distillation import Distill, default_distillation
 from drpruning.recipe.domains import Domain, checked_shares, shares_by_size
 from drpruning.recipe.model import ModelSection
 from drpruning.recipe.paths import IN_A_FILE, PathText
 from drpruning.recipe.phases import Phase, Pretrain, Prune
-from drpruning.recipe.scheduling import ReferenceOrigin, Scheduling
+from drpruning.recipe.scheduling import (
+    AutoOrigin,
+    ReferenceModels,
+    ReferenceOrigin,
+    Scheduling,
+)
 from drpruning.recipe.section import (
     Count,
     Fraction,
@@ -157,6 +163,20 @@ class Recipe(Section):
     output: FolderName
     """The run folder."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_default_distillation(cls, values: Any) -> Any:
+        """Write out what an absent `distill` stands for, so that a run's recipe.yaml says it."""
+        if not isinstance(values, Mapping):
+            return values
+        written = dict(values)
+        for name in ("prune", "pretrain"):
+            phase = values.get(name)
+            if isinstance(phase, Mapping) and phase.get("distill") is None:
+                prunes = values.get("prune") is not None
+                written[name] = {**phase, "distill": default_distillation(name, prunes=prunes)}
+        return written
+
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
         if self.prune is None and self.pretrain is None:
@@ -169,16 +189,51 @@ class Recipe(Section):
                 f"prune: missing although model.{given} is given; write `prune: {{steps: ...}}` "
                 f"or leave model.{given} out"
             )
-        prunes = self.prune is not None
-        trained = [name for name, domain in self.data.domains.items() if domain.trained]
-        self.scheduling.check(trained, self.untrained, prunes=prunes)
+        self._check_teachers()
+        self.scheduling.check(self.trained, self.untrained, self._auto_origin)
         return self
+
+    def _check_teachers(self) -> None:
+        """Refuse teachers that cannot be, or that leave a domain without one."""
+        for phase in self.phases:
+            distill = self.distillation(phase)
+            if distill is None:
+                continue
+            if distill.is_self and phase != "prune":
+                raise ValueError(
+                    f"{phase}.distill.teacher: self is the model under masks, which only prune "
+                    "has; name a model, or leave teacher out"
+                )
+            if self.prune is None and not distill.named:
+                raise ValueError(
+                    f"{phase}.distill.teacher: missing, as no model is pruned here that could "
+                    "teach; name a model, or write distill: none"
+                )
+            try:
+                self.teachers(phase)
+            except ValueError as error:
+                raise ValueError(f"{phase}.distill.{error}") from None
 
     @property
     def phases(self) -> dict[str, Phase]:
         """The phases of the recipe by name, in their order."""
         both = {"prune": self.prune, "pretrain": self.pretrain}
         return {name: phase for name, phase in both.items() if phase is not None}
+
+    def distillation(self, phase: str) -> Distill | None:
+        """How a phase learns from teachers; None where it learns from the text alone."""
+        settings = self.phases.get(phase)
+        distill = None if settings is None else settings.distill
+        return distill if isinstance(distill, Distill) else None
+
+    def teachers(self, phase: str) -> dict[str, dict[str, float]]:
+        """The teachers of a phase: model (or `self`) -> domain -> weight; empty without any.
+
+        The weights of a domain that is trained on sum to 1.
+        """
+        if (distill := self.distillation(phase)) is None:
+            return {}
+        return distill.weights(self.model.reference, self.trained)
 
     @property
     def initial_ratio(self) -> dict[str, float]:
@@ -193,6 +248,11 @@ class Recipe(Section):
                 "(data.smoothing), which is not known before the data are prepared"
             )
         return {name: d.share for name, d in self.data.domains.items() if d.share}
+
+    @property
+    def trained(self) -> list[str]:
+        """The domains that are trained on."""
+        return [name for name, domain in self.data.domains.items() if domain.trained]
 
     @property
     def untrained(self) -> list[str]:
@@ -210,12 +270,31 @@ class Recipe(Section):
     @property
     def reference_origin(self) -> ReferenceOrigin | None:
         """Where a phase's first reference losses are from; None where it has none."""
-        return self.scheduling.reference_origin(prunes=self.prune is not None)
+        return self.scheduling.reference_origin(self._auto_origin)
+
+    @property
+    def _auto_origin(self) -> AutoOrigin | None:
+        """What `scheduling.reference_loss: auto` stands for; None: no reference losses."""
+        if self.prune is not None:
+            return "source"
+        return "models" if len(self.teachers("pretrain")) == 1 else None
+
+    @property
+    def reference_models(self) -> ReferenceModels | None:
+        """The models whose losses are the reference losses, named for that or as the teacher."""
+        if self.reference_origin != "models":
+            return None
+        if (named := self.scheduling.reference_models) is not None:
+            return named
+        # Made as it is: the place was read already, and a $ in it is no variable any more.
+        return ReferenceModels.model_construct(
+            from_model=next(iter(self.teachers("pretrain"))), from_models=None
+        )
 
     @property
     def forecasts(self) -> bool:
         """Whether forecasts are the reference losses from `scheduling.forecast_start` on."""
-        return self.scheduling.forecasts(prunes=self.prune is not None)
+        return self.scheduling.forecasts(self._auto_origin)
 
     @property
     def prepared_folder(self) -> Path:

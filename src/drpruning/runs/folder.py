@@ -169,17 +169,26 @@ def relocated(recipe: Recipe, folder: Path) -> Recipe:
         folder: Its place now.
     """
 
-    def found(place: str | None) -> str | None:
-        if place is None or Path(place).exists():
+    def found(place: str) -> str:
+        if Path(place).exists():
             return place
         moved = moved_places(place, Path(recipe.output), folder)
         return next((new for new in moved if Path(new).exists()), place)
 
+    def all_found(**places: str | None) -> dict[str, str | None]:
+        return {field: place and found(place) for field, place in places.items()}
+
     model, data = recipe.model, recipe.data
-    places = {"source": found(model.source), "tokenizer": found(model.tokenizer)}
-    folders = {"root": found(data.root), "prepared": found(data.prepared)}
+    places = all_found(source=model.source, tokenizer=model.tokenizer)
+    folders = all_found(root=data.root, prepared=data.prepared)
+    phases = {
+        name: phase.model_copy(update={"distill": distill.with_places(found)})
+        for name, phase in recipe.phases.items()
+        if (distill := recipe.distillation(name)) is not None
+    }
     return recipe.model_copy(
-        update={
+        update=phases
+        | {
             "model": model.model_copy(update=places),
             "data": data.model_copy(update=folders),
             "output": str(folder),
@@ -203,6 +212,21 @@ def moved_places(place: str, old: Path, new: Path) -> list[str]:
         for before, now in pairs
         if Path(place).is_relative_to(before)
     ]
+
+
+def may_have_moved(before: str, now: str, folder: Path) -> bool:
+    """Whether a place that is gone can be this one in or beside a run folder, which has moved.
+
+    Args:
+        before: The place as it was noted.
+        now: A place that is named today.
+        folder: Where the run folder is today.
+    """
+    home, place = folder.absolute().parent, Path(now).absolute()
+    if Path(before).exists() or not place.is_relative_to(home):
+        return False
+    parts = place.relative_to(home).parts
+    return Path(before).parts[-len(parts) :] == parts
 
 
 def rebased(recipe: Recipe, folder: Path) -> Recipe:

@@ -118,8 +118,8 @@ class EvalPoint(Line):
             times the steps under it, added up. Unknown in files of an earlier version.
         used_up: Exhausted domains -> what their `on_exhausted` says.
         parameters: Expected number under the current masks in pruning.
-        divergence: Mean KL(teacher || student) in nats of the tokens trained on since the evaluation
-            before, of the domains that had any; None without distillation.
+        divergence: Mean KL(teacher || student) in nats of the tokens trained on since the
+            evaluation before, of the domains that had any; None without distillation.
     """
 
     kind = "eval"

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,22 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
     """How a recipe differs from that of a run in what has been computed already."""
     begun = _begun_phases(folder, saved)
     settings = {"now": fixed_settings(recipe), "saved": fixed_settings(saved)}
+
+    def moved(before: str, now: Iterable[str]) -> str:
+        """The name among those of now of what has moved with the run, else the name before."""
+        places = {Path(p).absolute() for p in moved_places(before, Path(saved.output), folder)}
+        return next((name for name in now if Path(name).absolute() in places), before)
+
     for part, field in (("model", "source"), ("model", "tokenizer"), ("data", "root")):
         now, before = settings["now"][part][field], settings["saved"][part][field]
-        moved = moved_places(before, Path(saved.output), folder) if before else []
-        if now and any(Path(now).absolute() == Path(place).absolute() for place in moved):
-            settings["saved"][part][field] = now
+        if now and before:
+            settings["saved"][part][field] = moved(before, [now])
+    for phase in recipe.phases:
+        now, before = recipe.distillation(phase), saved.distillation(phase)
+        if now is not None and before is not None:
+            placed = before.with_places(partial(moved, now=now.named))
+            names = {"teacher": placed.teacher, "teachers": placed.teachers}
+            settings["saved"][phase]["distill"] |= names
     for phase in {"prune", "pretrain"} - begun:
         for values in settings.values():
             values[phase] = None
@@ -153,6 +165,9 @@ def check_apart(recipe: Recipe, domains: Iterable[DomainSource]) -> None:
             among the results of the run.
     """
     read = {"model.source": recipe.model.source, "model.tokenizer": recipe.model.tokenizer}
+    for phase in recipe.phases:
+        distill = recipe.distillation(phase)
+        read |= {f"{phase}.distill": name for name in ([] if distill is None else distill.named)}
     for domain in domains:
         read[f"data.domains.{domain.name}.source"] = domain.source
         read[f"data.domains.{domain.name}.validation"] = domain.validation

@@ -99,7 +99,7 @@ def hand_over(policy: Policy, ended: Mapping[str, Any]) -> None:
 
 def _measured(recipe: Recipe) -> dict[str, float]:
     """The losses in the run folder: of the models that are named, or of the one that is pruned."""
-    folder, models = Path(recipe.output), recipe.scheduling.reference_models
+    folder, models = Path(recipe.output), recipe.reference_models
     if models is None:
         return source_losses(_begun_in(recipe), recipe.data.domains)
     return ReferenceLosses.read(folder, models, recipe.initial_ratio).usable()
@@ -176,10 +176,12 @@ def _first_reference_text(
         word = scheduling.reference_loss
         why = "auto, as a model is pruned here" if word == "auto" else word
         return f"the losses of the model that is pruned (reference_loss: {why})"
-    if (models := scheduling.reference_models) is not None:
+    if (models := recipe.reference_models) is not None:
         named = [f"{m} ({sizes[m]:,} parameters)" if m in sizes else m for m in models.models]
         at = f", at {final:,} parameters" if final is not None else ""
         origin = f"law over {', '.join(named)}{at}" if models.from_models else f"from {named[0]}"
+        if scheduling.reference_models is None:
+            origin = f"{origin}, the teacher (reference_loss: auto)"
         return f"{origin}; measured before training"
     if recipe.reference_origin == "given":
         return "numbers in the recipe"

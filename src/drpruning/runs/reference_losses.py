@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, dumps
 from drpruning.recipe import ReferenceModels
-from drpruning.runs.folder import SOURCE, RunFolder
+from drpruning.runs.folder import SOURCE, RunFolder, may_have_moved
 from drpruning.runs.records import load_evaluation, load_phases
 from drpruning.scheduling import SizeLaw, fit_size_law
 from drpruning.scheduling.size_law import first_rise
@@ -161,7 +161,13 @@ class ReferenceLosses:
                 "remove it"
             ) from None
         paths = {model.path for model in found.models}
-        if found.of_source != (wanted is None) or (wanted and paths != set(wanted.models)):
+        moved = (
+            wanted is not None
+            and wanted.from_model is not None
+            and all(may_have_moved(path, wanted.from_model, folder) for path in paths)
+        )
+        others = wanted is not None and paths != set(wanted.models) and not moved
+        if found.of_source != (wanted is None) or others:
             measured = "the model that is pruned" if found.of_source else ", ".join(sorted(paths))
             raise OfOtherModels(
                 f"scheduling.reference_loss: {file} has the losses of {measured}, not of "

@@ -237,7 +237,7 @@ def _start_policy(
             f"{RunFolder(Path(recipe.output)).recipe}: has no phase {name}, but metrics.jsonl has "
             "one; put the recipe of this run there"
         )
-    if (models := recipe.scheduling.reference_models) is not None:
+    if (models := recipe.reference_models) is not None:
         _check_measured(Path(recipe.output), models, recipe.initial_ratio)
     policy = phase_policy(recipe, recipe.phases[name], final_parameters)
     if name == "pretrain" and recipe.prune and recipe.scheduling.handover == "continue":

@@ -10,6 +10,7 @@ from drpruning.common.console import Reporter
 from drpruning.data import PreparedData
 from drpruning.recipe import Phase, Training
 from drpruning.runs.folder import RunFolder
+from drpruning.training.objective import LanguageModelling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +27,5 @@ class TrainerContext:
     """What a checkpoint must be of; see `run_identity`."""
     untrained_reference_loss: Mapping[str, float] = field(default_factory=dict)
     """Reference losses in nats of domains that are only evaluated, for the record."""
+    objective: LanguageModelling = field(default_factory=LanguageModelling)
+    """What is minimised."""

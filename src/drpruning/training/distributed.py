@@ -83,7 +83,7 @@ class DistributedModel:
             (newer or self._inner.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
         if self.sharded:
             half = torch.bfloat16 if training.precision == "bf16" else None
-            _shard(self._inner, accelerator, half, compiled=training.compile)
+            shard(self._inner, accelerator, half, compiled=training.compile)
         elif training.compile:
             self._inner.compile()
         model.to(accelerator.device)
@@ -170,7 +170,7 @@ def place_for_evaluation(model: nn.Module, training: Training, accelerator: Acce
         accelerator: Gives device and ranks.
     """
     if accelerator.num_processes > 1 and training.parallelism == "fsdp2":
-        _shard(model, accelerator)
+        shard(model, accelerator)
     model.to(accelerator.device).eval()
 
 
@@ -179,7 +179,7 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _shard(
+def shard(
     model: nn.Module,
     accelerator: Accelerator,
     dtype: torch.dtype | None = None,

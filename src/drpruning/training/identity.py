@@ -13,7 +13,7 @@ from drpruning.common.errors import BadInput
 from drpruning.data import Mixture, PreparedData, TokenBlocks
 from drpruning.data.fingerprint import identity_differences
 from drpruning.recipe import Recipe
-from drpruning.recipe.changes import differences, fixed_settings
+from drpruning.recipe.changes import differences, portable_settings
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,12 @@ def data_identity(data: PreparedData) -> dict[str, Any]:
 
 
 def run_identity(recipe: Recipe, data: PreparedData, phase: str) -> dict[str, Any]:
-    """Everything that decides the course of a phase except the model, as plain JSON values.
+    """Everything that decides the course of a phase except the models, as plain JSON values.
 
-    The model is compared by the shapes of the weights in a checkpoint, since its source may move.
+    The model is compared by the shapes of the weights in a checkpoint, since its source may move;
+    so may teachers, of which settings and weights count.
     """
-    settings = fixed_settings(recipe)
+    settings = portable_settings(recipe)
     parts = ("scheduling", phase, "training")
     return {
         "data": data_identity(data),

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drpruning.recipe import Distill
+
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BROKEN_MODEL = (
     "the model that this phase starts from does not compute finite numbers: check its weights and "
@@ -31,6 +33,8 @@ def step_text(fields: Mapping[str, Any], ratio: Mapping[str, float]) -> str:
         ratio: The current one.
     """
     words = [f"loss {fields['loss']:.3f}"]
+    if "divergence" in fields:
+        words.append(f"divergence {fields['divergence']:.3f}")
     if "sparsity" in fields:
         targets = fields["target_sparsity"]
         reached = " ".join(f"{n} {s:.2f}/{targets[n]:.2f}" for n, s in fields["sparsity"].items())
@@ -222,3 +226,13 @@ def storage_remedy(error: OSError, folder: object) -> str:
     if error.errno in _NOT_ALLOWED:
         return f"let this user write to {folder}"
     return f"see to the storage of {folder}"
+
+
+def distillation_text(distill: Distill, teachers: Mapping[str, int]) -> str:
+    """Who teaches a phase, and by which loss, in one line."""
+    names = ", ".join(f"{name} ({count:,} parameters)" for name, count in teachers.items())
+    weight = f"{distill.weight:g}"
+    if distill.final_weight is not None:
+        weight += f" to {distill.final_weight:g}"
+    top = "" if distill.top_k is None else f", its {distill.top_k} likeliest tokens"
+    return f"distillation from {names}: weight {weight}, temperature {distill.temperature:g}{top}"

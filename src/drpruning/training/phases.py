@@ -35,8 +35,10 @@ from drpruning.training.checkpoint import list_checkpoints, remove_checkpoints
 from drpruning.training.context import TrainerContext
 from drpruning.training.identity import check_identity, data_identity, run_identity
 from drpruning.training.manifest import with_checksum, without_checksum
-from drpruning.training.messages import unwritten_model_text
+from drpruning.training.messages import distillation_text, unwritten_model_text
+from drpruning.training.objective import Distillation, LanguageModelling
 from drpruning.training.pruning_trainer import PruningTrainer
+from drpruning.training.teacher import load_teachers
 from drpruning.training.trainer import Trainer
 
 SCHEDULE_VERSION = 1
@@ -49,8 +51,20 @@ def _mixture(data: PreparedData, recipe: Recipe, phase: Phase) -> Mixture:
 
 
 def _context(
-    recipe: Recipe, phase: str, data: PreparedData, accelerator: Accelerator, reporter: Reporter
+    recipe: Recipe,
+    phase: str,
+    data: PreparedData,
+    accelerator: Accelerator,
+    reporter: Reporter,
+    masked: MaskedModel | None = None,
 ) -> TrainerContext:
+    objective = LanguageModelling()
+    if (distill := recipe.distillation(phase)) is not None:
+        teachers = load_teachers(recipe, phase, data, accelerator, reporter, masked)
+        objective = Distillation(
+            teachers, distill.weight, distill.final_weight, distill.temperature
+        )
+        reporter.line(f"{phase}: {distillation_text(distill, teachers.parameters)}")
     return TrainerContext(
         settings=recipe.phases[phase],
         training=recipe.training,
@@ -60,6 +74,7 @@ def _context(
         reporter=reporter,
         identity=run_identity(recipe, data, phase),
         untrained_reference_loss=untrained_reference_loss(recipe),
+        objective=objective,
     )
 
 
@@ -147,7 +162,7 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
     penalty = recipe.prune.initial_penalty
     masked = attach_masks(model, target, recipe.training.seed, penalty)
     policy = phase_policy(recipe, recipe.prune, target.num_parameters())
-    context = _context(recipe, "prune", data, accelerator, reporter)
+    context = _context(recipe, "prune", data, accelerator, reporter, masked)
     trainer = PruningTrainer(context, masked, policy, _mixture(data, recipe, recipe.prune))
     _report_reference(recipe, "prune", reporter)
     trainer.run()

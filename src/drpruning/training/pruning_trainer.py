@@ -139,7 +139,7 @@ class PruningTrainer(Trainer):
         with self.reporter.task("importance", batches) as task:
             for index in range(batches):
                 task.update(index)
-                for block_T in self.own_blocks(segment, index):
+                for block_T in self.own_rows(segment, index).blocks:
                     yield {"input_ids": block_T[None], "labels": block_T[None], "use_cache": False}
 
     def prepare_step(self) -> None:

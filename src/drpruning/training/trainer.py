@@ -27,6 +27,7 @@ from drpruning.training.distributed import (
     clip_gradients,
 )
 from drpruning.training.identity import check_identity
+from drpruning.training.objective import Losses, Rows
 from drpruning.training.optimizer import (
     MicroBatch,
     learning_rate_factor,
@@ -38,7 +39,7 @@ from drpruning.training.signals import InterruptGuard
 from drpruning.training.skipped_steps import failure_text, skipped_text
 from drpruning.training.tensors import read_tensors, write_tensors
 from drpruning.training.trainer_state import TrainerState
-from drpruning.training.validation import autocast, domain_losses, language_modelling_loss
+from drpruning.training.validation import domain_losses
 
 logger = logging.getLogger(__name__)
 
@@ -116,51 +117,60 @@ class Trainer(TrainerState):
             final_parameters=self.final_parameter_count(),
             versions=provenance.versions(),
             commit=provenance.commit(),
+            teachers=self.objective.teachers,
         )
 
     def _segment_end(self) -> int:
         return 0 if self.segment is None else self.evaluated + self.segment.steps
 
-    def own_blocks(self, segment: Segment, index: int) -> Tensor:
-        """This rank's rows of a segment's global batch [B, T]; those of others are not read."""
+    def own_rows(self, segment: Segment, index: int) -> Rows:
+        """This rank's rows of a segment's global batch; those of others are not read."""
         rows = slice(self.micro_batches[0].rows.start, self.micro_batches[-1].rows.stop)
         domains, ids = (column[rows] for column in segment.batch(index))
         blocks_BT = torch.from_numpy(self.data.train_blocks(segment.domains, domains, ids))
-        return blocks_BT.to(self.device, non_blocking=True)
+        blocks_BT = blocks_BT.to(self.device, non_blocking=True)
+        return Rows(blocks_BT, segment.domains, domains, ids)
 
     def _train_step(self) -> None:
         self.watch.resume()
         assert self.segment is not None  # noqa: S101 - planned by the evaluation before
-        batch_BT = self.own_blocks(self.segment, self.step - self.evaluated)
+        batch = self.own_rows(self.segment, self.step - self.evaluated)
         torch.manual_seed(step_seed(self.training.seed, self.step, self.accelerator.process_index))
         self.prepare_step()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         first = self.micro_batches[0].rows.start
+        numbers: dict[str, Tensor] = {}
+        by_domain = torch.zeros((), dtype=torch.float64, device=self.device)
         for piece in self.micro_batches:
-            rows = batch_BT[piece.rows.start - first : piece.rows.stop - first]
-            loss += self._backward(piece, rows, share=len(rows) / len(batch_BT))
-        numbers = {"loss": loss} | self.finish_gradients()
+            rows = batch[piece.rows.start - first : piece.rows.stop - first]
+            share = len(rows) / len(batch)
+            losses = self._backward(piece, rows, share)
+            for name, value in losses.parts.items():
+                numbers[name] = numbers.get(name, 0.0) + share * value.double()
+            by_domain = by_domain + losses.by_domain
+        numbers |= self.finish_gradients()
         numbers["gradient_norm"] = clip_gradients(
             self.parameters.values(), self.settings.gradient_clip
         )
         set_learning_rate(self.optimizer, learning_rate_factor(self.step, self.settings))
         self.step += 1
         values = torch.stack([value.double() for value in numbers.values()])
-        values = self.accelerator.reduce(values, reduction="mean")
-        skipped = self.numbers.add(self.step, list(numbers), values)
+        values = self.accelerator.reduce(torch.cat([values, by_domain.flatten()]), reduction="mean")
+        skipped = self.numbers.add(self.step, list(numbers), values[: len(numbers)])
+        if by_domain.numel():
+            self.divergence.add(values[len(numbers) :].view(2, -1), skipped)
         step_unless(self.optimizer, skipped)
 
-    def _backward(self, piece: MicroBatch, rows_BT: Tensor, share: float) -> Tensor:
-        """Gradients of one micro-batch; returns its part of the step's mean loss."""
+    def _backward(self, piece: MicroBatch, rows: Rows, share: float) -> Losses:
+        """Gradients of one micro-batch, which is a share of this rank's rows."""
         last = piece is self.micro_batches[-1]
+        progress = self.step / max(1, self.settings.steps - 1)
         with self.distributed.gradients_shared(last=last):
             self.prepare_pass(piece.part)
-            with autocast(self.device, self.distributed.precision):
-                loss = language_modelling_loss(self.model, rows_BT) * share
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach().double()
+            losses = self.objective.losses(self.model, rows, self.distributed.precision, progress)
+            (losses.total * share).backward()  # type: ignore[no-untyped-call]
+        return losses
 
     def _tokens(self) -> int:
         return self.step * self.settings.global_batch * self.data.sequence_length
@@ -231,6 +241,7 @@ class Trainer(TrainerState):
         # The shares of the batches themselves, which are the same on every rank: counts are whole,
         # and a domain that is exhausted may get less than its share of the ratio.
         realised = None if ended is None else ended.realised_share
+        divergence = None if ended is None else self.divergence.take(ended.domains)
         decision = self.policy.update(self.step, steered, params=count, shares=realised)
         self.ratio = broadcast_ratio(decision.ratio)
         decided = time.monotonic()
@@ -245,6 +256,7 @@ class Trainer(TrainerState):
                 parameters=count,
                 evaluation_seconds=evaluated - begin,
                 update_seconds=decided - evaluated,
+                divergence=divergence,
             )
         self.evaluated = self.step
         where = f"{self.phase} {self.step}/{self.settings.steps}"

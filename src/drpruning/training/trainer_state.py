@@ -16,6 +16,7 @@ from drpruning.training.context import TrainerContext
 from drpruning.training.distributed import DistributedModel
 from drpruning.training.hooks import PhaseHooks
 from drpruning.training.identity import restore_mixture
+from drpruning.training.objective import DomainMeans
 from drpruning.training.optimizer import build_optimizer, micro_batches
 from drpruning.training.skipped_steps import StepMetrics
 from drpruning.training.stopwatch import Stopwatch
@@ -66,6 +67,7 @@ class TrainerState(PhaseHooks):
         self.segment: Segment | None = None
         self.stopped: str | None = None
         self.numbers, self.watch = StepMetrics(), Stopwatch(self.device)
+        self.objective, self.divergence = context.objective, DomainMeans()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups."""
@@ -93,6 +95,7 @@ class TrainerState(PhaseHooks):
             "segment_steps": self.segment.steps if self.segment else None,
             "stopped": self.stopped,
             "numbers": self.numbers.state_dict(),
+            "divergence": self.divergence.state_dict(),
             "seconds": self.watch.state_dict(),
             "metrics_bytes": self.metrics.size(),
             **self.extra_state(),
@@ -112,6 +115,7 @@ class TrainerState(PhaseHooks):
         self.ratio = state["ratio"]
         self.watch.load_state_dict(state["seconds"])
         self.numbers.load_state_dict(state["numbers"])
+        self.divergence.load_state_dict(state["divergence"], self.device)
         self.policy.load_state_dict(state["policy"])
         accept = self.training.checkpoint.accept_changes
         restore_mixture(self.mixture, state["mixture"], accept=accept)

@@ -1,0 +1,271 @@
+"""Teachers of a recipe that distills: what their files say, and what they cost."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drpruning.common.errors import BadInput
+from drpruning.data import PreparedData, tokenizer_digest
+from drpruning.data.memory import total_memory
+from drpruning.models.files import read_config
+from drpruning.models.inspect import SOURCE_FIELD, check_model
+from drpruning.models.memory import (
+    SHARDED_OVER,
+    MemoryEstimate,
+    estimate_memory,
+    teacher_memory,
+)
+from drpruning.models.tokenizer import vocabulary
+from drpruning.pipeline.reference_losses import original_model
+from drpruning.pruning import ModelShape
+from drpruning.recipe import Distill, Recipe, Training
+from drpruning.recipe.distillation import SELF
+from drpruning.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher of a phase, and what it costs.
+
+    Attributes:
+        name: A folder, a name on the Hub, or `self`.
+        shape: Its shape; of `self` that of the model under masks.
+        memory: Bytes on each GPU, beside those of the training step.
+    """
+
+    name: str
+    shape: ModelShape
+    memory: MemoryEstimate
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """The model that the run, or the chain of runs it belongs to, prunes: the default teacher."""
+
+    name: str
+    shape: ModelShape
+    config: Mapping[str, Any]
+
+
+def plan_teacher(
+    recipe: Recipe, phase: str, name: str, pruned: PrunedModel, original: str
+) -> Teacher:
+    """Look at a teacher's files and count what it costs; torch is not needed.
+
+    Args:
+        recipe: The run.
+        phase: The phase that it teaches.
+        name: One of `recipe.teachers(phase)`.
+        pruned: The model of `model.source`.
+        original: The first model of a chain of targets, elsewhere that of `model.source`.
+
+    Raises:
+        BadInput: It is missing, incomplete, of another tokenizer or vocabulary, takes shorter
+            blocks, or is the model that it would teach.
+    """
+    distill = recipe.distillation(phase)
+    assert distill is not None  # noqa: S101 - it has a teacher
+    field = teacher_field(phase, distill)
+    shape, config = pruned.shape, pruned.config
+    if name not in (SELF, pruned.name):
+        _check_is_another(recipe, phase, name, field)
+        shape = check_model(name, field)
+        config = read_config(name, field)
+        _check_vocabulary(recipe, name, shape, pruned, original, field)
+    elif name == pruned.name and recipe.prune is None:
+        raise _nothing_to_learn(name, phase, field)
+    _check_settings(recipe, name, distill, shape, config, phase)
+    return Teacher(
+        name="model.shape" if name == pruned.name and recipe.model.source is None else name,
+        shape=shape,
+        memory=_memory(shape, distill, recipe.training, recipe.data.sequence_length),
+    )
+
+
+def teacher_field(phase: str, distill: Distill) -> str:
+    """The field of the recipe that names the teachers of a phase."""
+    return f"{phase}.distill.{'teacher' if distill.teachers is None else 'teachers'}"
+
+
+def _check_is_another(recipe: Recipe, phase: str, name: str, field: str) -> None:
+    """Refuse a teacher that is the model which the phase trains, or a result of this run."""
+    files, place = RunFolder(Path(recipe.output)), os.path.realpath(name)
+    start = files.pruned if recipe.prune is not None else Path(recipe.model.reference)
+    if phase == "pretrain" and place == os.path.realpath(start):
+        raise _nothing_to_learn(name, phase, field)
+    if place in map(os.path.realpath, (files.pruned, files.model)):
+        raise BadInput(f"{field}: {name} is what this run itself writes; name another model")
+
+
+def _nothing_to_learn(name: str, phase: str, field: str) -> BadInput:
+    return BadInput(
+        f"{field}: {name} is the model that {phase} trains, which has nothing to learn from "
+        "itself; name another model, or write distill: none"
+    )
+
+
+def _check_vocabulary(
+    recipe: Recipe, name: str, shape: ModelShape, pruned: PrunedModel, original: str, field: str
+) -> None:
+    """Refuse a teacher whose logits are of other tokens, or are more or fewer, than the model's."""
+    known = vocabulary(recipe.model.tokenizer_source, SOURCE_FIELD)
+    own = vocabulary(name, field)
+    if name != original and None not in (known, own) and known != own:
+        raise _other_tokenizer(name, field)
+    rows, wanted = shape.vocab_size, pruned.shape.vocab_size
+    if rows == wanted:
+        return
+    larger, smaller = (name, wanted) if rows > wanted else (pruned.name, rows)
+    remedy = "name a model of the source's family"
+    if known is not None and known == own and max(known.values()) < smaller:
+        remedy = (
+            "the tokens are the same and the rest is padding: cut that off with "
+            f"`AutoModelForCausalLM.from_pretrained({larger!r})`, its "
+            f"`.resize_token_embeddings({smaller})` and `.save_pretrained(NEW_FOLDER)`, and name "
+            f"NEW_FOLDER, with the tokenizer's files in it, in place of {larger}"
+        )
+    raise BadInput(
+        f"{field}: {name} has a vocabulary of {rows:,} entries and {pruned.name} one of "
+        f"{wanted:,}, so their logits cannot be compared; {remedy}"
+    )
+
+
+def _other_tokenizer(name: str, field: str) -> BadInput:
+    return BadInput(
+        f"{field}: the tokenizer of {name} is not that of model.source, so its probabilities are "
+        "those of other tokens; name a model of the source's family"
+    )
+
+
+def _check_settings(
+    recipe: Recipe,
+    name: str,
+    distill: Distill,
+    shape: ModelShape,
+    config: Mapping[str, Any],
+    phase: str,
+) -> None:
+    """Refuse blocks longer than the teacher takes, and more top tokens than there are."""
+    length, positions = recipe.data.sequence_length, config.get("max_position_embeddings")
+    if not distill.is_self and isinstance(positions, int) and length > positions:
+        raise BadInput(
+            f"data.sequence_length: {length} is beyond the {positions} positions that {name} was "
+            f"made for, which is to teach ({teacher_field(phase, distill)}); write "
+            f"sequence_length: {positions} or less, or name another teacher"
+        )
+    if distill.top_k is not None and distill.top_k >= shape.vocab_size:
+        raise BadInput(
+            f"{phase}.distill.top_k: {distill.top_k} tokens of a vocabulary of "
+            f"{shape.vocab_size:,}; write a smaller number, or leave top_k out to compare all"
+        )
+
+
+def _memory(shape: ModelShape, distill: Distill, training: Training, length: int) -> MemoryEstimate:
+    several = training.model_copy(update={"parallelism": "fsdp2"})
+    return MemoryEstimate(
+        whole=teacher_memory(shape, distill, training, length, 1),
+        sharded={n: teacher_memory(shape, distill, several, length, n) for n in SHARDED_OVER},
+    )
+
+
+def step_ratio(student: ModelShape, teachers: Sequence[Teacher], training: Training) -> float:
+    """How many times as long a step takes as without teachers, by multiply-adds.
+
+    Per parameter and token a forward pass has 2 floating-point operations and a backward pass 4
+    (and with gradient checkpointing 2 more, for the forward pass that is repeated). A teacher only
+    has the forward pass, on every block, also of domains in which its weight is 0. Attention scores
+    are not counted.
+    """
+    per_parameter = 8 if training.gradient_checkpointing else 6
+    passes = sum(2 * _multiplied(teacher.shape) for teacher in teachers)
+    return 1 + passes / (per_parameter * _multiplied(student))
+
+
+def _multiplied(shape: ModelShape) -> int:
+    """Parameters that a token is multiplied with; looking up its embedding is no product."""
+    lookup = 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
+    return shape.num_parameters() - lookup
+
+
+def size_warnings(phase: str, final: ModelShape, teachers: Sequence[Teacher]) -> list[str]:
+    """Warn of teachers that are smaller than the model that they teach."""
+    size = final.num_parameters()
+    return [
+        f"{phase}.distill: the teacher {teacher.name} has {count:,} parameters and the model that "
+        f"it teaches {size:,}; a smaller model is seldom a better one, so compare with distill: "
+        "none"
+        for teacher in teachers
+        if (count := teacher.shape.num_parameters()) < size
+    ]
+
+
+# Once torch and the prepared data are there.
+
+
+def check_teacher_tokenizers(recipe: Recipe, phase: str, data: PreparedData) -> None:
+    """Refuse teachers whose tokenizer cuts text otherwise than that of the prepared data.
+
+    Raises:
+        BadInput: A named teacher has another tokenizer.
+    """
+    if (distill := recipe.distillation(phase)) is None:
+        return
+    for name in distill.named:
+        if name != original_model(recipe) and tokenizer_digest(name) != data.tokenizer_digest:
+            raise _other_tokenizer(name, teacher_field(phase, distill))
+
+
+def check_teacher_memory(
+    recipe: Recipe,
+    phase: str,
+    student: ModelShape,
+    teachers: Sequence[Teacher],
+    accelerator: "Accelerator",
+) -> None:
+    """Refuse teachers that do not fit beside the training step into the memory there is.
+
+    Raises:
+        BadInput: The GPU, or on CPUs the machine, has less memory.
+    """
+    distill = recipe.distillation(phase)
+    memory = _device_memory(accelerator)
+    if distill is None or distill.is_self or not teachers or memory is None:
+        return
+    ranks, training, length = (
+        accelerator.num_processes, recipe.training, recipe.data.sequence_length
+    )  # fmt: skip
+    estimate = estimate_memory(student, training, length, masked=phase == "prune", gpus=(ranks,))
+    sharded = ranks > 1 and training.parallelism == "fsdp2"
+    step = estimate.sharded[ranks] if sharded else estimate.whole
+    own = sum(teacher_memory(t.shape, distill, training, length, ranks) for t in teachers)
+    if step + own <= memory:
+        return
+    gib = 2**30
+    names = ", ".join(teacher.name for teacher in teachers)
+    kind = "GPU" if accelerator.device.type == "cuda" else "rank"
+    remedies = ["training.micro_batch: 1"] if training.micro_batch > 1 else []
+    if distill.dtype != "int8" and not distill.shard:
+        remedies.append("dtype: int8")
+    if ranks > 1 and not sharded and distill.dtype != "int8" and not distill.shard:
+        remedies.append("shard: true")
+    raise BadInput(
+        f"{teacher_field(phase, distill)}: {names} takes about {own / gib:,.1f} GiB beside about "
+        f"{step / gib:,.1f} GiB of the training step, and there are {memory / gib:,.1f} GiB for "
+        f"each {kind}; write {', or '.join([*remedies, 'a smaller teacher'])}"
+    )
+
+
+def _device_memory(accelerator: "Accelerator") -> int | None:
+    """Bytes of memory for each rank: of its GPU, or its part of the machine's."""
+    if accelerator.device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(accelerator.device).total_memory
+    if accelerator.device.type != "cpu" or (total := total_memory()) is None:
+        return None
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

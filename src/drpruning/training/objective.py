@@ -1,0 +1,152 @@
+"""What a phase minimises: the language-modelling loss, or a mix with distillation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from drpruning.distillation import distillation_loss
+from drpruning.training.teacher import Teachers
+from drpruning.training.validation import autocast, language_modelling_loss
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a global batch.
+
+    Attributes:
+        blocks: Token ids [B, T], on the device.
+        names: Of the domains that `domains` points into.
+        domains: Index of each row's domain [B].
+        ids: Each row's block within its domain [B].
+    """
+
+    blocks: Tensor
+    names: Sequence[str]
+    domains: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> "Rows":
+        return Rows(self.blocks[rows], self.names, self.domains[rows], self.ids[rows])
+
+
+class Losses(NamedTuple):
+    """The loss of some rows, and what is logged of it.
+
+    Attributes:
+        total: What is minimised, differentiable.
+        parts: Name -> mean over the rows, detached.
+        by_domain: [2, domains]: sums over the rows of their divergence, and how many rows; empty
+            without distillation.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    by_domain: Tensor
+
+
+class LanguageModelling:
+    """The mean cross-entropy of the next token."""
+
+    teachers: Mapping[str, int] | None = None
+    """Teacher -> parameters, for the log."""
+
+    def losses(self, model: nn.Module, rows: Rows, precision: str, progress: float) -> Losses:  # noqa: ARG002
+        """The loss of rows, computed by the model's own forward pass.
+
+        Args:
+            model: The trained model.
+            rows: What it is computed on.
+            precision: `bf16` under autocast, or `fp32`.
+            progress: Of the phase, from 0 to 1 at its last step.
+        """
+        with autocast(rows.blocks.device, precision):
+            loss = language_modelling_loss(model, rows.blocks)
+        return Losses(loss, {"loss": loss.detach()}, loss.new_zeros(0))
+
+
+class Distillation(LanguageModelling):
+    """A mix of cross-entropy and the divergence from teachers; see `drpruning.distillation`."""
+
+    def __init__(
+        self, teachers: Teachers, weight: float, final_weight: float | None, temperature: float
+    ) -> None:
+        """Set the loss.
+
+        Args:
+            teachers: Give the target distributions, at the same temperature.
+            weight: Of the divergence at the first step; the cross-entropy has the rest.
+            final_weight: At the last step, approached linearly; None: always `weight`.
+            temperature: What logits are divided by.
+        """
+        self._source, self.temperature = teachers, temperature
+        self.teachers = teachers.parameters
+        self.weight, self.final_weight = weight, weight if final_weight is None else final_weight
+
+    def losses(self, model: nn.Module, rows: Rows, precision: str, progress: float) -> Losses:
+        """The loss of rows; the teacher is called before the model, so that its activations go."""
+        blocks_BT, device = rows.blocks, rows.blocks.device
+        target = self._source.targets(rows)
+        with autocast(device, precision):
+            logits_NV = model(input_ids=blocks_BT, use_cache=False).logits.flatten(0, 1)
+        labels_BT = torch.full_like(blocks_BT, -100)
+        labels_BT[:, :-1] = blocks_BT[:, 1:]
+        found = distillation_loss(
+            logits_NV,
+            labels_BT.flatten(),
+            target,
+            weight=self.weight + (self.final_weight - self.weight) * progress,
+            temperature=self.temperature,
+        )
+        count = len(rows) * (blocks_BT.shape[1] - 1)
+        divergence_B = found.divergence.view(len(rows), -1).double().sum(1)
+        parts = {
+            "loss": found.cross_entropy.double().sum() / count,
+            "divergence": divergence_B.sum() / count,
+        }
+        index = torch.as_tensor(rows.domains, device=device)
+        by_domain = torch.zeros(2, len(rows.names), dtype=torch.float64, device=device)
+        by_domain[0].index_add_(0, index, divergence_B / (blocks_BT.shape[1] - 1))
+        by_domain[1].index_add_(0, index, torch.ones_like(divergence_B))
+        return Losses(found.loss, parts, by_domain)
+
+
+class DomainMeans:
+    """Means by domain over the steps since the last evaluation, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, sums: Tensor, skipped: Tensor) -> None:
+        """Add the sums of a step.
+
+        Args:
+            sums: [2, domains], the same on every rank: of the numbers, and how many there were.
+            skipped: 1 where the step changed nothing, which then is not counted; else 0.
+        """
+        kept = torch.where(skipped > 0, torch.zeros_like(sums), sums)
+        self._sums = kept if self._sums is None else self._sums + kept
+
+    def take(self, names: Sequence[str]) -> dict[str, float] | None:
+        """The means of the domains that had any, which then begin anew; None without any step."""
+        if self._sums is None:
+            return None
+        (sums, counts), self._sums = self._sums.tolist(), None
+        return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums as plain JSON values."""
+        return {} if self._sums is None else {"sums": self._sums.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Restore what `state_dict` gave."""
+        sums = state.get("sums")
+        known = torch.tensor(sums, dtype=torch.float64, device=device) if sums else None
+        self._sums = known

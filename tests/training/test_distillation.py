@@ -1,0 +1,173 @@
+"""Runs with teachers: what is learnt, logged, kept and resumed."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.interrupted_runs import assert_same_outcome, run_until
+from helpers.small_runs import logged, only_pretraining, renamed, run, variant
+
+
+def copied(model: Path, folder: Path, noise: float = 0.0) -> Path:
+    """A copy of a model's folder, its weights moved by random numbers of this size."""
+    shutil.copytree(model, folder)
+    path, generator = folder / "model.safetensors", torch.Generator().manual_seed(0)
+    tensors = {
+        name: value + noise * torch.randn(value.shape, generator=generator)
+        for name, value in load_file(path).items()
+    }
+    save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def values(recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Eight steps of continued pretraining of a model, under one that is not far from it."""
+    values = only_pretraining(recipe_values)
+    values["model"]["source"] = str(copied(model_folder, tmp_path / "student", 0.02))
+    values["pretrain"].update(steps=8, distill={"teacher": str(model_folder), "dtype": "fp32"})
+    values["scheduling"] = {"reference_loss": "none"}
+    return values
+
+
+def divergences(folder: Path, phase: str = "pretrain") -> list[float]:
+    lines = logged(folder)
+    return [r["divergence"] for r in lines if r["kind"] == "step" and r["phase"] == phase]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_pruned_model_comes_nearer_to_its_source(
+    recipe_values: dict[str, Any], model_folder: Path
+) -> None:
+    recipe_values["pretrain"].update(steps=30, distill={"weight": 1.0})
+    recipe_values["training"]["log_every"] = 5
+    folder = run(recipe_values, "prune", "pretrain")
+    found = divergences(folder)
+    assert all(value > 0 for value in found)
+    assert found[-1] < 0.8 * found[0]
+    lines = [r for r in logged(folder) if r["phase"] == "pretrain"]
+    (start,) = (r for r in lines if r["kind"] == "start")
+    assert list(start["teachers"]) == [str(model_folder)]
+    evaluations = [r for r in lines if r["kind"] == "eval"]
+    assert "divergence" not in evaluations[0]
+    assert evaluations[1]["divergence"].keys() == {"numbers", "colours", "animals"}
+    assert not any("divergence" in r for r in logged(folder) if r["phase"] == "prune")
+
+
+def test_divergence_by_domain_adds_up_to_that_of_the_steps(values: dict[str, Any]) -> None:
+    values["training"]["log_every"] = 1
+    values["pretrain"]["distill"]["temperature"] = 2.0
+    folder = run(values, "pretrain")
+    lines = logged(folder)
+    steps = {r["step"]: r["divergence"] for r in lines if r["kind"] == "step"}
+    for end in (r for r in lines if r["kind"] == "eval" and r["step"]):
+        share, found = end["realised_share"], end["divergence"]
+        mean = sum(share[name] * value for name, value in found.items())
+        assert mean == pytest.approx((steps[end["step"]] + steps[end["step"] - 1]) / 2, rel=1e-5)
+
+
+def test_a_model_has_nothing_to_learn_from_its_equal(
+    values: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    values["model"]["source"] = str(copied(model_folder, tmp_path / "equal"))
+    values["pretrain"]["distill"]["weight"] = 1.0
+    values["pretrain"]["learning_rate"] = 1e-6
+    assert max(divergences(run(values, "pretrain"))) < 1e-6
+
+
+def test_without_weight_it_is_plain_training(values: dict[str, Any]) -> None:
+    values["pretrain"]["distill"].update(weight=1e-9, final_weight=0.0)
+    plain = variant(values, "plain")
+    plain["pretrain"]["distill"] = "none"
+    found, expected = weights(run(values, "pretrain")), weights(run(plain, "pretrain"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulation_equals_a_large_micro_batch(values: dict[str, Any]) -> None:
+    values["pretrain"]["distill"].update(top_k=4, temperature=0.7)
+    large, small = (variant(values, f"of{n}", micro_batch=n) for n in (8, 2))
+    found, expected = (logged(run(v, "pretrain")) for v in (small, large))
+    for one, other in zip(found, expected, strict=True):
+        for key in {"loss", "divergence"} & one.keys():
+            assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-7)
+
+
+def test_resumed_equals_uninterrupted(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["pretrain"]["distill"].update(weight=0.8, final_weight=0.2)
+    values["pretrain"]["evaluate_every"] = 4
+    values["training"]["checkpoint"] = {"every_steps": 3, "keep": 2}
+    complete = run(renamed(values, "complete"), "pretrain")
+    folder = run_until(renamed(values, "killed"), 7, monkeypatch)
+    run(renamed(values, "killed"), "pretrain")
+    assert_same_outcome(folder, complete)
+
+
+def test_kept_top_tokens_are_those_that_were_computed(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["pretrain"]["distill"].update(top_k=5, cache=True)
+    first = run(variant(values, "first"), "pretrain")
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the teacher was asked although everything is kept")
+
+    monkeypatch.setattr("drpruning.training.teacher.log_probabilities", refuse)
+    second = run(variant(values, "second"), "pretrain")
+    assert_same_outcome(second, first)
+
+
+def test_a_damaged_block_of_top_tokens_is_computed_again(values: dict[str, Any]) -> None:
+    values["pretrain"]["distill"].update(top_k=5, cache=True)
+    first = run(variant(values, "first"), "pretrain")
+    for file in first.with_name("data").glob("*/teacher-*.ids"):
+        content = bytearray(file.read_bytes())
+        content[: len(content) // 2] = bytes(len(content) // 2)
+        file.write_bytes(content)
+    assert_same_outcome(run(variant(values, "second"), "pretrain"), first)
+
+
+def test_teachers_of_another_domain_have_no_say(
+    values: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    """Two teachers, one of them for one domain; where both are the same model it is one teacher."""
+    twin = copied(model_folder, tmp_path / "twin")
+    one = variant(values, "one")
+    several = copy.deepcopy(variant(values, "several"))
+    del several["pretrain"]["distill"]["teacher"]
+    several["pretrain"]["distill"]["teachers"] = {
+        str(model_folder): {"numbers": 1.0, "colours": 2.0},
+        str(twin): {"animals": 0.5, "colours": 1.0},
+    }
+    found, expected = weights(run(several, "pretrain")), weights(run(one, "pretrain"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"dtype": "bf16"}, {"top_k": 3}])
+def test_other_teachers_teach(values: dict[str, Any], settings: dict[str, Any]) -> None:
+    values["pretrain"]["distill"].update(settings)
+    found = divergences(run(values, "pretrain"))
+    assert all(-1e-4 < value < 1 for value in found)
+
+
+def test_the_unmasked_model_teaches_the_masked_one(
+    recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe_values["prune"].update(distill={"teacher": "self", "weight": 0.5}, steps=10)
+    recipe_values["training"]["checkpoint"] = {"every_steps": 3, "keep": 2}
+    complete = run(renamed(recipe_values, "complete"), "prune")
+    found = divergences(complete, "prune")
+    assert found[0] < found[-1]  # masks close
+    run_until(renamed(recipe_values, "killed"), 7, monkeypatch, "prune")
+    assert logged(run(renamed(recipe_values, "killed"), "prune")) == logged(complete)
