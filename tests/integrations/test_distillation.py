@@ -16,13 +16,16 @@ from tiny_trainer import (
     Scripted,
     arguments,
     decisions,
+    larger_model,
     logged,
     tiny_model,
 )
 from transformers import (
     DataCollatorForSeq2Seq,
-    LlamaConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaForCausalLM,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
 )
@@ -42,25 +45,6 @@ ONE_STEP: dict[str, Any] = {
 }
 
 
-def larger_model(vocabulary: int = 64) -> LlamaForCausalLM:
-    """A teacher whose distributions are far from even."""
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            attention_dropout=0.5,  # not in evaluation mode
-        )
-    )
-    with torch.no_grad():
-        model.lm_head.weight.mul_(50)
-    return model
-
-
 def documents(count: int) -> list[dict[str, list[int]]]:
     """Examples of 3 to 8 tokens; the first token and every fifth have no label."""
     generator = torch.Generator().manual_seed(3)
@@ -74,7 +58,7 @@ def documents(count: int) -> list[dict[str, list[int]]]:
 def distilled(
     folder: Path,
     loss: DistillationLoss,
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     examples: Sequence[Any],
     **changes: Any,
 ) -> Trainer:
@@ -91,8 +75,8 @@ def distilled(
 
 
 def plain_formula(
-    student: LlamaForCausalLM,
-    teacher: LlamaForCausalLM,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
     examples: Iterable[dict[str, list[int]]],
     *,
     weight: float,
@@ -149,6 +133,34 @@ def test_a_step_is_that_of_the_plain_formula(tmp_path: Path, settings: dict[str,
     entry = trainer.state.log_history[0]
     assert entry["loss"] == pytest.approx(value.item(), rel=1e-5)
     assert entry["divergence"] == pytest.approx(divergence, rel=1e-5)
+
+
+def test_a_student_that_caps_its_logits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=2.0,
+        attn_implementation="eager",
+    )
+    model = Gemma2ForCausalLM(config)
+    examples = documents(8)
+    expected, teacher = copy.deepcopy(model), copy.deepcopy(model).eval()
+    with torch.no_grad():
+        teacher.model.embed_tokens.weight.mul_(100)
+    loss = DistillationLoss(copy.deepcopy(teacher), weight=0.7)
+    value, divergence = plain_formula(expected, teacher, examples, weight=0.7, temperature=1.0)
+    value.backward()
+    torch.optim.SGD(expected.parameters(), lr=1.0).step()
+    trainer = distilled(tmp_path, loss, model, examples, **ONE_STEP)
+    trainer.train()
+    torch.testing.assert_close(weights(model), weights(expected), atol=2e-6, rtol=1e-5)
+    assert trainer.state.log_history[0]["divergence"] == pytest.approx(divergence, rel=1e-4)
 
 
 def test_a_packed_step_of_trl_is_that_of_its_documents(tmp_path: Path) -> None:
@@ -282,7 +294,7 @@ def test_the_weight_moves_to_its_last(tmp_path: Path) -> None:
 
     trainer.add_callback(Watching())
     trainer.train()
-    assert seen == pytest.approx([0.9 - 0.8 * step / 12 for step in range(12)])
+    assert seen == pytest.approx([0.9 - 0.8 * step / 11 for step in range(12)])
 
 
 def test_the_teacher_stays_outside_of_the_training(tmp_path: Path) -> None:

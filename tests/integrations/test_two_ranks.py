@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["transformers", "trl"])
+@pytest.mark.parametrize("trainer", ["transformers", "trl", "distillation"])
 def test_two_ranks_train_on_what_one_does(tmp_path: Path, trainer: str) -> None:
     seen: dict[int, list[dict[str, Any]]] = {}
     for ranks, micro_batch in ((1, 4), (2, 2)):
@@ -34,6 +34,9 @@ def test_two_ranks_train_on_what_one_does(tmp_path: Path, trainer: str) -> None:
     for a, b in zip(one["decisions"], first["decisions"], strict=True):
         assert a["ratio"] == pytest.approx(b["ratio"], abs=1e-4)
         assert a["realised_share"] == b["realised_share"]
+    assert len(one["divergence"]) == (12 if trainer == "distillation" else 0)
+    assert first["divergence"] == second["divergence"]
+    assert first["divergence"] == pytest.approx(one["divergence"], rel=1e-4)
     for step, rows in one["rows"].items():
         assert sorted(rows) == sorted(first["rows"][step] + second["rows"][step])
     for rank in (first, second):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from drpruning.integrations.transformers import DomainSchedulingCallback
+from drpruning.integrations.transformers import DistillationLoss, DomainSchedulingCallback
 from drpruning.scheduling import Constant, DRPruning, NaiveDRO, Policy
 
 SHARES = {"web": 0.5, "code": 0.3, "wiki": 0.2}
@@ -61,6 +61,25 @@ def tiny_model(dropout: float = 0.2) -> LlamaForCausalLM:
     )
 
 
+def larger_model(vocabulary: int = 64) -> LlamaForCausalLM:
+    """A teacher whose distributions are far from even."""
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            attention_dropout=0.5,  # not in evaluation mode
+        )
+    )
+    with torch.no_grad():
+        model.lm_head.weight.mul_(50)
+    return model
+
+
 SETTINGS: dict[str, Any] = {
     "max_steps": 12,
     "eval_strategy": "steps",
@@ -97,6 +116,7 @@ def prepared(
     evaluation: Any = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     dropout: float = 0.2,
+    loss: DistillationLoss | None = None,
     **changes: Any,
 ) -> tuple[RecordingTrainer, DomainSchedulingCallback]:
     args = arguments(folder, **changes)
@@ -107,7 +127,8 @@ def prepared(
         args,
         train_dataset=callback.train_dataset,
         eval_dataset=VALIDATION if evaluation is None else evaluation,
-        callbacks=[*callbacks, callback],
+        callbacks=[*callbacks, *([loss] if loss else []), callback],
+        compute_loss_func=loss,
     )
     return trainer, callback
 

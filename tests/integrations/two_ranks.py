@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tiny_trainer import decisions, prepared
+from tiny_trainer import decisions, larger_model, prepared
+
+from drpruning.integrations.transformers import DistillationLoss
 
 
 def main() -> None:
@@ -22,13 +24,16 @@ def main() -> None:
         "save_steps": 4,
         "ddp_backend": "gloo",
     }
-    trainer, callback = make(folder, **settings)
+    taught = "distillation" in sys.argv
+    loss, other = (DistillationLoss(larger_model()) if taught else None for _ in "ab")
+    trainer, callback = make(folder, **settings, **({"loss": loss} if taught else {}))
     trainer.train()
-    resumed, again = make(folder / "resumed", **settings)
+    resumed, again = make(folder / "resumed", **settings, **({"loss": other} if taught else {}))
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
     seen = {
         "rows": trainer.rows,
         "rows_resumed": resumed.rows,
+        "divergence": [e["divergence"] for e in trainer.state.log_history if "divergence" in e],
         "decisions": decisions(trainer),
         "decisions_resumed": decisions(resumed),
         "state": callback.policy.state_dict(),

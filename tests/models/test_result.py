@@ -446,6 +446,29 @@ def test_a_card_lists_the_phases_behind_it_with_the_steps_that_were_done(
     assert "- pretrain: 7 steps of" in trained
 
 
+def test_a_card_names_the_teachers_of_a_phase(llama: Path, recipe_values: dict[str, Any]) -> None:
+    recipe_values["prune"]["distill"] = {"teacher": "self"}
+    recipe_values["pretrain"]["distill"] = {
+        "teachers": {"/private/large-model": 1, "meta/code-model": 2}
+    }
+    recipe, shape = parse_recipe(recipe_values), ModelShape.of(llama)
+    card = model_card(recipe, shape, "pretrain", {}, {"prune": 3, "pretrain": 7})
+    assert "tokens, taught by itself without masks\n" in card
+    assert ", taught by `large-model` and `" in card
+    assert "private" not in card
+    del recipe_values["prune"]["distill"]
+    recipe_values["pretrain"]["distill"] = {"weight": 0.5}
+    card = model_card(
+        parse_recipe(recipe_values),
+        shape,
+        "pretrain",
+        {"base_model": "meta/llama"},
+        {"prune": 3, "pretrain": 7},
+    )
+    assert card.count("taught by") == 1
+    assert ", taught by `meta/llama`\n" in card
+
+
 def test_the_licence_and_the_published_ancestor_go_from_card_to_card(llama: Path) -> None:
     (llama / "README.md").write_text(
         "---\nlicense: other\nlicense_name: llama2\nlicense_link: LICENSE.txt\nbase_model: a/b\n"

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate.utils import reduce
@@ -16,10 +15,15 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from drpruning.common.errors import BadInput
-from drpruning.distillation import TopTokens, distillation_loss, log_probabilities
+from drpruning.distillation import (
+    TeacherChunk,
+    TopTokens,
+    chunked_logits,
+    distillation_loss,
+    log_probabilities,
+)
 from drpruning.distillation.loss import IGNORED
 
 _ENTRY = "divergence"  # the field in the Trainer's log
@@ -69,7 +73,7 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
                 larger one that it was made from. It is moved to the Trainer's device, unless it
                 was loaded with a `device_map` or quantized. It is not saved.
             weight: Of the divergence, above 0 and at most 1; the cross-entropy has the rest.
-            final_weight: Weight at the end of training, approached linearly; None: `weight`.
+            final_weight: Weight at the last step, approached linearly; None: `weight`.
             temperature: What the logits of both models are divided by in the divergence.
             top_k: How many of the teacher's likeliest tokens are compared, the others as one; None:
                 all.
@@ -123,7 +127,7 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Set the weight of the step that begins."""
-        done = state.global_step / state.max_steps
+        done = state.global_step / max(state.max_steps - 1, 1)
         self.weight = (1 - done) * self._initial_weight + done * self._final_weight
 
     def on_log(
@@ -185,7 +189,7 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
         found = distillation_loss(
             logits_BTV.flatten(0, 1),
             shifted_BT.flatten().to(logits_BTV.device),
-            _TeacherRows(self.teacher, inputs, self._temperature, self._top_k, logits_BTV.device),
+            self._targets(inputs, logits_BTV.device),
             weight=self.weight,
             temperature=self._temperature,
             tokens=num_items_in_batch,
@@ -193,6 +197,18 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
         sums = torch.stack([found.divergence.sum(), found.tokens.float()])
         self._sums = sums if self._sums is None else self._sums + sums
         return found.loss
+
+    def _targets(self, inputs: Mapping[str, Any], device: torch.device) -> TeacherChunk:
+        """The teacher's distributions of the tokens of a batch, on a device."""
+        own = self.teacher.get_input_embeddings().weight.device
+        placed = {k: v.to(own) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        # With a cache, Transformers would not see where packed sequences begin.
+        logits = chunked_logits(self.teacher, **placed, use_cache=False)
+
+        def targets(rows: slice) -> Tensor | TopTokens:
+            return log_probabilities(logits(rows).to(device), self._temperature, self._top_k)
+
+        return targets
 
     def _take(self, model: Any, args: TrainingArguments, tokenizer: Any) -> None:
         """Watch the inputs of a model in training."""
@@ -216,50 +232,6 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
 
         self._hook = decoder.register_forward_pre_hook(remember, with_kwargs=True)
         self._student = model
-
-
-class _TeacherRows:
-    """Gives the teacher's distributions of a slice of the tokens of a batch.
-
-    Only the last hidden states are kept. From there on the teacher's own forward pass is run for
-    each slice, with whatever scaling or capping of logits it has, so that its logits of the batch
-    [tokens, vocabulary] never exist as a whole.
-    """
-
-    def __init__(
-        self,
-        teacher: PreTrainedModel,
-        inputs: Mapping[str, Any],
-        temperature: float,
-        top_k: int | None,
-        device: torch.device,
-    ) -> None:
-        self._teacher, self._decoder = teacher, teacher.get_decoder()
-        self._temperature, self._top_k, self._device = temperature, top_k, device
-        own = teacher.get_input_embeddings().weight.device
-        placed = {k: v.to(own) if torch.is_tensor(v) else v for k, v in inputs.items()}
-        with torch.no_grad():
-            # With a cache, Transformers would not see where packed sequences begin.
-            states_BTD = self._decoder(**placed, use_cache=False).last_hidden_state
-        self._states = states_BTD.flatten(0, 1)
-
-    def __call__(self, rows: slice) -> Tensor | TopTokens:
-        states_nD = self._states[rows]
-        decoded: list[BaseModelOutputWithPast] = []
-
-        def decode(**_: Any) -> BaseModelOutputWithPast:
-            decoded.append(BaseModelOutputWithPast(last_hidden_state=states_nD[None]))
-            return decoded[0]
-
-        tokens_1n = torch.zeros(1, len(states_nD), dtype=torch.long, device=states_nD.device)
-        with torch.no_grad(), patch.object(self._decoder, "forward", decode):
-            logits_nV = self._teacher(input_ids=tokens_1n, use_cache=False).logits[0]
-        if not decoded:
-            raise BadInput(
-                f"{type(self._teacher).__name__} cannot be a teacher here: its forward pass does "
-                "not call what its get_decoder() returns; take one of another architecture"
-            )
-        return log_probabilities(logits_nV.to(self._device), self._temperature, self._top_k)
 
 
 def _capping(model: Any) -> bool:

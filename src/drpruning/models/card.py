@@ -8,6 +8,7 @@ from drpruning import __version__
 from drpruning.common.hub import split_revision
 from drpruning.pruning import ModelShape, PruningPlan
 from drpruning.recipe import Recipe
+from drpruning.recipe.distillation import SELF
 from drpruning.recipe.yaml_io import dump_yaml
 
 
@@ -38,6 +39,7 @@ def model_card(
     shares = "\n".join(f"| {n} | {100 * s:.2f}% |" for n, s in recipe.initial_ratio.items())
     phases = "\n".join(
         f"- {name}: {steps[name]} steps of {p.global_batch} x {recipe.data.sequence_length} tokens"
+        f"{_taught(recipe, name, metadata)}"
         for name, p in recipe.phases.items()
         if phase == "pretrain" or name == "prune"
     )
@@ -66,6 +68,17 @@ def cut_model_card(source: str, plan: PruningPlan, metadata: Mapping[str, Any]) 
     details = f"""Of {plan.source.num_layers} layers these stayed, counted from 0: {layers}.
 `plan.json` says what else stayed; `drprune show-plan` on this folder draws it."""
     return _card(title, summary, plan.target, details, metadata)
+
+
+def _taught(recipe: Recipe, phase: str, metadata: Mapping[str, Any]) -> str:
+    """What a line of the training says of teachers."""
+    labels = [
+        "itself without masks"
+        if teacher == SELF
+        else _label(teacher, metadata if teacher == recipe.model.reference else {})
+        for teacher in recipe.teachers(phase)
+    ]
+    return f", taught by {' and '.join(labels)}" if labels else ""
 
 
 def _label(source: str, metadata: Mapping[str, Any]) -> str:

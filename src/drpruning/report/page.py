@@ -10,6 +10,7 @@ from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, check_output_file
 from drpruning.pruning import PruningPlan
 from drpruning.pruning.shapes import PRUNABLE_LABELS
+from drpruning.recipe.distillation import SELF
 from drpruning.report.comparison import compare_phase
 from drpruning.report.decision import (
     LastDecision,
@@ -42,8 +43,6 @@ from drpruning.runs.records import (
     load_run,
     section,
 )
-
-_SELF = "self"  # the teacher that a recipe calls so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +359,7 @@ def _facts(phase: PhaseRecord) -> list[str]:
 
 def _teacher(model: str, parameters: float) -> str:
     size = f" of {parameters:,.0f} parameters" if math.isfinite(parameters) else ""
-    name = "the model itself without its masks" if model == _SELF else Path(model).name
+    name = "the model itself without its masks" if model == SELF else Path(model).name
     return f"taught by {name}{size}"
 
 
