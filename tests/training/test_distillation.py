@@ -187,6 +187,7 @@ def test_two_ranks_equal_one(
     recipe_values: dict[str, Any], tmp_path: Path, parallelism: str, settings: dict[str, Any]
 ) -> None:
     """Also of the model that teaches itself in pruning."""
+    recipe_values["scheduling"] = {"policy": "constant"}  # it amplifies differences of rounding
     recipe_values["prune"].update(steps=6, distill={"teacher": "self"})
     recipe_values["pretrain"].update(steps=6, distill={"dtype": "fp32", **settings})
     one = variant(recipe_values, "one", parallelism=parallelism)
