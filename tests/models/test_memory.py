@@ -18,9 +18,15 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from drpruning.models.memory import EAGER_BY_DEFAULT, MemoryEstimate, estimate_memory
+from drpruning.models.memory import (
+    EAGER_BY_DEFAULT,
+    LOGIT_CHUNK,
+    MemoryEstimate,
+    estimate_memory,
+    teacher_memory,
+)
 from drpruning.pruning import FAMILIES, ModelShape, attach_masks
-from drpruning.recipe import Training
+from drpruning.recipe import Distill, Training
 
 TOLERANCE = 0.05
 LENGTH = 2048
@@ -154,3 +160,26 @@ def test_settings_change_the_estimate_in_their_direction(
 def test_families_without_fused_attention_are_known(family: str) -> None:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.for_model(family))]
     assert model_class._supports_sdpa == (family not in EAGER_BY_DEFAULT)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
+def test_memory_of_a_teacher_agrees_with_the_tracker(dtype: str) -> None:
+    settings = training(checkpointing=False)
+    with FakeTensorMode(), torch.no_grad():
+        torch.set_default_dtype(torch.float32 if dtype == "fp32" else torch.bfloat16)
+        try:
+            model = LlamaForCausalLM(CONFIG).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        blocks = torch.randint(CONFIG.vocab_size, (settings.micro_batch, LENGTH))
+        tracker = MemTracker()
+        tracker.track_external(model)
+        with tracker:
+            hidden = model.model(input_ids=blocks, use_cache=False).last_hidden_state
+            rows = LOGIT_CHUNK // (4 * CONFIG.vocab_size)
+            logits = model.lm_head(hidden.flatten(0, 1)[:rows])
+            in_float32 = logits.to(torch.float32, copy=True)
+            in_float32.log_softmax(-1)
+    measured = sum(d["Total"] for d in tracker.get_tracker_snapshot("peak").values())
+    estimate = teacher_memory(SHAPE, Distill.model_validate({"dtype": dtype}), settings, LENGTH, 1)
+    assert estimate == pytest.approx(measured, rel=TOLERANCE)

@@ -89,6 +89,8 @@ def test_recipes_of_other_bytes(place: Place) -> None:
 
 def test_recipes_of_other_values(place: Place) -> None:
     rng = random.Random(1)
+    place.recipe["prune"]["distill"] = {"teacher": "self"}
+    place.recipe["pretrain"]["distill"] = {"teachers": {"model": 1, "./model": {"numbers": 1}}}
     good = parse_recipe(place.recipe).model_dump(mode="json")
     planned = []
     for _ in range(TIMES):
@@ -99,6 +101,20 @@ def test_recipes_of_other_values(place: Place) -> None:
             planned.append(plan_run(recipe))
     assert any(plan.problems for plan in planned)
     assert not all(plan.problems for plan in planned)
+
+
+@pytest.mark.parametrize("field", ["teacher", "teachers", "top_k"])
+def test_teachers_of_other_values(place: Place, field: str) -> None:
+    planned = 0
+    for value in ODD:
+        odd = {str(value): 1} if field == "teachers" else value
+        place.recipe["pretrain"]["distill"] = {field: odd}
+        if not refused(lambda: parse_recipe(place.recipe)):
+            recipe = parse_recipe(place.recipe)
+            assert parse_recipe(parse_yaml(recipe.to_yaml(), "recipe")) == recipe
+            plan_run(recipe)
+            planned += 1
+    assert 0 < planned < len(ODD)
 
 
 def test_models_of_other_values(place: Place) -> None:

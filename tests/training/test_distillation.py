@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.interrupted_runs import assert_same_outcome, run_until
-from helpers.small_runs import logged, only_pretraining, renamed, run, variant
+from helpers.small_runs import logged, on_two_ranks, only_pretraining, renamed, run, variant, write
 
 
 def copied(model: Path, folder: Path, noise: float = 0.0) -> Path:
@@ -171,3 +171,31 @@ def test_the_unmasked_model_teaches_the_masked_one(
     assert found[0] < found[-1]  # masks close
     run_until(renamed(recipe_values, "killed"), 7, monkeypatch, "prune")
     assert logged(run(renamed(recipe_values, "killed"), "prune")) == logged(complete)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parallelism", "settings"),
+    [
+        ("fsdp2", {}),
+        ("fsdp2", {"shard": False, "top_k": 5, "cache": True}),
+        ("ddp", {"shard": True}),
+    ],
+    ids=["teacher in shards", "complete teacher, kept tokens", "student complete"],
+)
+def test_two_ranks_equal_one(
+    recipe_values: dict[str, Any], tmp_path: Path, parallelism: str, settings: dict[str, Any]
+) -> None:
+    """Also of the model that teaches itself in pruning."""
+    recipe_values["scheduling"] = {"policy": "constant"}  # it amplifies differences of rounding
+    recipe_values["prune"].update(steps=6, distill={"teacher": "self"})
+    recipe_values["pretrain"].update(steps=6, distill={"dtype": "fp32", **settings})
+    one = variant(recipe_values, "one", parallelism=parallelism)
+    two = variant(recipe_values, "two", parallelism=parallelism)
+    run(one, "prune", "pretrain")
+    on_two_ranks("run", write(two, tmp_path / "two.yaml"))
+    pairs = list(zip(*(logged(Path(values["output"])) for values in (one, two)), strict=True))
+    assert len(pairs) > 10
+    for expected, found in pairs:
+        for key in {"loss", "divergence"} & expected.keys():
+            assert found[key] == pytest.approx(expected[key], abs=1e-4)

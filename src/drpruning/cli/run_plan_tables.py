@@ -90,7 +90,7 @@ def _memory(plan: RunPlan, parallelism: str) -> Table:
         for teacher in plan.teachers.get(phase, []):
             own = zip(_in_order(teacher.memory, parallelism), sizes, strict=True)
             shares = (f"{part / 2**30:.1f} ({part / size:.0%})" for part, size in own)
-            table.add_row(f"  of it {teacher.name}", *shares)
+            table.add_row(f"  teacher {teacher.name}", *shares)
     return table
 
 

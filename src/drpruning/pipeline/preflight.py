@@ -355,7 +355,7 @@ def _plan_teachers(plan: RunPlan, source: ModelShape, known: RunPlan | None) -> 
     recipe = plan.recipe
     pruned = PrunedModel(recipe.model.reference, source, plan.config)
     original = original_model(recipe) if known is None else known.recipe.model.reference
-    done = finished_phases(recipe, Path(recipe.output))
+    done = {} if plan.saved is None else finished_phases(recipe, Path(recipe.output))
     for phase in [name for name in recipe.phases if name not in done]:
         found = plan.teachers[phase] = []
         for name in recipe.teachers(phase):

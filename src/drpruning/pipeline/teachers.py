@@ -94,6 +94,8 @@ def teacher_field(phase: str, distill: Distill) -> str:
 
 def _check_is_another(recipe: Recipe, phase: str, name: str, field: str) -> None:
     """Refuse a teacher that is the model which the phase trains, or a result of this run."""
+    if "\0" in name:  # no possible place, which is refused later
+        return
     files, place = RunFolder(Path(recipe.output)), os.path.realpath(name)
     start = files.pruned if recipe.prune is not None else Path(recipe.model.reference)
     if phase == "pretrain" and place == os.path.realpath(start):

@@ -1,40 +1,15 @@
 """What a phase minimises: the language-modelling loss, or a mix with distillation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from drpruning.distillation import distillation_loss
+from drpruning.training.rows import Rows
 from drpruning.training.teacher import Teachers
 from drpruning.training.validation import autocast, language_modelling_loss
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a global batch.
-
-    Attributes:
-        blocks: Token ids [B, T], on the device.
-        names: Of the domains that `domains` points into.
-        domains: Index of each row's domain [B].
-        ids: Each row's block within its domain [B].
-    """
-
-    blocks: Tensor
-    names: Sequence[str]
-    domains: NDArray[np.int64]
-    ids: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, rows: slice) -> "Rows":
-        return Rows(self.blocks[rows], self.names, self.domains[rows], self.ids[rows])
 
 
 class Losses(NamedTuple):

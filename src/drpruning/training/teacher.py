@@ -22,13 +22,13 @@ from drpruning.models.memory import is_sharded
 from drpruning.pruning import MaskedModel, ModelShape
 from drpruning.recipe import Distill, Recipe, Training
 from drpruning.training.distributed import any_rank, shard
+from drpruning.training.rows import Rows
 from drpruning.training.teacher_store import TopTokenStore
 from drpruning.training.validation import autocast
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from drpruning.training.objective import Rows
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16}
 LogitsOf = Callable[[Tensor], Callable[[slice], Tensor]]
@@ -144,7 +144,7 @@ class Teachers:
         self.parameters = dict(parameters)
         self._temperature, self._top_k = temperature, top_k
 
-    def targets(self, rows: "Rows") -> TeacherChunk:
+    def targets(self, rows: Rows) -> TeacherChunk:
         """Run every teacher's body on rows; their heads run chunk by chunk, when asked."""
         blocks_BT = rows.blocks
         with torch.autocast(blocks_BT.device.type, enabled=False):
@@ -188,7 +188,7 @@ class CachedTeachers(Teachers):
         self._teachers, self._store, self._accelerator = teachers, store, accelerator
         self.parameters = teachers.parameters
 
-    def targets(self, rows: "Rows") -> TeacherChunk:
+    def targets(self, rows: Rows) -> TeacherChunk:
         """Read the top tokens of all rows; where some are missing, compute and store these."""
         names = [rows.names[i] for i in rows.domains.tolist()]
         places = list(zip(names, rows.ids.tolist(), strict=True))

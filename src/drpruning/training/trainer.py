@@ -27,7 +27,7 @@ from drpruning.training.distributed import (
     clip_gradients,
 )
 from drpruning.training.identity import check_identity
-from drpruning.training.objective import Losses, Rows
+from drpruning.training.objective import Losses
 from drpruning.training.optimizer import (
     MicroBatch,
     learning_rate_factor,
@@ -35,6 +35,7 @@ from drpruning.training.optimizer import (
     step_seed,
     step_unless,
 )
+from drpruning.training.rows import Rows
 from drpruning.training.signals import InterruptGuard
 from drpruning.training.skipped_steps import failure_text, skipped_text
 from drpruning.training.tensors import read_tensors, write_tensors
