@@ -1,1 +1,1 @@
-"""Data scheduling in other trainers; a module needs the library that it is named after."""
+"""Data scheduling and distillation in other trainers; see each module for the library it needs."""

@@ -183,8 +183,6 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
         inputs, self._inputs = self._inputs, None
         if inputs is None:
             raise BadInput("this loss is of another Trainer's model: make one for each Trainer")
-        if _capping(student):  # whose gradient needs the logits themselves
-            logits_BTV = logits_BTV.clone()
         shifted_BT = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
         found = distillation_loss(
             logits_BTV.flatten(0, 1),
@@ -232,10 +230,6 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
 
         self._hook = decoder.register_forward_pre_hook(remember, with_kwargs=True)
         self._student = model
-
-
-def _capping(model: Any) -> bool:
-    return bool(getattr(model.config.get_text_config(), "final_logit_softcapping", None))
 
 
 def _check_numbers(
