@@ -1,6 +1,7 @@
 """The teachers of a phase: frozen models that give the target distribution of every token."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def _load(
     """
     model: nn.Module = load_model(path, field, training, DTYPES[settings.dtype])
     model.eval().requires_grad_(requires_grad=False)
-    digest = _digest(model)
+    digest = model_digest(model)
     if settings.dtype == "int8":
         quantise_linear_layers(model)
     elif accelerator.num_processes > 1 and is_sharded(settings, training):
@@ -62,14 +63,22 @@ def _load(
     return model.to(accelerator.device), digest
 
 
-def _digest(model: nn.Module) -> str:
-    """A digest of the names, shapes and some numbers of all weights, 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
+def model_digest(model: nn.Module) -> str:
+    """A digest of the settings and of some numbers of all weights, 32 hexadecimal digits."""
+    settings = {k: v for k, v in model.config.to_dict().items() if not _is_of_loading(k)}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name, weight in model.state_dict().items():
         flat = weight.flatten()
-        sample = flat[:: max(1, len(flat) // 1024)].float().numpy()
+        # An odd stride: one that is a multiple of a row's length would see a single column.
+        sample = flat[:: len(flat) // 1024 | 1].float().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()
+
+
+def _is_of_loading(setting: str) -> bool:
+    """Whether a setting says how a model was stored or loaded, not what it computes."""
+    return setting.startswith("_") or setting in {"architectures", "dtype", "transformers_version"}
 
 
 def load_teachers(
@@ -152,8 +161,9 @@ class Teachers:
         weights = {
             name: torch.tensor(
                 [self._weights[name][rows.names[i]] for i in rows.domains.tolist()],
-                device=blocks_BT.device,
-            ).repeat_interleave(blocks_BT.shape[1])
+            )
+            .to(blocks_BT.device, non_blocking=True)
+            .repeat_interleave(blocks_BT.shape[1])
             for name in (logits if len(logits) > 1 else ())
         }
 
@@ -199,8 +209,7 @@ class CachedTeachers(Teachers):
                 top = target(slice(index * length, (index + 1) * length))
                 assert isinstance(top, TopTokens)  # noqa: S101 - a recipe with a cache has top_k
                 if found[index] is None:
-                    self._store.write(*place, top)
-                    found[index] = self._store.read(*place)
+                    found[index] = self._store.write(*place, top)
         device = rows.blocks.device
         values, ids = (
             torch.from_numpy(np.concatenate(column)).to(device, non_blocking=True)

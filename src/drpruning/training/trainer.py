@@ -148,7 +148,7 @@ class Trainer(TrainerState):
             share = len(rows) / len(batch)
             losses = self._backward(piece, rows, share)
             for name, value in losses.parts.items():
-                numbers[name] = numbers.get(name, 0.0) + share * value.double()
+                numbers[name] = numbers.get(name, 0.0) + (share * value).double()
             by_domain = by_domain + losses.by_domain
         numbers |= self.finish_gradients()
         numbers["gradient_norm"] = clip_gradients(
