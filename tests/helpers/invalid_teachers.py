@@ -120,4 +120,7 @@ REFUSED_TEACHERS = [
          f"({WHERE}.teacher)", "sequence_length: 8 or less")),
     Row("teacher-holds-the-output", both(teacher(), field("output", "large/out")),
         ("output: large/out lies in large", WHERE)),
+    Row("first-teacher-holds-the-output",
+        both(teacher(), taught(teachers={"large": 1, "other": 1}), field("output", "large/out")),
+        ("output: large/out lies in large", WHERE)),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from drpruning.distillation import log_probabilities
 from drpruning.training.teacher import model_digest
 from helpers.file_faults import failing
 from helpers.interrupted_runs import assert_same_outcome, run_until
@@ -141,6 +142,24 @@ def test_a_damaged_block_of_top_tokens_is_computed_again(values: dict[str, Any])
         content[: len(content) // 2] = bytes(len(content) // 2)
         file.write_bytes(content)
     assert_same_outcome(run(variant(values, "second"), "pretrain"), first)
+
+
+def test_a_block_to_keep_is_computed_in_chunks(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["pretrain"]["distill"].update(top_k=5, cache=True)
+    plain, sizes = log_probabilities, []
+
+    def spied(logits: torch.Tensor, *arguments: Any) -> Any:
+        sizes.append(len(logits))
+        return plain(logits, *arguments)
+
+    monkeypatch.setattr("drpruning.training.teacher.log_probabilities", spied)
+    monkeypatch.setattr("drpruning.training.teacher.chunk_size", lambda _: 5)
+    found = divergences(run(values, "pretrain"))
+    assert max(sizes) == 5
+    del values["pretrain"]["distill"]["cache"]
+    assert found == pytest.approx(divergences(run(variant(values, "plain"), "pretrain")), rel=1e-2)
 
 
 def test_a_full_disk_costs_kept_tokens_not_training(

@@ -68,6 +68,11 @@ def log_probabilities(
     return found if top_k is None else TopTokens(*found.topk(min(top_k, found.shape[-1])))
 
 
+def chunk_size(vocabulary: int) -> int:
+    """How many tokens are computed at a time, over a vocabulary of this size."""
+    return max(1, _CHUNK_BYTES // (4 * vocabulary))
+
+
 def distillation_loss(
     logits: Tensor,
     labels: Tensor,
@@ -91,11 +96,11 @@ def distillation_loss(
         weight: Of the divergence, from 0 to 1; the cross-entropy has the rest.
         temperature: What the logits of both are divided by in the divergence; > 0.
         tokens: What the sums are divided by; None: the tokens that count.
-        chunk: Tokens computed at a time; None: as many as 64 MiB hold.
+        chunk: Tokens computed at a time; None: `chunk_size` of the vocabulary.
     """
     counted = labels != IGNORED
     total = counted.sum()
-    chunk = chunk or max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
+    chunk = chunk or chunk_size(logits.shape[-1])
     loss, entropy, divergence = _Distillation.apply(  # type: ignore[no-untyped-call]
         logits,
         labels,
@@ -134,7 +139,7 @@ class _Distillation(torch.autograd.Function):
         return total / tokens, entropy_N, divergence_N
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # scaled in place already
