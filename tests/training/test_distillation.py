@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.distillation import log_probabilities
+from drpruning.training.objective import DomainMeans
 from drpruning.training.teacher import model_digest
 from helpers.file_faults import failing
 from helpers.interrupted_runs import assert_same_outcome, run_until
@@ -78,6 +79,20 @@ def test_divergence_by_domain_adds_up_to_that_of_the_steps(values: dict[str, Any
         share, found = end["realised_share"], end["divergence"]
         mean = sum(share[name] * value for name, value in found.items())
         assert mean == pytest.approx((steps[end["step"]] + steps[end["step"] - 1]) / 2, rel=1e-5)
+
+
+def test_means_by_domain_weigh_rows_alike_whatever_ranks_they_were_on() -> None:
+    """Also where a run is resumed on fewer ranks, and without the steps that were skipped."""
+    no, yes = torch.tensor(0.0), torch.tensor(1.0)
+    means = DomainMeans()
+    means.add(torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64), no, ranks=4)
+    resumed = DomainMeans()
+    resumed.load_state_dict(means.state_dict(), torch.device("cpu"))
+    resumed.add(torch.tensor([[torch.nan, 1.0], [4.0, 1.0]], dtype=torch.float64), yes, ranks=2)
+    resumed.add(torch.tensor([[8.0, 0.0], [4.0, 0.0]], dtype=torch.float64), no, ranks=2)
+    assert resumed.take(["a", "b"]) == {"a": (4 + 16) / (8 + 8)}
+    assert resumed.take(["a", "b"]) is None
+    assert resumed.state_dict() == {}
 
 
 def test_a_model_has_nothing_to_learn_from_its_equal(

@@ -100,14 +100,15 @@ class DomainMeans:
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
-    def add(self, sums: Tensor, skipped: Tensor) -> None:
+    def add(self, sums: Tensor, skipped: Tensor, ranks: int) -> None:
         """Add the sums of a step.
 
         Args:
-            sums: [2, domains], the same on every rank: of the numbers, and how many there were.
+            sums: [2, domains], the mean over ranks: of the numbers, and how many there were.
             skipped: 1 where the step changed nothing, which then is not counted; else 0.
+            ranks: How many there are; a run that is resumed may have others.
         """
-        kept = torch.where(skipped > 0, torch.zeros_like(sums), sums)
+        kept = torch.where(skipped > 0, torch.zeros_like(sums), sums * ranks)
         self._sums = kept if self._sums is None else self._sums + kept
 
     def take(self, names: Sequence[str]) -> dict[str, float] | None:
