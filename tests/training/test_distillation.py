@@ -134,6 +134,23 @@ def test_resumed_equals_uninterrupted(
     assert_same_outcome(folder, complete)
 
 
+@pytest.mark.parametrize("later", [True, False])
+def test_a_teacher_may_come_or_go_where_changes_are_accepted(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, later: bool
+) -> None:
+    taught, plain = values["pretrain"]["distill"], "none"
+    values["pretrain"]["distill"] = plain if later else taught
+    values["training"].update(log_every=1, checkpoint={"every_steps": 3, "keep": 2})
+    folder = run_until(values, 4, monkeypatch)
+    values["pretrain"]["distill"] = taught if later else plain
+    values["training"]["checkpoint"]["accept_changes"] = True
+    run(values, "pretrain")
+    steps = [r for r in logged(folder) if r["kind"] == "step"]
+    assert [r["step"] for r in steps if "divergence" in r] == (
+        [4, 5, 6, 7, 8] if later else [1, 2, 3]
+    )
+
+
 def test_kept_top_tokens_are_those_that_were_computed(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
