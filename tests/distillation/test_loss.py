@@ -109,6 +109,38 @@ def test_logits_that_autograd_still_needs_are_not_silently_lost() -> None:
         found.loss.backward()
 
 
+def test_what_does_not_count_may_be_infinite() -> None:
+    student, teacher, labels = _inputs()
+    target = log_probabilities(teacher)
+    results = []
+    for infinite in (False, True):
+        leaf = student.clone()
+        if infinite:
+            leaf[2, 0], leaf[7] = -torch.inf, torch.nan
+        leaf.requires_grad_()
+        found = distillation_loss(leaf * 1.0, labels, lambda rows: target[rows])
+        found.loss.backward()
+        results.append((found.loss.detach(), found.cross_entropy, found.divergence, leaf.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_a_label_that_is_no_token_is_an_error() -> None:
+    student, teacher, labels = _inputs()
+    labels[4] = -1
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        distillation_loss(student, labels, lambda rows: log_probabilities(teacher[rows]))
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    """It would multiply the gradient, which lies in the logits' memory, a second time."""
+    student, teacher, labels = _inputs()
+    leaf = student.requires_grad_()
+    found = distillation_loss(leaf * 1.0, labels, lambda rows: log_probabilities(teacher[rows]))
+    (0.5 * found.loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        found.loss.backward()
+
+
 def test_no_second_array_of_tokens_by_vocabulary_lives() -> None:
     tokens, vocabulary, chunk = 512, 4096, 16
     logits = torch.randn(tokens, vocabulary)

@@ -126,8 +126,8 @@ def test_sharded_estimate_agrees_with_the_tracker(
 
 def llama(**settings: object) -> MemoryEstimate:
     more = {"checkpointing": True} | settings
-    masked = bool(more.pop("masked", False))
-    return estimate_memory(SHAPE, training(**more), LENGTH, masked=masked, gpus=(1, 2, 4, 8, 64))
+    loss = {name: bool(more.pop(name, False)) for name in ("masked", "distilled")}
+    return estimate_memory(SHAPE, training(**more), LENGTH, **loss, gpus=(1, 2, 4, 8, 64))
 
 
 def test_more_gpus_need_less_memory_each() -> None:
@@ -145,6 +145,10 @@ def test_more_gpus_need_less_memory_each() -> None:
         ({}, {"micro_batch": 4}),
         ({}, {"attention": "eager", "micro_batch": 2}),
         ({"liger": True}, {}),
+        (
+            {"liger": True, "checkpointing": False},
+            {"liger": True, "checkpointing": False, "distilled": True},
+        ),
         ({"checkpointing": False}, {"checkpointing": False, "precision": "fp32"}),
     ],
 )

@@ -36,6 +36,15 @@ def test_int8_is_off_by_half_a_step_of_its_row_at_most() -> None:
     assert ((found - layer.weight).abs() <= 0.501 * step + 1e-6).all()
 
 
+def test_int8_has_rows_of_the_right_size_in_bfloat16_too() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(2000, 20, bias=False, dtype=torch.bfloat16)
+    small = Int8Linear(layer)
+    found, weight = small.weight.float() * small.scale.float(), layer.weight.float()
+    size = (found * weight).sum(1) / weight.square().sum(1)
+    torch.testing.assert_close(size, torch.ones(20), atol=5e-4, rtol=0)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_in_int8_is_nearly_the_model(tied: bool) -> None:
     model = tiny("llama", tied=tied).eval()

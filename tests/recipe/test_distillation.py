@@ -49,6 +49,9 @@ def test_without_the_setting_no_model_teaches_and_the_recipe_says_so(prunes: boo
     assert yaml.safe_load(absent.to_yaml())["pretrain"]["distill"] == "none"
     # So a checkpoint of a version without the setting is that of a recipe without a teacher.
     assert "distill" not in fixed_settings(absent)["pretrain"]
+    assert absent.pretrain is not None
+    in_code = absent.pretrain.model_copy(update={"distill": None})  # not read from a mapping
+    assert fixed_settings(absent.model_copy(update={"pretrain": in_code})) == fixed_settings(absent)
 
 
 def test_the_model_that_is_pruned_teaches_by_default() -> None:

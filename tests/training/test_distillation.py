@@ -1,6 +1,7 @@
 """Runs with teachers: what is learnt, logged, kept and resumed."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from drpruning.distillation import log_probabilities
+from drpruning.training.objective import DomainMeans
+from drpruning.training.teacher import model_digest
+from helpers.file_faults import failing
 from helpers.interrupted_runs import assert_same_outcome, run_until
 from helpers.small_runs import logged, on_two_ranks, only_pretraining, renamed, run, variant, write
+from helpers.warned import warned
 
 
 def copied(model: Path, folder: Path, noise: float = 0.0) -> Path:
@@ -74,6 +81,20 @@ def test_divergence_by_domain_adds_up_to_that_of_the_steps(values: dict[str, Any
         assert mean == pytest.approx((steps[end["step"]] + steps[end["step"] - 1]) / 2, rel=1e-5)
 
 
+def test_means_by_domain_weigh_rows_alike_whatever_ranks_they_were_on() -> None:
+    """Also where a run is resumed on fewer ranks, and without the steps that were skipped."""
+    no, yes = torch.tensor(0.0), torch.tensor(1.0)
+    means = DomainMeans()
+    means.add(torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64), no, ranks=4)
+    resumed = DomainMeans()
+    resumed.load_state_dict(means.state_dict(), torch.device("cpu"))
+    resumed.add(torch.tensor([[torch.nan, 1.0], [4.0, 1.0]], dtype=torch.float64), yes, ranks=2)
+    resumed.add(torch.tensor([[8.0, 0.0], [4.0, 0.0]], dtype=torch.float64), no, ranks=2)
+    assert resumed.take(["a", "b"]) == {"a": (4 + 16) / (8 + 8)}
+    assert resumed.take(["a", "b"]) is None
+    assert resumed.state_dict() == {}
+
+
 def test_a_model_has_nothing_to_learn_from_its_equal(
     values: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +134,23 @@ def test_resumed_equals_uninterrupted(
     assert_same_outcome(folder, complete)
 
 
+@pytest.mark.parametrize("later", [True, False])
+def test_a_teacher_may_come_or_go_where_changes_are_accepted(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, later: bool
+) -> None:
+    taught, plain = values["pretrain"]["distill"], "none"
+    values["pretrain"]["distill"] = plain if later else taught
+    values["training"].update(log_every=1, checkpoint={"every_steps": 3, "keep": 2})
+    folder = run_until(values, 4, monkeypatch)
+    values["pretrain"]["distill"] = taught if later else plain
+    values["training"]["checkpoint"]["accept_changes"] = True
+    run(values, "pretrain")
+    steps = [r for r in logged(folder) if r["kind"] == "step"]
+    assert [r["step"] for r in steps if "divergence" in r] == (
+        [4, 5, 6, 7, 8] if later else [1, 2, 3]
+    )
+
+
 def test_kept_top_tokens_are_those_that_were_computed(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,11 +168,81 @@ def test_kept_top_tokens_are_those_that_were_computed(
 def test_a_damaged_block_of_top_tokens_is_computed_again(values: dict[str, Any]) -> None:
     values["pretrain"]["distill"].update(top_k=5, cache=True)
     first = run(variant(values, "first"), "pretrain")
-    for file in first.with_name("data").glob("*/teacher-*.ids"):
+    for file in first.with_name("data").glob("*/teacher-*.top"):
+        assert file.stat().st_size
         content = bytearray(file.read_bytes())
         content[: len(content) // 2] = bytes(len(content) // 2)
         file.write_bytes(content)
     assert_same_outcome(run(variant(values, "second"), "pretrain"), first)
+
+
+def test_a_block_to_keep_is_computed_in_chunks(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["pretrain"]["distill"].update(top_k=5, cache=True)
+    plain, sizes = log_probabilities, []
+
+    def spied(logits: torch.Tensor, *arguments: Any) -> Any:
+        sizes.append(len(logits))
+        return plain(logits, *arguments)
+
+    monkeypatch.setattr("drpruning.training.teacher.log_probabilities", spied)
+    monkeypatch.setattr("drpruning.training.teacher.chunk_size", lambda _: 5)
+    found = divergences(run(values, "pretrain"))
+    assert max(sizes) == 5
+    del values["pretrain"]["distill"]["cache"]
+    assert found == pytest.approx(divergences(run(variant(values, "plain"), "pretrain")), rel=1e-2)
+
+
+def test_a_full_disk_costs_kept_tokens_not_training(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values["pretrain"]["distill"].update(top_k=5, cache=True)
+    first = run(variant(values, "first"), "pretrain")
+    for file in first.with_name("data").glob("*/teacher-*.top"):
+        file.unlink()
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("drpruning.training.teacher_store.os.pwrite", failing)
+        second = run(variant(values, "second"), "pretrain")
+    assert_same_outcome(second, first)
+    (warning,) = (text for text in warned(caplog) if "distill.cache" in text)
+    assert "No space left on device; no more top tokens are kept" in warning
+
+
+def test_a_block_that_another_run_writes_too_is_not_left_out(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was just written cannot be read back where another run is writing it."""
+    values["pretrain"]["distill"].update(top_k=5, cache=True)
+    first = run(variant(values, "first"), "pretrain")
+    with monkeypatch.context() as patch:
+        patch.setattr("drpruning.training.teacher.TopTokenStore.read", lambda *_: None)
+        second = run(variant(values, "second"), "pretrain")
+    assert_same_outcome(second, first)
+
+
+def test_kept_tokens_are_those_of_the_teacher_as_it_is_now(
+    values: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    """A teacher whose weights stay while its settings change is another one."""
+    values["pretrain"]["distill"].update(top_k=5, cache=True)
+    teacher = copied(model_folder, tmp_path / "teacher")
+    values["pretrain"]["distill"]["teacher"] = str(teacher)
+    first = run(variant(values, "first"), "pretrain")
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.9}))
+    second = run(variant(values, "second"), "pretrain")
+    assert divergences(second)[0] != pytest.approx(divergences(first)[0], rel=0.01)
+
+
+def test_every_column_of_a_large_matrix_is_in_the_digest() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 8, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=2048, num_hidden_layers=1, **sizes))
+    before = model_digest(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 1:] += 1
+    assert model_digest(model) != before
 
 
 def test_teachers_of_another_domain_have_no_say(

@@ -21,7 +21,9 @@ from drpruning.runs.log import JsonLines
 from drpruning.training import checkpoint as checkpoint_module
 from drpruning.training import phases
 from drpruning.training import trainer as loop_module
-from drpruning.training.checkpoint import list_checkpoints
+from drpruning.training.checkpoint import list_checkpoints, read_state
+from drpruning.training.objective import LanguageModelling, Losses
+from drpruning.training.rows import Rows
 from drpruning.training.signals import InterruptGuard
 from drpruning.training.trainer import Trainer
 from helpers.file_faults import FULL, content, cut, failing
@@ -50,6 +52,27 @@ def test_torn_checkpoint_costs_the_steps_since_the_one_before(
     assert f"warning: checkpoint pretrain-00000006 is passed over: {file.name} has" in said
     assert "resuming from step 4" in said
     assert_same_outcome(folder, whole)
+
+
+def test_without_a_teacher_state_and_log_are_those_of_versions_that_knew_none(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of such a version is resumed, and the logged loss is the same to the bit."""
+    values["pretrain"].update(steps=4, global_batch=6)
+    values["training"].update(micro_batch=4, log_every=1)
+    plain, parts = LanguageModelling.losses, []
+
+    def spied(self: LanguageModelling, model: Any, rows: Rows, *arguments: Any) -> Losses:
+        found = plain(self, model, rows, *arguments)
+        parts.append((found.total * (len(rows) / 6)).item())  # rounded to float32
+        return found
+
+    monkeypatch.setattr(LanguageModelling, "losses", spied)
+    folder = run_until(values, 3, monkeypatch)
+    state = read_state(folder / "checkpoints" / "pretrain-00000002")
+    assert "divergence" not in state
+    losses = [r["loss"] for r in logged(folder) if r["kind"] == "step"]
+    assert losses == [parts[i] + parts[i + 1] for i in (0, 2, 4)]
 
 
 def test_full_disk_in_a_run_is_one_line(

@@ -6,6 +6,7 @@ from drpruning.distillation.loss import (
     DistillationLoss,
     TeacherChunk,
     TopTokens,
+    chunk_size,
     distillation_loss,
     log_probabilities,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "Int8Linear",
     "TeacherChunk",
     "TopTokens",
+    "chunk_size",
     "chunked_logits",
     "distillation_loss",
     "log_probabilities",

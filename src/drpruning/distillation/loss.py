@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """The label of a token that does not count, as in Transformers."""
@@ -67,6 +68,11 @@ def log_probabilities(
     return found if top_k is None else TopTokens(*found.topk(min(top_k, found.shape[-1])))
 
 
+def chunk_size(vocabulary: int) -> int:
+    """How many tokens are computed at a time, over a vocabulary of this size."""
+    return max(1, _CHUNK_BYTES // (4 * vocabulary))
+
+
 def distillation_loss(
     logits: Tensor,
     labels: Tensor,
@@ -80,7 +86,8 @@ def distillation_loss(
     """The loss of a student, whose logits are overwritten with its gradient.
 
     What else needs their values must have been computed before. Where another operation has kept
-    them for its own gradient, torch raises an error in the backward pass.
+    them for its own gradient, torch raises an error in the backward pass. There is one backward
+    pass of a loss, also with `retain_graph`.
 
     Args:
         logits: [N, V] of the student, contiguous.
@@ -89,11 +96,11 @@ def distillation_loss(
         weight: Of the divergence, from 0 to 1; the cross-entropy has the rest.
         temperature: What the logits of both are divided by in the divergence; > 0.
         tokens: What the sums are divided by; None: the tokens that count.
-        chunk: Tokens computed at a time; None: as many as 64 MiB hold.
+        chunk: Tokens computed at a time; None: `chunk_size` of the vocabulary.
     """
     counted = labels != IGNORED
     total = counted.sum()
-    chunk = chunk or max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
+    chunk = chunk or chunk_size(logits.shape[-1])
     loss, entropy, divergence = _Distillation.apply(  # type: ignore[no-untyped-call]
         logits,
         labels,
@@ -127,13 +134,17 @@ class _Distillation(torch.autograd.Function):
             gradient_NV[rows] = gradient_nV.div_(tokens)
         ctx.gradient = gradient_NV
         ctx.mark_non_differentiable(entropy_N, divergence_N)
-        total = (1 - weight) * entropy_N.double().sum()
-        total += weight * temperature**2 * divergence_N.double().sum()
-        return (total / tokens).float(), entropy_N, divergence_N
+        # In float32: Apple's GPUs have no float64.
+        total = (1 - weight) * entropy_N.sum() + weight * temperature**2 * divergence_N.sum()
+        return total / tokens, entropy_N, divergence_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.gradient.mul_(grad), None, None, None, None, None, None
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # scaled in place already
+            raise RuntimeError("this loss has one backward pass; compute it again for another")
+        return gradient.mul_(grad), None, None, None, None, None, None
 
 
 def _chunk(
@@ -144,8 +155,8 @@ def _chunk(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of the sum over a chunk, its cross-entropies and its divergences."""
-    counted_n1 = (labels_n != IGNORED)[:, None]
-    label_n1 = labels_n.clamp(min=0)[:, None]
+    ignored_n1 = (labels_n == IGNORED)[:, None]
+    label_n1 = labels_n[:, None].masked_fill(ignored_n1, 0)  # any other below 0 is an error
     log_q = logits_nV.float().log_softmax(-1)
     entropy_n = -log_q.gather(-1, label_n1)
     one = torch.full_like(entropy_n, 1 - weight)
@@ -157,8 +168,10 @@ def _chunk(
     else:
         divergence_n, slope = _full_divergence(log_q, target)
     # d/dz of temperature**2 * KL(p || softmax(z / temperature)) is temperature * slope.
-    gradient.add_(slope, alpha=weight * temperature).mul_(counted_n1)
-    return gradient, (entropy_n * counted_n1)[:, 0], divergence_n * counted_n1[:, 0]
+    # Filled, not multiplied by 0: what does not count may be infinite.
+    gradient.add_(slope, alpha=weight * temperature).masked_fill_(ignored_n1, 0)
+    entropy_n = entropy_n.masked_fill(ignored_n1, 0)[:, 0]
+    return gradient, entropy_n, divergence_n.masked_fill(ignored_n1[:, 0], 0)
 
 
 def _full_divergence(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,7 @@ class _Step:
     tokens: int
     length: int
     arithmetic: _Arithmetic
+    distilled: bool = False
 
     def _normed(self, readers: int) -> int:
         """What a norm keeps per token for its backward pass, with the readers of its output.
@@ -108,8 +109,16 @@ class _Step:
         return self.shape.num_layers * one + self.tokens * self._normed(1)
 
     def loss(self, width: int = _LOSS) -> int:
-        """The logits at so many bytes each; Liger's loss never holds more than a part of them."""
-        return 0 if self.training.liger else self.tokens * self.shape.vocab_size * width
+        """The logits at so many bytes each; Liger's loss never holds more than a part of them.
+
+        The loss of distillation holds them once, with four float32 arrays of a chunk of tokens.
+        That is less than evaluation takes, which has the plain loss, but for Liger's.
+        """
+        logits = self.tokens * self.shape.vocab_size
+        if not self.training.liger:
+            return logits * width
+        chunks = 4 * min(LOGIT_CHUNK, 4 * logits)
+        return logits * self.arithmetic.compute + chunks if self.distilled else 0
 
 
 def estimate_memory(
@@ -118,6 +127,7 @@ def estimate_memory(
     sequence_length: int,
     *,
     masked: bool,
+    distilled: bool = False,
     gpus: Iterable[int] = SHARDED_OVER,
 ) -> MemoryEstimate:
     """Estimate the bytes per GPU of a training step with gradient accumulation and a fused AdamW.
@@ -138,13 +148,14 @@ def estimate_memory(
         training: Micro-batch, precision, checkpointing and kernels.
         sequence_length: Tokens per block.
         masked: Whether masks lie over the model.
+        distilled: Whether the loss is that of distillation; its teachers are not counted.
         gpus: Numbers of GPUs to shard over.
     """
     tokens = training.micro_batch * sequence_length
     half = training.precision == "bf16"
 
     def step(arithmetic: _Arithmetic) -> _Step:
-        return _Step(shape, training, tokens, sequence_length, arithmetic)
+        return _Step(shape, training, tokens, sequence_length, arithmetic, distilled)
 
     compute = 2 if half else 4
     # Autocast leaves the residual stream in float32; a mixed-precision policy does not.

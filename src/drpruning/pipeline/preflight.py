@@ -344,10 +344,12 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
         estimate_memory, training=recipe.training, sequence_length=recipe.data.sequence_length
     )
     if recipe.prune is not None:
-        plan.memory["prune"] = memory(source, masked=True)
+        distilled = recipe.distillation("prune") is not None
+        plan.memory["prune"] = memory(source, masked=True, distilled=distilled)
     if recipe.pretrain is not None:
         shape = plan.target or source
-        plan.memory["pretrain"] = memory(shape, masked=False)
+        distilled = recipe.distillation("pretrain") is not None
+        plan.memory["pretrain"] = memory(shape, masked=False, distilled=distilled)
 
 
 def _plan_teachers(plan: RunPlan, source: ModelShape, known: RunPlan | None) -> None:

@@ -241,7 +241,9 @@ def check_teacher_memory(
     ranks, training, length = (
         accelerator.num_processes, recipe.training, recipe.data.sequence_length
     )  # fmt: skip
-    estimate = estimate_memory(student, training, length, masked=phase == "prune", gpus=(ranks,))
+    estimate = estimate_memory(
+        student, training, length, masked=phase == "prune", distilled=True, gpus=(ranks,)
+    )
     sharded = ranks > 1 and training.parallelism == "fsdp2"
     step = estimate.sharded[ranks] if sharded else estimate.whole
     own = sum(teacher_memory(t.shape, distill, training, length, ranks) for t in teachers)

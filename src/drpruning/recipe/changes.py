@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from drpruning.recipe.distillation import OFF
 from drpruning.recipe.schema import Recipe
 
 _FREE = {
@@ -31,9 +30,10 @@ def fixed_settings(recipe: Recipe) -> dict[str, Any]:
     )
     for phase in recipe.phases:
         distill = settings[phase].pop("distill")
-        if distill != OFF:  # without a teacher the settings are those of versions that knew none
-            free = dict.fromkeys(_FREE_OF_TEACHERS)
-            settings[phase]["distill"] = {k: v for k, v in distill.items() if k not in free}
+        # Without a teacher the settings are those of versions that knew none.
+        if recipe.distillation(phase) is not None:
+            kept = {k: v for k, v in distill.items() if k not in _FREE_OF_TEACHERS}
+            settings[phase]["distill"] = kept
     return settings
 
 

@@ -209,6 +209,11 @@ class Recipe(Section):
                     f"{phase}.distill.teacher: missing, as no model is pruned here that could "
                     "teach; name a model, or write distill: none"
                 )
+            if distill.dtype == "fp32" and self.training.attention in FLASH_ATTENTION:
+                raise ValueError(
+                    f"{phase}.distill.dtype: training.attention: {self.training.attention} has no "
+                    "float32 arithmetic; write dtype: bf16, or attention: sdpa"
+                )
             try:
                 self.teachers(phase)
             except ValueError as error:

@@ -164,16 +164,16 @@ def check_apart(recipe: Recipe, domains: Iterable[DomainSource]) -> None:
         BadInput: The output or the prepared data would lie in a model or in text, or the data
             among the results of the run.
     """
-    read = {"model.source": recipe.model.source, "model.tokenizer": recipe.model.tokenizer}
+    read = [("model.source", recipe.model.source), ("model.tokenizer", recipe.model.tokenizer)]
     for phase in recipe.phases:
-        distill = recipe.distillation(phase)
-        read |= {f"{phase}.distill": name for name in ([] if distill is None else distill.named)}
+        if (distill := recipe.distillation(phase)) is not None:
+            read += [(f"{phase}.distill", name) for name in distill.named]
     for domain in domains:
-        read[f"data.domains.{domain.name}.source"] = domain.source
-        read[f"data.domains.{domain.name}.validation"] = domain.validation
+        read.append((f"data.domains.{domain.name}.source", domain.source))
+        read.append((f"data.domains.{domain.name}.validation", domain.validation))
     output, prepared = recipe.output, recipe.data.prepared
     for option, place in {"output": output, "data.prepared": prepared}.items():
-        for field, folder in read.items():
+        for field, folder in read:
             if place and folder and Path(folder).is_dir() and _lies_in(place, folder):
                 raise BadInput(
                     f"{option}: {place} lies in {folder}, which {field} names; choose a folder "

@@ -86,10 +86,11 @@ class Distillation(LanguageModelling):
             "loss": found.cross_entropy.double().sum() / count,
             "divergence": divergence_B.sum() / count,
         }
-        index = torch.as_tensor(rows.domains, device=device)
-        by_domain = torch.zeros(2, len(rows.names), dtype=torch.float64, device=device)
-        by_domain[0].index_add_(0, index, divergence_B / (blocks_BT.shape[1] - 1))
-        by_domain[1].index_add_(0, index, torch.ones_like(divergence_B))
+        # A product, not `index_add_`, which on a GPU adds in an order that varies.
+        index_B = torch.from_numpy(rows.domains).to(device, non_blocking=True)
+        is_of_BD = index_B[:, None] == torch.arange(len(rows.names), device=device)
+        means_B = divergence_B / (blocks_BT.shape[1] - 1)
+        by_domain = torch.stack([means_B, torch.ones_like(means_B)]) @ is_of_BD.double()
         return Losses(found.loss, parts, by_domain)
 
 
@@ -99,14 +100,15 @@ class DomainMeans:
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
-    def add(self, sums: Tensor, skipped: Tensor) -> None:
+    def add(self, sums: Tensor, skipped: Tensor, ranks: int) -> None:
         """Add the sums of a step.
 
         Args:
-            sums: [2, domains], the same on every rank: of the numbers, and how many there were.
+            sums: [2, domains], the mean over ranks: of the numbers, and how many there were.
             skipped: 1 where the step changed nothing, which then is not counted; else 0.
+            ranks: How many there are; a run that is resumed may have others.
         """
-        kept = torch.where(skipped > 0, torch.zeros_like(sums), sums)
+        kept = torch.where(skipped > 0, torch.zeros_like(sums), sums * ranks)
         self._sums = kept if self._sums is None else self._sums + kept
 
     def take(self, names: Sequence[str]) -> dict[str, float] | None:
@@ -117,11 +119,11 @@ class DomainMeans:
         return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c}
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums as plain JSON values."""
-        return {} if self._sums is None else {"sums": self._sums.tolist()}
+        """The sums as plain JSON values; nothing before the first step, or without any."""
+        return {} if self._sums is None else {"divergence": self._sums.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` gave."""
-        sums = state.get("sums")
+        """Restore what `state_dict` gave, from a state that may have other entries too."""
+        sums = state.get("divergence")
         known = torch.tensor(sums, dtype=torch.float64, device=device) if sums else None
         self._sums = known

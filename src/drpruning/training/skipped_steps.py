@@ -44,14 +44,16 @@ class StepMetrics:
 
         Args:
             step: Its number, from 1.
-            names: Always the same ones.
+            names: The same in every step of a process; a resumed run may have others.
             values: Float64 [names], the same on every rank.
 
         Returns:
             1 where the step is to be skipped, else 0; float32 scalar on the device of `values`.
         """
         self._names = names
-        self.sums = self.sums or dict.fromkeys(names, 0.0)
+        if self.sums.keys() != set(names):
+            self.sums = dict.fromkeys(names, 0.0)
+            self.counted = self.skipped = 0
         self._pending.append((step, values))
         return torch.logical_not(torch.isfinite(values).all()).float()
 

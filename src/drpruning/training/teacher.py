@@ -1,6 +1,7 @@
 """The teachers of a phase: frozen models that give the target distribution of every token."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from drpruning.data import PreparedData
 from drpruning.distillation import (
     TeacherChunk,
     TopTokens,
+    chunk_size,
     chunked_logits,
     log_probabilities,
     quantise_linear_layers,
@@ -28,6 +30,7 @@ from drpruning.training.validation import autocast
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16}
@@ -54,7 +57,7 @@ def _load(
     """
     model: nn.Module = load_model(path, field, training, DTYPES[settings.dtype])
     model.eval().requires_grad_(requires_grad=False)
-    digest = _digest(model)
+    digest = model_digest(model)
     if settings.dtype == "int8":
         quantise_linear_layers(model)
     elif accelerator.num_processes > 1 and is_sharded(settings, training):
@@ -62,14 +65,22 @@ def _load(
     return model.to(accelerator.device), digest
 
 
-def _digest(model: nn.Module) -> str:
-    """A digest of the names, shapes and some numbers of all weights, 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
+def model_digest(model: "PreTrainedModel") -> str:
+    """A digest of the settings and of some numbers of all weights, 32 hexadecimal digits."""
+    settings = {k: v for k, v in model.config.to_dict().items() if not _is_of_loading(k)}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name, weight in model.state_dict().items():
         flat = weight.flatten()
-        sample = flat[:: max(1, len(flat) // 1024)].float().numpy()
+        # An odd stride: one that is a multiple of a row's length would see a single column.
+        sample = flat[:: len(flat) // 1024 | 1].float().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()
+
+
+def _is_of_loading(setting: str) -> bool:
+    """Whether a setting says how a model was stored or loaded, not what it computes."""
+    return setting.startswith("_") or setting in {"architectures", "dtype", "transformers_version"}
 
 
 def load_teachers(
@@ -109,14 +120,16 @@ def load_teachers(
             model, digest = _load(name, settings, training, accelerator, f"{phase}.distill")
         digests.append(digest)
         models[name] = frozen_logits(model)
-        parameters[name] = ModelShape.of(model.config).num_parameters()
+        shape = ModelShape.of(model.config)
+        parameters[name] = shape.num_parameters()
     teachers = Teachers(
         models, weights, parameters, temperature=settings.temperature, top_k=settings.top_k
     )
     if not settings.cache:
         return teachers
     made_of = [digests, list(weights.values()), settings.temperature, settings.dtype]
-    return CachedTeachers(teachers, TopTokenStore(data, made_of, settings.top_k or 1), accelerator)
+    store = TopTokenStore(data, made_of, settings.top_k or 1)
+    return CachedTeachers(teachers, store, accelerator, chunk_size(shape.vocab_size))
 
 
 class Teachers:
@@ -152,8 +165,9 @@ class Teachers:
         weights = {
             name: torch.tensor(
                 [self._weights[name][rows.names[i]] for i in rows.domains.tolist()],
-                device=blocks_BT.device,
-            ).repeat_interleave(blocks_BT.shape[1])
+            )
+            .to(blocks_BT.device, non_blocking=True)
+            .repeat_interleave(blocks_BT.shape[1])
             for name in (logits if len(logits) > 1 else ())
         }
 
@@ -176,7 +190,7 @@ class CachedTeachers(Teachers):
     """Teachers whose top tokens of a block are computed once, and from then on read."""
 
     def __init__(
-        self, teachers: Teachers, store: TopTokenStore, accelerator: "Accelerator"
+        self, teachers: Teachers, store: TopTokenStore, accelerator: "Accelerator", chunk: int
     ) -> None:
         """Put a store in front of teachers.
 
@@ -184,8 +198,10 @@ class CachedTeachers(Teachers):
             teachers: With a number of top tokens.
             store: That of exactly these teachers.
             accelerator: The ranks, of which all run the teachers if one must.
+            chunk: Tokens of a block computed at a time, so that few have all their logits.
         """
         self._teachers, self._store, self._accelerator = teachers, store, accelerator
+        self._chunk = chunk
         self.parameters = teachers.parameters
 
     def targets(self, rows: Rows) -> TeacherChunk:
@@ -196,17 +212,24 @@ class CachedTeachers(Teachers):
         if any_rank(self._accelerator, any(one is None for one in found)):
             target, length = self._teachers.targets(rows), rows.blocks.shape[1]
             for index, place in enumerate(places):
-                top = target(slice(index * length, (index + 1) * length))
-                assert isinstance(top, TopTokens)  # noqa: S101 - a recipe with a cache has top_k
+                top = self._top_tokens(target, index * length, (index + 1) * length)
                 if found[index] is None:
-                    self._store.write(*place, top)
-                    found[index] = self._store.read(*place)
+                    found[index] = self._store.write(*place, top)
         device = rows.blocks.device
         values, ids = (
             torch.from_numpy(np.concatenate(column)).to(device, non_blocking=True)
             for column in zip(*(one for one in found if one is not None), strict=True)
         )
         return lambda part: TopTokens(values[part].float(), ids[part].long())
+
+    def _top_tokens(self, target: TeacherChunk, first: int, end: int) -> TopTokens:
+        """The top tokens of some rows, chunk by chunk, as their logits may not fit at once."""
+        parts = []
+        for start in range(first, end, self._chunk):
+            top = target(slice(start, min(start + self._chunk, end)))
+            assert isinstance(top, TopTokens)  # noqa: S101 - a recipe with a cache has top_k
+            parts.append(top)
+        return TopTokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def frozen_logits(model: nn.Module) -> LogitsOf:

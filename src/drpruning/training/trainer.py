@@ -148,7 +148,7 @@ class Trainer(TrainerState):
             share = len(rows) / len(batch)
             losses = self._backward(piece, rows, share)
             for name, value in losses.parts.items():
-                numbers[name] = numbers.get(name, 0.0) + share * value.double()
+                numbers[name] = numbers.get(name, 0.0) + (share * value).double()
             by_domain = by_domain + losses.by_domain
         numbers |= self.finish_gradients()
         numbers["gradient_norm"] = clip_gradients(
@@ -160,7 +160,8 @@ class Trainer(TrainerState):
         values = self.accelerator.reduce(torch.cat([values, by_domain.flatten()]), reduction="mean")
         skipped = self.numbers.add(self.step, list(numbers), values[: len(numbers)])
         if by_domain.numel():
-            self.divergence.add(values[len(numbers) :].view(2, -1), skipped)
+            ranks = self.accelerator.num_processes
+            self.divergence.add(values[len(numbers) :].view(2, -1), skipped, ranks)
         step_unless(self.optimizer, skipped)
 
     def _backward(self, piece: MicroBatch, rows: Rows, share: float) -> Losses:

@@ -95,9 +95,9 @@ class TrainerState(PhaseHooks):
             "segment_steps": self.segment.steps if self.segment else None,
             "stopped": self.stopped,
             "numbers": self.numbers.state_dict(),
-            "divergence": self.divergence.state_dict(),
             "seconds": self.watch.state_dict(),
             "metrics_bytes": self.metrics.size(),
+            **self.divergence.state_dict(),
             **self.extra_state(),
         }
 
@@ -115,7 +115,7 @@ class TrainerState(PhaseHooks):
         self.ratio = state["ratio"]
         self.watch.load_state_dict(state["seconds"])
         self.numbers.load_state_dict(state["numbers"])
-        self.divergence.load_state_dict(state["divergence"], self.device)
+        self.divergence.load_state_dict(state, self.device)
         self.policy.load_state_dict(state["policy"])
         accept = self.training.checkpoint.accept_changes
         restore_mixture(self.mixture, state["mixture"], accept=accept)
