@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from drpruning.distillation import distillation_loss
+from drpruning.distillation.loss import IGNORED
 from drpruning.training.rows import Rows
 from drpruning.training.teacher import Teachers
 from drpruning.training.validation import autocast, language_modelling_loss
@@ -16,7 +17,7 @@ class Losses(NamedTuple):
     """The loss of some rows, and what is logged of it.
 
     Attributes:
-        total: What is minimised, differentiable.
+        total: Their part of what is minimised, differentiable.
         parts: Name -> mean over the rows, detached.
         by_domain: [2, domains]: sums over the rows of their divergence, and how many rows; empty
             without distillation.
@@ -33,18 +34,27 @@ class LanguageModelling:
     teachers: Mapping[str, int] | None = None
     """Teacher -> parameters, for the log."""
 
-    def losses(self, model: nn.Module, rows: Rows, precision: str, progress: float) -> Losses:  # noqa: ARG002
+    def losses(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        precision: str,
+        *,
+        share: float,
+        progress: float,  # noqa: ARG002
+    ) -> Losses:
         """The loss of rows, computed by the model's own forward pass.
 
         Args:
             model: The trained model.
             rows: What it is computed on.
             precision: `bf16` under autocast, or `fp32`.
+            share: Of the rows in those of the step on this rank.
             progress: Of the phase, from 0 to 1 at its last step.
         """
         with autocast(rows.blocks.device, precision):
             loss = language_modelling_loss(model, rows.blocks)
-        return Losses(loss, {"loss": loss.detach()}, loss.new_zeros(0))
+        return Losses(loss * share, {"loss": loss.detach()}, loss.new_zeros(0))
 
 
 class Distillation(LanguageModelling):
@@ -65,22 +75,25 @@ class Distillation(LanguageModelling):
         self.teachers = teachers.parameters
         self.weight, self.final_weight = weight, weight if final_weight is None else final_weight
 
-    def losses(self, model: nn.Module, rows: Rows, precision: str, progress: float) -> Losses:
+    def losses(
+        self, model: nn.Module, rows: Rows, precision: str, *, share: float, progress: float
+    ) -> Losses:
         """The loss of rows; the teacher is called before the model, so that its activations go."""
         blocks_BT, device = rows.blocks, rows.blocks.device
         target = self._source.targets(rows)
         with autocast(device, precision):
             logits_NV = model(input_ids=blocks_BT, use_cache=False).logits.flatten(0, 1)
-        labels_BT = torch.full_like(blocks_BT, -100)
-        labels_BT[:, :-1] = blocks_BT[:, 1:]
+        labels_BT = nn.functional.pad(blocks_BT, (0, 1), value=IGNORED)[:, 1:]
+        count = labels_BT[:, :-1].numel()
         found = distillation_loss(
             logits_NV,
             labels_BT.flatten(),
             target,
             weight=self.weight + (self.final_weight - self.weight) * progress,
             temperature=self.temperature,
+            # Not a factor of the loss, which would be rounded to the type of the logits.
+            tokens=count / share,
         )
-        count = len(rows) * (blocks_BT.shape[1] - 1)
         divergence_B = found.divergence.view(len(rows), -1).double().sum(1)
         parts = {
             "loss": found.cross_entropy.double().sum() / count,

@@ -170,8 +170,10 @@ class Trainer(TrainerState):
         progress = self.step / max(1, self.settings.steps - 1)
         with self.distributed.gradients_shared(last=last):
             self.prepare_pass(piece.part)
-            losses = self.objective.losses(self.model, rows, self.distributed.precision, progress)
-            (losses.total * share).backward()  # type: ignore[no-untyped-call]
+            losses = self.objective.losses(
+                self.model, rows, self.distributed.precision, share=share, progress=progress
+            )
+            losses.total.backward()  # type: ignore[no-untyped-call]
         return losses
 
     def _tokens(self) -> int:
