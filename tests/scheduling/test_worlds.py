@@ -67,7 +67,7 @@ def test_forecasts_at_an_equal_share_win_with_nothing_given(settings: str) -> No
 
 
 @SETTINGS
-@pytest.mark.parametrize("shape", ["skewed", "even"])
+@pytest.mark.parametrize("shape", ["skewed", pytest.param("even", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("defect", ["wrong", "unreachable", "noise", "duplicates"])
 def test_a_bad_domain_or_reference_costs_no_perplexity(
     shape: str, defect: str, settings: str

@@ -17,7 +17,7 @@ from drpruning.common.errors import TrainingError
 from drpruning.pipeline.preflight import plan_run
 from drpruning.pruning.hard_concrete import LARGEST_LOG_ALPHA, SMALLEST_LOG_ALPHA
 from drpruning.recipe import parse_recipe
-from drpruning.training import perplexity
+from drpruning.training import objective, perplexity
 from drpruning.training import trainer as loop_module
 from drpruning.training.optimizer import step_unless
 from drpruning.training.perplexity import perplexity_fields
@@ -58,7 +58,7 @@ class Poison:
         self.phase, self.steps, self.kind = "pretrain", set[int](), "loss"
         self.states: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self.blocks: dict[int, dict[str, list[int]]] = {}
-        plain_step, plain_loss = Trainer._train_step, loop_module.language_modelling_loss
+        plain_step, plain_loss = Trainer._train_step, objective.language_modelling_loss
         plain_clip = loop_module.clip_gradients
         on, left = False, 0
 
@@ -88,7 +88,7 @@ class Poison:
             return plain_clip(parameters, limit)
 
         monkeypatch.setattr(Trainer, "_train_step", train_step)
-        monkeypatch.setattr(loop_module, "language_modelling_loss", loss)
+        monkeypatch.setattr(objective, "language_modelling_loss", loss)
         monkeypatch.setattr(loop_module, "clip_gradients", clip)
 
     def __call__(self, *steps: int, phase: str = "pretrain", kind: str = "loss") -> None:
@@ -299,10 +299,10 @@ def test_the_fused_optimizer_can_be_told_to_leave_everything_as_it_is(maximize: 
 RANK_SCRIPT = """
 import os, sys
 import torch
-from drpruning.training import trainer
+from drpruning.training import objective, trainer
 from drpruning.cli import main
 
-plain_loss, plain_step = trainer.language_modelling_loss, trainer.Trainer._train_step
+plain_loss, plain_step = objective.language_modelling_loss, trainer.Trainer._train_step
 now = 0
 
 def step(self):
@@ -314,7 +314,7 @@ def loss(*arguments):
     wrong = now == 2 and os.environ["RANK"] == os.environ["WRONG_RANK"]
     return plain_loss(*arguments) * (torch.nan if wrong else 1.0)
 
-trainer.language_modelling_loss, trainer.Trainer._train_step = loss, step
+objective.language_modelling_loss, trainer.Trainer._train_step = loss, step
 sys.argv[1:] = ["run", sys.argv[1]]
 main()
 """

@@ -235,8 +235,9 @@ def check_teacher_memory(
         BadInput: The GPU, or on CPUs the machine, has less memory.
     """
     distill = recipe.distillation(phase)
-    memory = _device_memory(accelerator)
-    if distill is None or distill.is_self or not teachers or memory is None:
+    if distill is None or distill.is_self or not teachers:
+        return
+    if (memory := _device_memory(accelerator)) is None:
         return
     ranks, training, length = (
         accelerator.num_processes, recipe.training, recipe.data.sequence_length
