@@ -171,6 +171,11 @@ class Experiments:
 
     def _train(self, what: str, runs: Mapping[Path, list[str]], jobs: int) -> None:
         missing = {folder: cmd for folder, cmd in runs.items() if not _is_finished(folder)}
+        if missing:  # the data are prepared once, not by several runs that start together
+            drprune, _, *recipe = next(iter(missing.values()))
+            prepared = _run((self.work, [drprune, "prepare", *recipe]))
+            if prepared.returncode:
+                raise SystemExit(prepared.stderr[-2000:])
         with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
             bar = progress.add_task(what, total=len(missing))
             for folder, ended in zip(missing, pool.map(_run, missing.items()), strict=True):
