@@ -47,7 +47,7 @@ def difference(kind: str, count: int, spec: str, figure: str, other: str = "cons
 
 
 @SETTINGS
-@pytest.mark.parametrize("kind", ["skewed", "even"])
+@pytest.mark.parametrize("kind", ["skewed", pytest.param("even", marks=pytest.mark.slow)])
 def test_the_sources_losses_as_reference_win(kind: str, settings: str) -> None:
     spec = steered(settings, reference_loss="source")
     assert difference(kind, MANY, spec, "average") < -0.02
