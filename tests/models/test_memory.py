@@ -18,9 +18,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from drpruning.common.chunks import LOGIT_CHUNK
 from drpruning.models.memory import (
     EAGER_BY_DEFAULT,
-    LOGIT_CHUNK,
     MemoryEstimate,
     estimate_memory,
     teacher_memory,

@@ -24,6 +24,7 @@ from drpruning.training.perplexity import perplexity_fields
 from drpruning.training.pruning_trainer import deviation_text
 from drpruning.training.skipped_steps import StepMetrics
 from drpruning.training.trainer import Trainer
+from helpers.interrupted_runs import assert_same_outcome, run_until
 from helpers.small_runs import (
     altered_model,
     drprune,
@@ -215,21 +216,6 @@ def test_a_checkpoint_that_is_due_at_a_skipped_step_follows_the_next_good_one(
     assert steps == [6, 8, 9]
 
 
-def run_up_to(step: int, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Continued pretraining that dies before a step."""
-    whole_step = Trainer._train_step
-
-    def dying(loop: Trainer) -> None:
-        if loop.step == step:
-            raise KeyboardInterrupt
-        whole_step(loop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run(values, "pretrain")
-
-
 def test_skips_in_a_row_are_counted_across_log_lines_and_restarts(
     recipe_values: dict[str, Any], poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,13 +225,8 @@ def test_skips_in_a_row_are_counted_across_log_lines_and_restarts(
     poison(3, 5, 6, 7, 8, 10)
     whole = run(variant(values, "whole"), "pretrain")
     cut = variant(values, "cut")
-    run_up_to(7, cut, monkeypatch)
-    assert logged(run(cut, "pretrain")) == logged(whole)
-    one, two = (
-        load_file(Path(v["output"]) / "model/model.safetensors")
-        for v in (cut, variant(values, "whole"))
-    )
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    run_until(cut, 7, monkeypatch)
+    assert_same_outcome(run(cut, "pretrain"), whole)
     poison(5, 6, 7, 8, 9)
     with pytest.raises(TrainingError, match="steps 5 to 9"):
         run(variant(values, "failing"), "pretrain")
@@ -459,7 +440,7 @@ def test_a_domain_that_runs_out_follows_its_rule(
 
     # Interrupted in the segment in which it runs out: the same in the end.
     cut = variant(values, "cut")
-    run_up_to(out["step"] - 2, cut, monkeypatch)
+    run_until(cut, out["step"] - 2, monkeypatch)
     assert logged(run(cut, "pretrain")) == logged(folder)
 
 

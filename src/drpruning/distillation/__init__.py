@@ -9,6 +9,7 @@ from drpruning.distillation.loss import (
     chunk_size,
     distillation_loss,
     log_probabilities,
+    next_tokens,
 )
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "chunked_logits",
     "distillation_loss",
     "log_probabilities",
+    "next_tokens",
     "quantise_linear_layers",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def chunked_logits(model: nn.Module, *args: Any, **kwargs: Any) -> Callable[[slice], Tensor]:
+def chunked_logits(model: nn.Module, **inputs: Any) -> Callable[[slice], Tensor]:
     """Run a causal language model up to its last hidden states, without gradient.
 
     What follows on them (output matrix, soft caps, scalings) is done by the model's own forward
@@ -17,15 +17,14 @@ def chunked_logits(model: nn.Module, *args: Any, **kwargs: Any) -> Callable[[sli
 
     Args:
         model: A Transformers model with a head, in evaluation mode; sharded by FSDP2 or not.
-        args: For its forward pass.
-        kwargs: For its forward pass.
+        inputs: For its forward pass.
 
     Returns:
         Rows of the flattened [batch * length] tokens -> their logits [n, V].
     """
     name = str(model.base_model_prefix)
     with torch.no_grad(), _in_place_of(model, name, _Recorder(model.get_submodule(name))) as body:
-        model(*args, **kwargs)
+        model(**inputs)
     output = body.output
     hidden_ND = output.last_hidden_state.flatten(0, 1)
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from drpruning.common.chunks import LOGIT_CHUNK
 
 IGNORED = -100
 """The label of a token that does not count, as in Transformers."""
-_CHUNK_BYTES = 64 * 2**20
-"""Bytes of one float32 array of a chunk; about four of them live at a time."""
 
 
 class TopTokens(NamedTuple):
@@ -68,9 +68,21 @@ def log_probabilities(
     return found if top_k is None else TopTokens(*found.topk(min(top_k, found.shape[-1])))
 
 
+def next_tokens(labels: Tensor) -> Tensor:
+    """The label of each token's prediction: the token after it, and none for the last of a row.
+
+    Args:
+        labels: [B, T], `IGNORED` where a token is not to be predicted.
+
+    Returns:
+        [B * T].
+    """
+    return nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
+
+
 def chunk_size(vocabulary: int) -> int:
     """How many tokens are computed at a time, over a vocabulary of this size."""
-    return max(1, _CHUNK_BYTES // (4 * vocabulary))
+    return max(1, LOGIT_CHUNK // (4 * vocabulary))
 
 
 def distillation_loss(

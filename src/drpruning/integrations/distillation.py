@@ -23,8 +23,8 @@ from drpruning.distillation import (
     chunked_logits,
     distillation_loss,
     log_probabilities,
+    next_tokens,
 )
-from drpruning.distillation.loss import IGNORED
 
 _ENTRY = "divergence"  # the field in the Trainer's log
 _INPUTS = (  # of the student's, those that its teacher needs too
@@ -183,10 +183,9 @@ class DistillationLoss(TrainerCallback):  # type: ignore[misc]
         inputs, self._inputs = self._inputs, None
         if inputs is None:
             raise BadInput("this loss is of another Trainer's model: make one for each Trainer")
-        shifted_BT = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
         found = distillation_loss(
             logits_BTV.flatten(0, 1),
-            shifted_BT.flatten().to(logits_BTV.device),
+            next_tokens(labels).to(logits_BTV.device),
             self._targets(inputs, logits_BTV.device),
             weight=self.weight,
             temperature=self._temperature,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from drpruning.common.chunks import LOGIT_CHUNK
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Distill, Training
 
@@ -22,8 +23,6 @@ EAGER_BY_DEFAULT = {"gemma2"}
 
 TEACHER_BYTES = {"bf16": 2, "fp32": 4, "int8": 2}
 """Bytes per parameter of a teacher, by `distill.dtype`; of int8 outside the linear layers."""
-LOGIT_CHUNK = 64 * 2**20
-"""Bytes at most of the logits that a teacher computes at one time, in float32."""
 
 _LOSS = 12
 """Bytes per logit in the backward pass of the cross-entropy: three float32 numbers for each."""

@@ -217,8 +217,9 @@ def check_teacher_tokenizers(recipe: Recipe, phase: str, data: PreparedData) -> 
     """
     if (distill := recipe.distillation(phase)) is None:
         return
+    original = original_model(recipe)
     for name in distill.named:
-        if name != original_model(recipe) and tokenizer_digest(name) != data.tokenizer_digest:
+        if name != original and tokenizer_digest(name) != data.tokenizer_digest:
             raise _other_tokenizer(name, teacher_field(phase, distill))
 
 

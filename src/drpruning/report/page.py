@@ -21,7 +21,7 @@ from drpruning.report.decision import (
     skipped_updates,
 )
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figure_parts import Figure, divergences
+from drpruning.report.figure_parts import Figure, divergences, series
 from drpruning.report.figures import mask_convergence, phase_figures
 from drpruning.report.formats import (
     PHASE_TITLES,
@@ -231,7 +231,7 @@ def ratio_rows(run: RunRecord, phase: PhaseRecord) -> list[RatioRow]:
 
 def _last_divergence(phase: PhaseRecord, domain: str) -> float:
     """The latest of a domain, which has one only where it was trained on; NaN without any."""
-    known = [d for point in phase.evals for n, d in divergences(point).items() if n == domain]
+    _, known = series(phase.evals, divergences, domain)
     return known[-1] if known else math.nan
 
 

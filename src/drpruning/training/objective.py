@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from drpruning.distillation import distillation_loss
-from drpruning.distillation.loss import IGNORED
+from drpruning.distillation import distillation_loss, next_tokens
 from drpruning.training.rows import Rows
 from drpruning.training.teacher import Teachers
 from drpruning.training.validation import autocast, language_modelling_loss
@@ -83,11 +82,10 @@ class Distillation(LanguageModelling):
         target = self._source.targets(rows)
         with autocast(device, precision):
             logits_NV = model(input_ids=blocks_BT, use_cache=False).logits.flatten(0, 1)
-        labels_BT = nn.functional.pad(blocks_BT, (0, 1), value=IGNORED)[:, 1:]
-        count = labels_BT[:, :-1].numel()
+        count = len(rows) * (blocks_BT.shape[1] - 1)
         found = distillation_loss(
             logits_NV,
-            labels_BT.flatten(),
+            next_tokens(blocks_BT),
             target,
             weight=self.weight + (self.final_weight - self.weight) * progress,
             temperature=self.temperature,

@@ -40,10 +40,10 @@ LogitsOf = Callable[[Tensor], Callable[[slice], Tensor]]
 
 def _load(
     path: str, settings: Distill, training: Training, accelerator: "Accelerator", field: str
-) -> tuple[nn.Module, str]:
+) -> tuple[nn.Module, str | None]:
     """Load a teacher onto this rank's device, frozen: in shards, complete, or in int8.
 
-    Also returns a digest of a sample of its weights.
+    Also returns its digest, which only a cache needs; None without one.
 
     Args:
         path: A folder or a name on the Hub.
@@ -57,7 +57,7 @@ def _load(
     """
     model: nn.Module = load_model(path, field, training, DTYPES[settings.dtype])
     model.eval().requires_grad_(requires_grad=False)
-    digest = model_digest(model)
+    digest = model_digest(model) if settings.cache else None
     if settings.dtype == "int8":
         quantise_linear_layers(model)
     elif accelerator.num_processes > 1 and is_sharded(settings, training):
