@@ -4,7 +4,8 @@ Average perplexity is exp of the mean loss over domains; "worst" the largest los
 "weighted" the mean loss by the recipe's shares, and "behind" the largest loss above the reference
 model's (the model that was pruned, or --behind VARIANT), all in nats. The last column is the mean
 difference of average perplexity to --against, over the seeds that both have, with its standard
-error where there are at least two.
+error where there are at least two. `--pair A B` adds a line of paired differences of A to B in
+every figure, with the p of a two-sided paired t-test and the range over the seeds.
 
     python benchmarks/experiments/table.py benchmarks/experiments/results/pilot-en7.json
 """
@@ -16,6 +17,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from scipy.stats import ttest_1samp
+
 Row = dict[str, Any]
 
 
@@ -25,6 +28,9 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--against", default="constant", help="variant to compare with")
     parser.add_argument("--behind", help="variant whose losses take the source's place")
+    parser.add_argument(
+        "--pair", nargs=2, action="append", default=[], metavar=("A", "B"), help="variants"
+    )
     parser.add_argument("--domains", action="store_true", help="losses and shares by domain too")
     args = parser.parse_args()
     rows: list[Row] = json.loads(args.results.read_text())
@@ -42,6 +48,8 @@ def main() -> None:
     for variant in variants:
         own = [row for row in rows if row["variant"] == variant]
         print(_line(variant, own, base, reference))
+    if args.pair:
+        _print_pairs(rows, args.pair, reference)
     if args.domains:
         _print_domains(rows, variants)
 
@@ -73,6 +81,33 @@ def figures_of(row: Row, reference: dict[str, float]) -> dict[str, float]:
         "behind": max((loss[d] - goal[d] for d in goal), default=math.nan),
         "churn": row["churn"],
     }
+
+
+def _print_pairs(rows: list[Row], pairs: list[list[str]], reference: dict[str, float]) -> None:
+    """Differences over the seeds that both variants have, of the perplexity in percent."""
+    found = {(row["variant"], row["seed"]): figures_of(row, reference) for row in rows}
+    columns = ["average", "worst", "weighted", "behind"]
+    print(f"\n| | seeds | {' | '.join(columns)} |\n|---|---:|{'---:|' * len(columns)}")
+    for one, other in pairs:
+        seeds = [seed for name, seed in found if name == one and (other, seed) in found]
+        cells = []
+        for column in columns:
+            pair = [(found[one, seed][column], found[other, seed][column]) for seed in seeds]
+            if column == "average":
+                cells.append(_difference([100 * (a / b - 1) for a, b in pair], "+.1f", "%"))
+            else:
+                cells.append(_difference([a - b for a, b in pair], "+.3f", ""))
+        print(f"| {one} to {other} | {len(seeds)} | {' | '.join(cells)} |")
+
+
+def _difference(values: list[float], form: str, unit: str) -> str:
+    """Mean, its standard error, p that it is 0, and the range over the seeds."""
+    mean = f"{fmean(values):{form}}{unit}"
+    if len(values) < 2:
+        return mean
+    error = f"{stdev(values) / math.sqrt(len(values)):{form[1:]}}"
+    p = float(ttest_1samp(values, 0).pvalue)
+    return f"{mean} ± {error} (p {p:.2g}; {min(values):{form}} to {max(values):{form}})"
 
 
 def _mean_losses(rows: list[Row]) -> dict[str, float]:

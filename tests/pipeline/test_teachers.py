@@ -62,6 +62,7 @@ def test_plan_shows_who_teaches_and_what_it_costs(
 def test_memory_of_a_phase_is_that_of_the_step_and_of_its_teachers(
     recipe_values: dict[str, Any], larger: str
 ) -> None:
+    recipe_values["pretrain"]["distill"] = "none"
     plain = planned(recipe_values)
     assert not any(plain.teachers.values())
     source = recipe_values["model"]["source"]

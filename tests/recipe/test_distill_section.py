@@ -39,9 +39,8 @@ def recipe(distill: Any = None, *, prunes: bool = False, **scheduling: Any) -> R
     return parse_recipe(values)
 
 
-@pytest.mark.parametrize("prunes", [True, False])
-def test_without_the_setting_no_model_teaches_and_the_recipe_says_so(prunes: bool) -> None:
-    absent, off = recipe(prunes=prunes), recipe("none", prunes=prunes)
+def test_where_nothing_is_pruned_no_model_teaches_and_the_recipe_says_so() -> None:
+    absent, off = recipe(prunes=False), recipe("none", prunes=False)
     assert absent == off
     for phase in absent.phases:
         assert absent.distillation(phase) is None
@@ -54,8 +53,12 @@ def test_without_the_setting_no_model_teaches_and_the_recipe_says_so(prunes: boo
     assert fixed_settings(absent.model_copy(update={"pretrain": in_code})) == fixed_settings(absent)
 
 
-def test_the_model_that_is_pruned_teaches_by_default() -> None:
-    found = recipe({}, prunes=True)
+@pytest.mark.parametrize("setting", [None, {}])
+def test_the_model_that_is_pruned_teaches_its_recovery_by_default(
+    setting: dict[str, Any] | None,
+) -> None:
+    found = recipe(setting, prunes=True)
+    assert yaml.safe_load(found.to_yaml())["pretrain"]["distill"]["weight"] == 0.9
     assert found.teachers("pretrain") == {"source": {"a": 1.0, "b": 1.0}}
     assert found.teachers("prune") == {}
     distill = found.distillation("pretrain")

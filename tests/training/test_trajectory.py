@@ -61,7 +61,7 @@ def records(
     fill_weights(source)
     recipe_values["model"]["source"] = str(source)
     recipe_values["prune"].update(steps=24, evaluate_every=3, warmup=0.25, sparsity_warmup=0.5)
-    recipe_values["pretrain"].update(steps=18, evaluate_every=3, warmup=0.25)
+    recipe_values["pretrain"].update(steps=18, evaluate_every=3, warmup=0.25, distill="none")
     recipe_values["training"]["log_every"] = 1
     recipe_values["scheduling"] = {
         "reference": "paper",

@@ -66,6 +66,7 @@ def _write_untrained_model(text: Path, folder: Path) -> None:
 
 
 def _recipe(folder: Path, name: str, source: Path, policy: str, **phases: Any) -> Recipe:
+    """One of the demo's runs; `name` is its folder, and in tables what it differs by."""
     domains = {
         domain: {"source": f"{domain}.jsonl", "share": share} for domain, share in SHARES.items()
     }
@@ -103,17 +104,8 @@ def _has_text(folder: Path) -> bool:
     return False
 
 
-def run_demo(folder: Path) -> None:
-    """Make text and a model, prune it, recover it under two policies, and show the results.
-
-    Args:
-        folder: Where everything goes; what an earlier call has finished is not made again.
-
-    Raises:
-        BadInput: The folder holds something else, or cannot be written to.
-    """
-    begin = time.monotonic()
-    reporter = Reporter()
+def _collect(folder: Path, reporter: Reporter) -> Path:
+    """Write text and an untrained model, where they are missing; returns the model."""
     text, untrained = folder / "text", folder / "untrained"
     if not _has_text(folder):
         reporter.line("demo: collecting text from this Python installation")
@@ -127,9 +119,23 @@ def run_demo(folder: Path) -> None:
 
         quiet_libraries()
         _write_untrained_model(text, untrained)
+    return untrained
 
+
+def run_demo(folder: Path) -> None:
+    """Make text and a model, prune it, recover it in three ways, and show the results.
+
+    Args:
+        folder: Where everything goes; what an earlier call has finished is not made again.
+
+    Raises:
+        BadInput: The folder holds something else, or cannot be written to.
+    """
+    begin = time.monotonic()
+    reporter = Reporter()
+    untrained = _collect(folder, reporter)
     batch = {"global_batch": 16, "learning_rate": 1e-3}
-    reporter.line("demo 1/4: training the source model")
+    reporter.line("demo 1/5: training the source model")
     base_phase = {**batch, "steps": 700, "evaluate_every": 350, "learning_rate": 3e-3}
     base = _recipe(folder, "source", untrained, "constant", pretrain=base_phase)
     with Run(base).session("drprune demo") as run:
@@ -140,20 +146,26 @@ def run_demo(folder: Path) -> None:
     source = RunFolder(folder / "source").model
     steered = _recipe(folder, "drpruning", source, "drpruning", prune=prune, pretrain=recover)
     with Run(steered).session("drprune demo") as run:
-        reporter.line("demo 2/4: pruning it to a quarter")
+        reporter.line("demo 2/5: pruning it to a quarter")
         run.run(("prune",))
-        reporter.line("demo 3/4: recovering it, the data ratio steered by DRPruning")
+        reporter.line("demo 3/5: recovering it, taught by the source, steered by DRPruning")
         run.run(("pretrain", "evaluate"))
+    pruned = RunFolder(folder / "drpruning")
 
-    reporter.line("demo 4/4: recovering it under a constant ratio")
-    constant = _recipe(folder, "constant", source, "constant", prune=prune, pretrain=recover)
-    with Run(constant).session("drprune demo") as run:
-        pruned = RunFolder(folder / "drpruning")
-        _copy_once(pruned.prune, run.files.prune)
-        _copy_once(pruned.pruned, run.files.pruned)
-        run.run(("pretrain", "evaluate"))
+    alone = {**recover, "distill": "none"}
+    others = {
+        "constant": ("demo 4/5: the same under a constant ratio", "constant", recover),
+        "no-teacher": ("demo 5/5: steered, from the text alone", "drpruning", alone),
+    }
+    for name, (title, policy, phase) in others.items():
+        reporter.line(title)
+        recipe = _recipe(folder, name, source, policy, prune=prune, pretrain=phase)
+        with Run(recipe).session("drprune demo") as run:
+            _copy_once(pruned.prune, run.files.prune)
+            _copy_once(pruned.pruned, run.files.pruned)
+            run.run(("pretrain", "evaluate"))
 
-    folders = [folder / "drpruning", folder / "constant"]
+    folders = [folder / "drpruning", *(folder / name for name in others)]
     report = write_report(folders, RunFolder(folder).report)
     show_table(folders, reporter)
     reporter.line(f"model:  {RunFolder(folder / 'drpruning').model}")

@@ -49,8 +49,8 @@ from drpruning.pipeline.prepared import (
     missing_text,
     missing_text_warnings,
 )
-from drpruning.pipeline.reference_losses import check_reference_models, original_model
-from drpruning.pipeline.teachers import PrunedModel, Teacher, plan_teacher, size_warnings
+from drpruning.pipeline.reference_losses import check_reference_models
+from drpruning.pipeline.teachers import SourceModel, Teacher, plan_teacher, size_warnings
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Recipe, ReferenceModels, Target
 from drpruning.runs.folder import (
@@ -355,18 +355,25 @@ def _plan_model(plan: RunPlan, source: ModelShape) -> None:
 def _plan_teachers(plan: RunPlan, source: ModelShape, known: RunPlan | None) -> None:
     """Find the teachers of the phases to come, and add their memory to that of the phases."""
     recipe = plan.recipe
-    pruned = PrunedModel(recipe.model.reference, source, plan.config)
-    original = original_model(recipe) if known is None else known.recipe.model.reference
+    own = _source_model(recipe, source, plan.config)
+    first = None
+    if known is not None and known.source is not None:
+        first = _source_model(known.recipe, known.source, known.config)
     done = {} if plan.saved is None else finished_phases(recipe, Path(recipe.output))
     for phase in [name for name in recipe.phases if name not in done]:
         found = plan.teachers[phase] = []
         for name in recipe.teachers(phase):
             with plan.collected(f"{phase}.distill"):
-                found.append(plan_teacher(recipe, phase, name, pruned, original))
+                found.append(plan_teacher(recipe, phase, name, own, first))
         for teacher in found:
             plan.memory[phase] += teacher.memory
         if plan.target is not None or recipe.prune is None:
             plan.warnings += size_warnings(phase, plan.final_shape, found)
+
+
+def _source_model(recipe: Recipe, shape: ModelShape, config: dict[str, Any]) -> SourceModel:
+    name = recipe.model.reference
+    return SourceModel(name, "model.shape" if recipe.model.source is None else name, shape, config)
 
 
 def _check_policy(recipe: Recipe) -> None:

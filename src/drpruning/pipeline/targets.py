@@ -203,8 +203,6 @@ def _taught_by_the_first(recipe: Recipe) -> dict[str, Phase]:
 
     A target that is pruned from a larger one has another source, and the same teacher.
     """
-    if recipe.model.source is None:  # planned by its shape alone
-        return {}
     return {
         name: phase.model_copy(
             update={"distill": distill.model_copy(update={"teacher": recipe.model.reference})}

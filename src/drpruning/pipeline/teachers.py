@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +44,24 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class PrunedModel:
-    """The model that the run, or the chain of runs it belongs to, prunes: the default teacher."""
+class SourceModel:
+    """The model that a run, or the first one of a chain of runs, starts from.
+
+    Attributes:
+        name: As teachers are named.
+        label: What a person reads: the name, or `model.shape` where only that is given.
+        shape: Its shape.
+        config: Its config.json.
+    """
 
     name: str
+    label: str
     shape: ModelShape
     config: Mapping[str, Any]
 
 
 def plan_teacher(
-    recipe: Recipe, phase: str, name: str, pruned: PrunedModel, original: str
+    recipe: Recipe, phase: str, name: str, own: SourceModel, first: SourceModel | None = None
 ) -> Teacher:
     """Look at a teacher's files and count what it costs; torch is not needed.
 
@@ -61,8 +69,8 @@ def plan_teacher(
         recipe: The run.
         phase: The phase that it teaches.
         name: One of `recipe.teachers(phase)`.
-        pruned: The model of `model.source`.
-        original: The first model of a chain of targets, elsewhere that of `model.source`.
+        own: The model of `model.source`.
+        first: That of a chain of targets of which this run is one, whose files need not be read.
 
     Raises:
         BadInput: It is missing, incomplete, of another tokenizer or vocabulary, takes shorter
@@ -71,19 +79,19 @@ def plan_teacher(
     distill = recipe.distillation(phase)
     assert distill is not None  # noqa: S101 - it has a teacher
     field = teacher_field(phase, distill)
-    shape, config = pruned.shape, pruned.config
-    if name not in (SELF, pruned.name):
+    known = {SELF: replace(own, label=SELF), **({} if first is None else {first.name: first})}
+    teacher = (known | {own.name: own}).get(name)
+    if teacher is None:
         _check_is_another(recipe, phase, name, field)
-        shape = check_model(name, field)
-        config = read_config(name, field)
-        _check_vocabulary(recipe, name, shape, pruned, original, field)
-    elif name == pruned.name and recipe.prune is None:
+        teacher = SourceModel(name, name, check_model(name, field), read_config(name, field))
+        _check_vocabulary(recipe, teacher, own, field)
+    elif teacher is own and recipe.prune is None:
         raise _nothing_to_learn(name, phase, field)
-    _check_settings(recipe, name, distill, shape, config, phase)
+    _check_settings(recipe, teacher, distill, phase)
     return Teacher(
-        name="model.shape" if name == pruned.name and recipe.model.source is None else name,
-        shape=shape,
-        memory=_memory(shape, distill, recipe.training, recipe.data.sequence_length),
+        name=teacher.label,
+        shape=teacher.shape,
+        memory=_memory(teacher.shape, distill, recipe.training, recipe.data.sequence_length),
     )
 
 
@@ -111,20 +119,19 @@ def _nothing_to_learn(name: str, phase: str, field: str) -> BadInput:
     )
 
 
-def _check_vocabulary(
-    recipe: Recipe, name: str, shape: ModelShape, pruned: PrunedModel, original: str, field: str
-) -> None:
+def _check_vocabulary(recipe: Recipe, teacher: SourceModel, own: SourceModel, field: str) -> None:
     """Refuse a teacher whose logits are of other tokens, or are more or fewer, than the model's."""
+    name = teacher.name
     known = vocabulary(recipe.model.tokenizer_source, SOURCE_FIELD)
-    own = vocabulary(name, field)
-    if name != original and None not in (known, own) and known != own:
+    its = vocabulary(name, field)
+    if name != original_model(recipe) and None not in (known, its) and known != its:
         raise _other_tokenizer(name, field)
-    rows, wanted = shape.vocab_size, pruned.shape.vocab_size
+    rows, wanted = teacher.shape.vocab_size, own.shape.vocab_size
     if rows == wanted:
         return
-    larger, smaller = (name, wanted) if rows > wanted else (pruned.name, rows)
+    larger, smaller = (name, wanted) if rows > wanted else (own.name, rows)
     remedy = "name a model of the source's family"
-    if known is not None and known == own and max(known.values()) < smaller:
+    if known is not None and known == its and max(known.values()) < smaller:
         remedy = (
             "the tokens are the same and the rest is padding: cut that off with "
             f"`AutoModelForCausalLM.from_pretrained({larger!r})`, its "
@@ -132,7 +139,7 @@ def _check_vocabulary(
             f"NEW_FOLDER, with the tokenizer's files in it, in place of {larger}"
         )
     raise BadInput(
-        f"{field}: {name} has a vocabulary of {rows:,} entries and {pruned.name} one of "
+        f"{field}: {name} has a vocabulary of {rows:,} entries and {own.name} one of "
         f"{wanted:,}, so their logits cannot be compared; {remedy}"
     )
 
@@ -144,26 +151,20 @@ def _other_tokenizer(name: str, field: str) -> BadInput:
     )
 
 
-def _check_settings(
-    recipe: Recipe,
-    name: str,
-    distill: Distill,
-    shape: ModelShape,
-    config: Mapping[str, Any],
-    phase: str,
-) -> None:
+def _check_settings(recipe: Recipe, teacher: SourceModel, distill: Distill, phase: str) -> None:
     """Refuse blocks longer than the teacher takes, and more top tokens than there are."""
-    length, positions = recipe.data.sequence_length, config.get("max_position_embeddings")
+    length, vocab_size = recipe.data.sequence_length, teacher.shape.vocab_size
+    positions = teacher.config.get("max_position_embeddings")
     if not distill.is_self and isinstance(positions, int) and length > positions:
         raise BadInput(
-            f"data.sequence_length: {length} is beyond the {positions} positions that {name} was "
-            f"made for, which is to teach ({teacher_field(phase, distill)}); write "
-            f"sequence_length: {positions} or less, or name another teacher"
+            f"data.sequence_length: {length} is beyond the {positions} positions that "
+            f"{teacher.label} was made for, which is to teach ({teacher_field(phase, distill)}); "
+            f"write sequence_length: {positions} or less, or name another teacher"
         )
-    if distill.top_k is not None and distill.top_k >= shape.vocab_size:
+    if distill.top_k is not None and distill.top_k >= vocab_size:
         raise BadInput(
             f"{phase}.distill.top_k: {distill.top_k} tokens of a vocabulary of "
-            f"{shape.vocab_size:,}; write a smaller number, or leave top_k out to compare all"
+            f"{vocab_size:,}; write a smaller number, or leave top_k out to compare all"
         )
 
 

@@ -179,11 +179,11 @@ DistillSetting = Annotated[Distill | Literal["none"] | None, BeforeValidator(_di
 """What stands in the field: the section, `none`, or nothing."""
 
 
-def default_distillation(phase: str, *, prunes: bool) -> dict[str, Any] | Literal["none"]:  # noqa: ARG001
-    """What an absent `distill` stands for.
+def default_distillation(phase: str, *, prunes: bool) -> dict[str, Any] | Literal["none"]:
+    """What an absent `distill` stands for: the model that is pruned teaches in the recovery.
 
     Args:
         phase: `prune` or `pretrain`.
         prunes: Whether the recipe has a pruning phase.
     """
-    return OFF
+    return {} if phase == "pretrain" and prunes else OFF
