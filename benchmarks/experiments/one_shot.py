@@ -3,8 +3,8 @@
 A part (layer, hidden dimension, head, feed-forward dimension) gets a score on the source model, and
 the highest of each constraint stay, as at the end of mask learning: every layer keeps the target's
 number of heads and feed-forward dimensions. `magnitude` needs no text; the other two read the first
-training blocks of each domain, in the order of training.seed. The model is written to pruned/ in the
-recipe's output, with its tokenizer and plan.json; another recipe takes it as model.source.
+training blocks of each domain, in the order of training.seed. The model is written to pruned/ in
+the recipe's output, with tokenizer and plan.json; another recipe takes it as model.source.
 
     python benchmarks/experiments/one_shot.py taylor benchmarks/experiments/en7-prune.yaml \\
         --set model.source=MODELS/base-8m --set data.root=TEXT/en7 --set output=runs/taylor
