@@ -217,7 +217,7 @@ METHODS: dict[str, Callable[[MaskedModel, Iterable[Batch]], Scores]] = {
 def _zeros(masked: MaskedModel) -> Scores:
     """Sums by kind of unit, [layers, units]; [1, units] for hidden dimensions."""
     shape = masked.source
-    sizes = {**shape.axis_sizes(), "layer": 1}
+    sizes: dict[str, int] = {**shape.axis_sizes(), "layer": 1}
     return {
         unit: torch.zeros(
             1 if unit == "hidden" else shape.num_layers,
@@ -239,7 +239,7 @@ def _parts(shape: ModelShape, axis: Axis, values: Tensor) -> Iterator[tuple[str,
         values = values.view(shape.num_heads, 3, shape.head_dim).transpose(0, 1).flatten()
     sizes = shape.axis_sizes()
     parts = STACKED.get(axis, (axis,))
-    yield from zip(parts, values.split([sizes[part] for part in parts]), strict=True)
+    yield from zip(parts, torch.split(values, [sizes[part] for part in parts]), strict=True)
 
 
 def _by_granularity(masked: MaskedModel, totals: Mapping[str, Tensor]) -> Scores:

@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from rich.progress import Progress
@@ -50,7 +50,6 @@ from drpruning.runs.records import RunRecord, load_phases
 
 HERE = Path(__file__).parent
 DRPRUNE = str(Path(sys.executable).with_name("drprune"))
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,6 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--results", type=Path, help="by default results/SET.json beside this file")
     args = parser.parse_args()
-    if not (HERE / f"{args.set}.yaml").is_file():
-        parser.error(f"{HERE} has no {args.set}.yaml; name a set that is there")
     experiments = Experiments(args.set, args.models.resolve(), args.text.resolve(), args.work)
     chosen = args.variants or list(experiments.variants)
     if unknown := [name for name in chosen if name not in experiments.variants]:
@@ -129,13 +126,14 @@ class Experiments:
 
     def run(self, seeds: list[int], variants: list[str], jobs: int) -> None:
         """Make what the variants start from, then run them; stops at the first that fails."""
-        starts = _missing(self.starts(seeds, variants))
-        runs = {self._folder(v, s): (v, s) for s in seeds for v in variants}
-        if starts or _missing(runs):
+        made = self.starts(seeds, variants)
+        starts = {model: command for model, command in made.items() if not _is_finished(model)}
+        runs = [(v, s) for s in seeds for v in variants if not _is_finished(self._folder(v, s))]
+        if starts or runs:
             self._prepare()
         _execute("starts", starts, jobs)
         # Only now are the losses known that some commands name.
-        commands = {folder: self.command(*run) for folder, run in _missing(runs).items()}
+        commands = {self._folder(*run): self.command(*run) for run in runs}
         _execute("variants", commands, jobs)
 
     def starts(self, seeds: list[int], variants: list[str]) -> dict[Path, list[str]]:
@@ -197,7 +195,7 @@ class Experiments:
         """The model that a variant starts from."""
         ((kind, name),) = self.start_of(variant).items()
         if kind == "model":
-            return self.models / self._filled(name, seed)
+            return Path(self.models, self._filled(name, seed))
         if kind == "prune":
             return self._pruned(seed).pruned
         made = RunFolder(self._folder(f"starts/{kind}-{name}", seed))
@@ -283,13 +281,13 @@ class Experiments:
 
 def read_set(name: str) -> dict[str, Any]:
     """The content of a set, with what it has from the set that it is `like`."""
-    given: dict[str, Any] = yaml.safe_load((HERE / f"{name}.yaml").read_text())
-    return read_set(given["like"]) | given if "like" in given else given
-
-
-def _missing(commands: Mapping[Path, T]) -> dict[Path, T]:
-    """Those whose run or model is not finished."""
-    return {folder: command for folder, command in commands.items() if not _is_finished(folder)}
+    file = HERE / f"{name}.yaml"
+    given: dict[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    if "like" in given:
+        given = read_set(given["like"]) | given
+    if "variants" not in given:
+        raise SystemExit(f"{file}: no set; name a file that has variants")
+    return given
 
 
 def _is_finished(folder: Path) -> bool:

@@ -34,7 +34,7 @@ def trained(step: int, time: float, *, seconds: float, steps: int = 10) -> dict[
 
 
 def run_folder(folder: Path, *, down: float = 0.0) -> Path:
-    """20 steps, evaluated every 10, saved at step 15 and at the end, down between steps 10 and 15."""
+    """20 steps, evaluated every 10, saved at step 15 and at the end, down before step 15."""
     start = record(
         "start", 0, 0.0, total_steps=20, global_batch=BLOCKS, sequence_length=LENGTH, parameters=10,
         final_parameters=10, versions={}, commit=None,

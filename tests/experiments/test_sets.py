@@ -152,6 +152,13 @@ def test_an_unknown_start_is_refused_by_name(
         these.starts([1], ["odd"])
 
 
+@pytest.mark.parametrize("name", ["en7", "nowhere"])
+def test_what_is_no_set_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"{name}\.yaml: no set"):
+        Experiments(name, tmp_path, tmp_path, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_run_is_finished_when_every_phase_of_its_recipe_is(tmp_path: Path) -> None:
     fake = FakeRun(tmp_path / "run")
     assert not run._is_finished(fake.folder)
