@@ -44,6 +44,7 @@ from typing import Any
 import yaml
 from rich.progress import Progress
 
+from drpruning.common.errors import BadInput
 from drpruning.runs.counterfactuals import churns, mean
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.records import RunRecord, load_phases
@@ -102,11 +103,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--results", type=Path, help="by default results/SET.json beside this file")
     args = parser.parse_args()
-    experiments = Experiments(args.set, args.models.resolve(), args.text.resolve(), args.work)
-    chosen = args.variants or list(experiments.variants)
-    if unknown := [name for name in chosen if name not in experiments.variants]:
-        parser.error(f"{args.set}.yaml has no variant {unknown[0]!r}")
-    experiments.run(args.seeds, chosen, args.jobs)
+    try:
+        experiments = Experiments(args.set, args.models.resolve(), args.text.resolve(), args.work)
+        chosen = args.variants or list(experiments.variants)
+        if unknown := [name for name in chosen if name not in experiments.variants]:
+            raise BadInput(f"{args.set}.yaml has no variant {unknown[0]!r}")
+        experiments.run(args.seeds, chosen, args.jobs)
+    except BadInput as error:
+        parser.error(str(error))
     found = experiments.results()
     path = args.results or HERE / "results" / f"{args.set}.json"
     path.parent.mkdir(exist_ok=True)
@@ -169,7 +173,7 @@ class Experiments:
             return {"prune": pruned} if model is None else {"model": str(model)}
         start, kinds = own["start"], ["random", *(["one_shot"] if pruned else [])]
         if not isinstance(start, dict) or len(start) != 1 or next(iter(start)) not in kinds:
-            raise SystemExit(
+            raise BadInput(
                 f"variants.{variant}.start: write {' or '.join(f'{{{k}: NAME}}' for k in kinds)}, "
                 f"not {start}{'' if pruned else '; one_shot needs prune in the set'}"
             )
@@ -286,7 +290,7 @@ def read_set(name: str) -> dict[str, Any]:
     if "like" in given:
         given = read_set(given["like"]) | given
     if "variants" not in given:
-        raise SystemExit(f"{file}: no set; name a file that has variants")
+        raise BadInput(f"{file}: no set; name a file that has variants")
     return given
 
 

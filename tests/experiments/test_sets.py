@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from drpruning.common.errors import BadInput
 from drpruning.recipe import Recipe, load_recipe
 from drpruning.runs.folder import RunFolder
 from experiments import one_shot, random_weights, run
@@ -144,17 +145,17 @@ def test_an_unknown_start_is_refused_by_name(
 ) -> None:
     these = experiments("scratch-en7", tmp_path, monkeypatch)
     these.variants["odd"] = {"start": start}
-    with pytest.raises(SystemExit, match=r"variants\.odd\.start: write \{random: NAME\}"):
+    with pytest.raises(BadInput, match=r"variants\.odd\.start: write \{random: NAME\}"):
         these.starts([1], ["odd"])
     these = experiments("pilot-ml8", tmp_path, monkeypatch)
     these.variants["odd"] = {"start": {"one_shot": "taylor"}}
-    with pytest.raises(SystemExit, match="one_shot needs prune"):
+    with pytest.raises(BadInput, match="one_shot needs prune"):
         these.starts([1], ["odd"])
 
 
 @pytest.mark.parametrize("name", ["en7", "nowhere"])
 def test_what_is_no_set_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=rf"{name}\.yaml: no set"):
+    with pytest.raises(BadInput, match=rf"{name}\.yaml: no set"):
         Experiments(name, tmp_path, tmp_path, tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
