@@ -1,9 +1,26 @@
 """Run a set of experiments: every variant of a recipe with every seed; any part can be resumed.
 
-A set is a YAML file beside this one (`pilot-en7.yaml` explains the keys). Run folders lie under
---work; what is finished there is not run again, what was interrupted is resumed, and a variant or
-seed that is added later joins the rest. The results of all that is finished are written as JSON to
---results: losses, shares, churn, commit and versions. `table.py` prints them.
+A set is a YAML file beside this one. Run folders lie under --work; what is finished there is not
+run again, what was interrupted is resumed, and a variant or seed that is added later joins the
+rest. The results of all that is finished are written as JSON to --results: losses, shares, churn,
+what each run started from, commit, versions and machine. `table.py` prints them; `cost.py` prints
+what scheduling costs.
+
+Keys of a set:
+
+    like: SET           another set, whose keys this one has unless it gives its own
+    text: FOLDER        under --text
+    source: MODEL       what runs start from: its name under --models, or a path
+    prune: {recipe: FILE, source: MODEL, seed: N}
+                        in place of `source`: they start from what a run of this recipe prunes,
+                        once for each seed, or once for all with the seed that is named
+    recipe: FILE        beside the set
+    variants:           name -> changes of the recipe; beside them
+      start: {one_shot: METHOD}    cut in one shot in place of `prune`, see one_shot.py
+      start: {random: MODEL}       random weights of a model's shape, see random_weights.py
+
+In values MODELS is --models, WORK the folder of the set's runs, and SOURCE_LOSSES the losses of the
+model that the set prunes, which a run with a prune phase hands to its recovery by itself.
 
     python benchmarks/experiments/run.py pilot-en7 --models MODELS --text TEXT --work WORK \\
         --seeds 1 2 3 --variants constant sheared default --jobs 2
@@ -12,24 +29,28 @@ seed that is added later joins the rest. The results of all that is finished are
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.progress import Progress
 
+from drpruning.common.errors import BadInput
 from drpruning.runs.counterfactuals import churns, mean
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.records import load_phases
+from drpruning.runs.records import RunRecord, load_phases
 
 HERE = Path(__file__).parent
+DRPRUNE = str(Path(sys.executable).with_name("drprune"))
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,9 @@ class Result:
         seed: Of data order, masks and all else that is drawn.
         commit: Of the code that trained it.
         versions: Of the libraries.
+        machine: On which the results were gathered: system, processor, cores.
+        start: What training started from: `model`, `prune` (masks learned on a model), `one_shot`
+            (a method) or `random` (a model's shape).
         finished: When, in UTC.
         seconds: Of training, on one thread of a machine that others used too.
         initial_ratio: Share of each domain that the recipe gives.
@@ -55,6 +79,8 @@ class Result:
     seed: int
     commit: str
     versions: dict[str, str]
+    machine: str
+    start: dict[str, str]
     finished: str
     seconds: float
     initial_ratio: dict[str, float]
@@ -77,11 +103,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--results", type=Path, help="by default results/SET.json beside this file")
     args = parser.parse_args()
-    experiments = Experiments(args.set, args.models.resolve(), args.text.resolve(), args.work)
-    chosen = args.variants or list(experiments.variants)
-    if unknown := [name for name in chosen if name not in experiments.variants]:
-        parser.error(f"{args.set}.yaml has no variant {unknown[0]!r}")
-    experiments.run(args.seeds, chosen, args.jobs)
+    try:
+        experiments = Experiments(args.set, args.models.resolve(), args.text.resolve(), args.work)
+        chosen = args.variants or list(experiments.variants)
+        if unknown := [name for name in chosen if name not in experiments.variants]:
+            raise BadInput(f"{args.set}.yaml has no variant {unknown[0]!r}")
+        experiments.run(args.seeds, chosen, args.jobs)
+    except BadInput as error:
+        parser.error(str(error))
     found = experiments.results()
     path = args.results or HERE / "results" / f"{args.set}.json"
     path.parent.mkdir(exist_ok=True)
@@ -93,23 +122,62 @@ class Experiments:
     """The runs of one set under one work folder."""
 
     def __init__(self, name: str, models: Path, text: Path, work: Path) -> None:
-        self.given: dict[str, Any] = yaml.safe_load((HERE / f"{name}.yaml").read_text())
+        self.given = read_set(name)
         self.variants: dict[str, dict[str, Any]] = self.given["variants"]
         self.models, self.text = models, text / self.given["text"]
         self.work = (work / name).resolve()
         self.work.mkdir(parents=True, exist_ok=True)
 
     def run(self, seeds: list[int], variants: list[str], jobs: int) -> None:
-        """Prune once a seed, then run the variants; stops at the first that fails."""
-        if "prune" in self.given:
-            pruned = {self._pruned(seed): self._pruning(seed) for seed in seeds}
-            self._train("pruning", pruned, jobs)
-        runs = {
-            self._folder(variant, seed): self._variant(variant, seed)
-            for seed in seeds
-            for variant in variants
-        }
-        self._train("variants", runs, jobs)
+        """Make what the variants start from, then run them; stops at the first that fails."""
+        made = self.starts(seeds, variants)
+        starts = {model: command for model, command in made.items() if not _is_finished(model)}
+        runs = [(v, s) for s in seeds for v in variants if not _is_finished(self._folder(v, s))]
+        if starts or runs:
+            self._prepare()
+        _execute("starts", starts, jobs)
+        # Only now are the losses known that some commands name.
+        commands = {self._folder(*run): self.command(*run) for run in runs}
+        _execute("variants", commands, jobs)
+
+    def starts(self, seeds: list[int], variants: list[str]) -> dict[Path, list[str]]:
+        """The commands that make what variants start from, by the model that each makes."""
+        commands: dict[Path, list[str]] = {}
+        for seed in seeds if "prune" in self.given else ():
+            run = self._pruned(seed)
+            recipe = self._pruning_recipe(int(run.path.name), output=run.path)
+            commands[run.pruned] = [DRPRUNE, "run", *recipe]
+        for variant, seed in product(variants, seeds):
+            ((kind, name),) = self.start_of(variant).items()
+            model = self._source(variant, seed)
+            if kind == "one_shot":
+                recipe = self._pruning_recipe(seed, output=model.parent)
+                commands[model] = [sys.executable, str(HERE / "one_shot.py"), name, *recipe]
+            elif kind == "random":
+                place = [str(self.models / name), str(model), "--seed", str(seed)]
+                commands[model] = [sys.executable, str(HERE / "random_weights.py"), *place]
+        return commands
+
+    def command(self, variant: str, seed: int) -> list[str]:
+        """The command that runs a variant with a seed, once what it starts from is there."""
+        changes = {key: v for key, v in self.variants[variant].items() if key != "start"}
+        fields = {"model.source": self._source(variant, seed), **changes}
+        output = self._folder(variant, seed)
+        return [DRPRUNE, "run", *self._recipe(self.given["recipe"], seed, output, fields)]
+
+    def start_of(self, variant: str) -> dict[str, str]:
+        """What a variant starts from, see `Result.start`."""
+        pruned, own = self.given.get("prune", {}).get("source"), self.variants[variant]
+        if "start" not in own:
+            model = own.get("model.source", self.given.get("source"))
+            return {"prune": pruned} if model is None else {"model": str(model)}
+        start, kinds = own["start"], ["random", *(["one_shot"] if pruned else [])]
+        if not isinstance(start, dict) or len(start) != 1 or next(iter(start)) not in kinds:
+            raise BadInput(
+                f"variants.{variant}.start: write {' or '.join(f'{{{k}: NAME}}' for k in kinds)}, "
+                f"not {start}{'' if pruned else '; one_shot needs prune in the set'}"
+            )
+        return {kind: str(name) for kind, name in start.items()}
 
     def results(self) -> list[Result]:
         """Those of all finished runs in the work folder, by variant and seed."""
@@ -123,35 +191,50 @@ class Experiments:
     def _folder(self, name: str, seed: int) -> Path:
         return self.work / name / str(seed)
 
-    def _pruned(self, seed: int) -> Path:
+    def _pruned(self, seed: int) -> RunFolder:
         """The run that pruned: one for each seed, or one for all where the set names its seed."""
-        return self._folder("prune", self.given["prune"].get("seed", seed))
+        return RunFolder(self._folder("prune", self.given["prune"].get("seed", seed)))
 
-    def _pruning(self, seed: int) -> list[str]:
+    def _source(self, variant: str, seed: int) -> Path:
+        """The model that a variant starts from."""
+        ((kind, name),) = self.start_of(variant).items()
+        if kind == "model":
+            return Path(self.models, self._filled(name, seed))
+        if kind == "prune":
+            return self._pruned(seed).pruned
+        made = RunFolder(self._folder(f"starts/{kind}-{name}", seed))
+        return made.pruned if kind == "one_shot" else made.model
+
+    def _pruning_recipe(self, seed: int, output: Path) -> list[str]:
         given = self.given["prune"]
         changes = {"model.source": self.models / given["source"]}
-        return self._command(given["recipe"], given.get("seed", seed), "prune", changes)
+        return self._recipe(given["recipe"], seed, output, changes)
 
-    def _variant(self, variant: str, seed: int) -> list[str]:
-        if "prune" in self.given:
-            source = RunFolder(self._pruned(seed)).pruned
-        else:
-            source = self.models / self.given["source"]
-        changes = {"model.source": source, **self.variants[variant]}
-        return self._command(self.given["recipe"], seed, variant, changes)
-
-    def _command(self, recipe: str, seed: int, name: str, changes: Mapping[str, Any]) -> list[str]:
+    def _recipe(
+        self, recipe: str, seed: int, output: Path, changes: Mapping[str, Any]
+    ) -> list[str]:
+        """A recipe and its changes, as arguments of a command."""
         fields = {
             "data.root": self.text,
             "data.prepared": self.work / "data",
             "training.seed": seed,
-            "output": self._folder(name, seed),
+            "output": output,
             **changes,
         }
-        command = [str(Path(sys.executable).with_name("drprune")), "run", str(HERE / recipe)]
+        arguments = [str(HERE / recipe)]
         for key, value in fields.items():
-            command += ["--set", f"{key}={json.dumps(self._filled(value, seed))}"]
-        return command
+            arguments += ["--set", f"{key}={json.dumps(self._filled(value, seed))}"]
+        return arguments
+
+    def _prepare(self) -> None:
+        """Prepare the data once, not by several runs that start together."""
+        first = self.given.get("prune", self.given)
+        changes = {"model.source": self.models / self._filled(first["source"], 0)}
+        with tempfile.TemporaryDirectory() as output:
+            recipe = self._recipe(first["recipe"], 0, Path(output, "run"), changes)
+            prepared = _run([DRPRUNE, "prepare", *recipe])
+        if prepared.returncode:
+            raise SystemExit(prepared.stderr[-2000:])
 
     def _filled(self, value: Any, seed: int) -> Any:
         """A value with the set's placeholders replaced."""
@@ -163,26 +246,13 @@ class Experiments:
             return str(value).replace("MODELS", str(self.models)).replace("WORK", str(self.work))
         return value
 
-    def _source_losses(self, seed: int) -> dict[str, float]:
-        """Those of the model before pruning, as its run measured them at step 0."""
-        if "prune" not in self.given:
-            return {}
-        return dict(load_phases(self._pruned(seed)).phases["prune"].evals[0].loss)
-
-    def _train(self, what: str, runs: Mapping[Path, list[str]], jobs: int) -> None:
-        missing = {folder: cmd for folder, cmd in runs.items() if not _is_finished(folder)}
-        if missing:  # the data are prepared once, not by several runs that start together
-            drprune, _, *recipe = next(iter(missing.values()))
-            prepared = _run((self.work, [drprune, "prepare", *recipe]))
-            if prepared.returncode:
-                raise SystemExit(prepared.stderr[-2000:])
-        with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
-            bar = progress.add_task(what, total=len(missing))
-            for folder, ended in zip(missing, pool.map(_run, missing.items()), strict=True):
-                progress.advance(bar)
-                if ended.returncode:
-                    pool.shutdown(cancel_futures=True)
-                    raise SystemExit(f"{folder}: {ended.stderr[-2000:]}")
+    def _source_losses(self, seed: int, record: RunRecord | None = None) -> dict[str, float]:
+        """Those of the model before pruning, as the run that pruned it measured them at step 0."""
+        if record is None or "prune" not in record.phases:
+            if "prune" not in self.given:
+                return {}
+            record = load_phases(self._pruned(seed).path)
+        return dict(record.phases["prune"].evals[0].loss)
 
     def _result(self, variant: str, seed: int) -> Result:
         folder = self._folder(variant, seed)
@@ -197,12 +267,14 @@ class Experiments:
             seed=seed,
             commit=start.commit or "",
             versions=dict(start.versions),
+            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            start=self.start_of(variant),
             finished=f"{datetime.fromtimestamp(evals[-1].time, UTC):%Y-%m-%d %H:%M}",
             seconds=round(phase.seconds, 1),
             initial_ratio=record.initial_ratio,
             first=dict(evals[0].loss),
             loss=dict(evals[-1].loss),
-            source=self._source_losses(seed),
+            source=self._source_losses(seed, record),
             share={
                 d: sum(n * q[d] for n, q in zip(length, ratio, strict=False)) / evals[-1].step
                 for d in ratio[0]
@@ -211,14 +283,40 @@ class Experiments:
         )
 
 
+def read_set(name: str) -> dict[str, Any]:
+    """The content of a set, with what it has from the set that it is `like`."""
+    file = HERE / f"{name}.yaml"
+    given: dict[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    if "like" in given:
+        given = read_set(given["like"]) | given
+    if "variants" not in given:
+        raise BadInput(f"{file}: no set; name a file that has variants")
+    return given
+
+
 def _is_finished(folder: Path) -> bool:
-    phases = load_phases(folder).phases if RunFolder(folder).metrics.is_file() else {}
-    return bool(phases) and all(phase.end is not None for phase in phases.values())
+    if (folder / "config.json").is_file():  # a model, which appears complete or not at all
+        return True
+    if not RunFolder(folder).metrics.is_file():
+        return False
+    record = load_phases(folder)
+    phases = [name for name in ("prune", "pretrain") if record.recipe.get(name)]
+    return all(name in record.phases and record.phases[name].end is not None for name in phases)
 
 
-def _run(item: tuple[Path, list[str]]) -> subprocess.CompletedProcess[str]:
+def _execute(what: str, commands: Mapping[Path, list[str]], jobs: int) -> None:
+    with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
+        bar = progress.add_task(what, total=len(commands))
+        for folder, ended in zip(commands, pool.map(_run, commands.values()), strict=True):
+            progress.advance(bar)
+            if ended.returncode:
+                pool.shutdown(cancel_futures=True)
+                raise SystemExit(f"{folder}: {ended.stderr[-2000:]}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(item[1], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":
