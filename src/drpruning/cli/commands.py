@@ -22,6 +22,10 @@ Overrides = Annotated[
         "with a dot in it stands in quotes.",
     ),
 ]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Print lines on a terminal too, in place of a live view."),
+]
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -43,19 +47,19 @@ def _program(
     """
 
 
-def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
+def _run(recipe: Path, overrides: list[str] | None, *stages: str, plain: bool) -> None:
     from drpruning.runs.folder import open_recipe
 
     parsed = open_recipe(recipe, overrides or [])
     from drpruning.pipeline.targets import run_recipe
 
-    run_recipe(parsed, " ".join(sys.argv), stages)
+    run_recipe(parsed, " ".join(sys.argv), stages, plain=plain)
 
 
 @command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")
-def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Do everything: prepare, prune, pretrain, evaluate, report. Resumes where it stopped."""
-    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report")
+    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report", plain=plain)
 
 
 @command("drprune plan recipe.yaml\ndrprune plan recipe.yaml --set prune.steps=1600")
@@ -73,21 +77,21 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @command("drprune prepare recipe.yaml\ndrprune prepare recipe.yaml --set data.workers=8")
-def prepare(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def prepare(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Tokenize the domains into blocks."""
-    _run(recipe, overrides, "prepare")
+    _run(recipe, overrides, "prepare", plain=plain)
 
 
 @command("drprune prune recipe.yaml\ndrprune prune recipe.yaml --set prune.mask_samples=8")
-def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def prune(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Train the masks and cut the model to its target shape (prepares the data if needed)."""
-    _run(recipe, overrides, "prepare", "prune")
+    _run(recipe, overrides, "prepare", "prune", plain=plain)
 
 
 @command("drprune pretrain recipe.yaml")
-def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Continue pretraining of the pruned model, or of the source where nothing is pruned."""
-    _run(recipe, overrides, "prepare", "pretrain")
+    _run(recipe, overrides, "prepare", "pretrain", plain=plain)
 
 
 @command(
@@ -130,6 +134,34 @@ def report(
 
     page = write_report(run_folders(runs), output or RunFolder(runs[0]).report)
     typer.echo(f"report: {page}")
+
+
+@command(
+    "drprune watch runs/a\n"
+    "drprune watch runs/a --every 10\n"
+    "drprune watch runs/a --once     print it once, as where standard output is no terminal"
+)
+def watch(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, also of several targets, or where one will be.",
+        ),
+    ],
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Print the view once and leave.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two looks.")
+    ] = 2.0,
+) -> None:
+    """Show how a run is doing, live, from another terminal; leaves when it is finished.
+
+    Reads the files of the run folder and changes nothing. Needs no torch.
+    """
+    from drpruning.cli.watch import watch_run
+
+    watch_run(run, once=once, every=every)
 
 
 @command(
