@@ -7,6 +7,7 @@ another program can quiet or redirect them; the command line shows them by `warn
 import errno
 import logging
 import os
+import sys
 import termios
 import time
 from collections.abc import Collection, Iterator
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines of one task."""
-BAR_REFRESHES, VIEW_REFRESHES = 4, 1
+BAR_REFRESHES, VIEW_REFRESHES = 4, 0.5
 """Times a second that a live bar and a view are drawn, by a thread of their own. A view takes some
 milliseconds, in which Python does nothing else."""
 WIDEST_BAR, BESIDE_THE_BAR = 32, 48
@@ -121,6 +122,7 @@ class Task:
             self._id = self._progress.add_task(title, total=total, completed=done, left="")
             self._detail, self._shown, self._view = "", Text(), view
             self._done, self._activity = done, ""
+            self._problems: list[Text] = []
             self._live = Live(
                 console=reporter.console,
                 transient=True,
@@ -130,13 +132,13 @@ class Task:
             self._live.start()
 
     def _drawn(self) -> RenderableType:
-        bar = Group(self._progress, self._shown)
-        if self._view is None:
-            return bar
-        try:
-            return self._view(self._reporter.console, self._done, self._activity)
-        except Exception as error:  # work must not end because it cannot be drawn
-            return Group(bar, Text(f"the view cannot be drawn: {error}", "yellow"))
+        if self._view is not None:
+            try:
+                return self._view(self._reporter.console, self._done, self._activity)
+            except Exception as error:  # work must not end because it cannot be drawn
+                self._view = None
+                self._problems = [Text(f"the view cannot be drawn: {error}", "yellow")]
+        return Group(self._progress, self._shown, *self._problems)
 
     def update(self, done: int, detail: str = "") -> None:
         """Show how many steps are done, and details: under the bar, or in a line now and then."""
@@ -231,13 +233,17 @@ class _WarningLines(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_line(self._console, f"warning: {record.getMessage()}", "yellow")
+        with self._console.capture() as capture:
+            print_line(self._console, f"warning: {record.getMessage()}", "yellow")
+        # A live display puts above itself what is written to sys.stdout, which it has replaced; a
+        # console of rich would write past it.
+        sys.stdout.write(capture.get())
+        sys.stdout.flush()
 
 
 @contextmanager
 def warnings_shown(*, silent: bool = False) -> Iterator[None]:
     """Show the package's warnings on standard output while the block runs, or nowhere if silent."""
-    # It has no stream of its own, so that a live display puts the lines above itself.
     handler = _WarningLines(Console(highlight=False, quiet=silent))
     package = logging.getLogger("drpruning")
     package.addHandler(handler)

@@ -48,7 +48,6 @@ from drpruning.runs.reference_losses import ReferenceLosses
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
 STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
 
 
@@ -57,8 +56,7 @@ class Run:
     """A recipe, its folder, and the stages that lead from one to the results in the other."""
 
     recipe: Recipe
-    plain: bool = False
-    """Whether to print lines on a terminal too, in place of a live view."""
+    plain: bool = False  # print lines on a terminal too, in place of a live view
 
     def __post_init__(self) -> None:
         if self.recipe.model.targets is not None:

@@ -181,7 +181,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         _number("×source", 7, 2, lambda row: row.times_source, factor),
         _number("KL", 6, 9, lambda row: row.divergence, loss_text),
         _Column("ratio", 8, 4, lambda row: row.share, ratio, WIDEST_GRAPH),
-        _number("", 6, 3, lambda row: row.share, _share),
+        _number("share", 6, 3, lambda row: row.share, _share),
         _number("ref", 6, 6, lambda row: row.reference_share, _share),
         _number("realised", 8, 8, lambda row: row.realised, _share),
     ]

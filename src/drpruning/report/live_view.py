@@ -109,7 +109,8 @@ def _targets(states: Sequence[RunState], current: RunState, width: int) -> list[
 def _head(state: RunState, now: float, width: int) -> list[Text]:
     policy = section(state.record.recipe, "scheduling").get("policy")
     lines = [_title(str(state.record.folder), "" if policy is None else str(policy), state, width)]
-    lines += _wrapped(_notice(state, now), width, STATUS_STYLES[state.status])
+    style = "yellow" if state.status == "running" else STATUS_STYLES[state.status]
+    lines += _wrapped(_notice(state, now), width, style)
     phase, progress = state.phase, state.progress()
     if phase is not None and progress is not None:
         took = f"took {seconds_text(phase.seconds)}" if phase.end is not None else ""
@@ -198,7 +199,7 @@ def _step_facts(phase: PhaseRecord) -> list[Text]:
     words.append(f"gradient norm {last.gradient_norm:.2f}")
     if last.expected_parameters is not None and phase.start is not None:
         final = phase.start.final_parameters
-        words.append(f"{last.expected_parameters:,.0f} parameters of {final:,.0f}")
+        words.append(f"{last.expected_parameters:,.0f} parameters (target {final:,.0f})")
     return [Text(word) for word in words]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import LOCK_FILE, is_locked, parse_json
+from drpruning.common.files import is_locked, parse_json
 from drpruning.runs.folder import SOURCE, RunFolder, is_run
 from drpruning.runs.lines import Line, parse_line
 from drpruning.runs.records import (
@@ -33,8 +33,6 @@ SHORTEST_SILENCE = 120.0
 _LINES_OF_PACE = 8
 """Logged steps and evaluations over which the speed is averaged: the latest ones."""
 _CHECKPOINT = re.compile(rf"({'|'.join(PHASES)})-(\d+)")
-_BEFORE_A_RUN = {LOCK_FILE, RunFolder(Path()).data.name}
-"""What a command may write into a folder before its run begins."""
 
 
 class AppendedLines:
@@ -305,9 +303,12 @@ class RunFollower:
         try:
             return self._add_new_lines()
         except BadInput:
-            self._metrics.restart()
-            self._record.phases, self._lines = {}, 0
-            return self._add_new_lines()
+            self._forget_lines()
+            try:
+                return self._add_new_lines()
+            except BadInput:
+                self._forget_lines()  # so that the next look finds the same
+                raise
 
     def _add_new_lines(self) -> bool:
         changed, new = self._metrics.read_new()
@@ -319,6 +320,10 @@ class RunFollower:
                 line = parse_line(text, f"{self._files.metrics}, line {self._lines}")
                 self._record.phases.setdefault(line.phase, PhaseRecord(line.phase)).add(line)
         return bool(new)
+
+    def _forget_lines(self) -> None:
+        self._metrics.restart()
+        self._record.phases, self._lines = {}, 0
 
     def _is_locked(self, *, grew: bool) -> bool | None:
         """Whether a process holds the folder's lock, unless that is not to be seen from here.
@@ -420,6 +425,8 @@ def check_may_hold_run(folder: Path) -> None:
     except OSError as error:
         raise BadInput(f"{folder} cannot be read: {error.strerror}") from None
     begun = is_run(folder) or RunFolder(folder).metrics.is_file()
-    if not begun and names - _BEFORE_A_RUN:
+    # Before a run begins, its folder may have a lock, drafts, and the prepared data.
+    other = {name for name in names if not name.startswith(".")} - {RunFolder(folder).data.name}
+    if other and not begun:
         sessions = RunFolder(folder).sessions.name
         raise BadInput(f"{folder}: no run folder (it has no {sessions}); {remedy}")
