@@ -129,7 +129,7 @@ class Task:
                 get_renderable=self._drawn,
                 refresh_per_second=BAR_REFRESHES if view is None else VIEW_REFRESHES,
             )
-            self._live.start()
+            self._live.start(refresh=True)
 
     def _drawn(self) -> RenderableType:
         if self._view is not None:

@@ -65,6 +65,7 @@ def render(
                 break
     lines += [*domain_table(rows, width, room), *below]
     for line in lines:
+        line.rstrip()
         line.truncate(width, overflow="ellipsis")
     text = Text("\n", no_wrap=True).join(lines[:height])
     if ascii_only:
