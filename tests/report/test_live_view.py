@@ -182,6 +182,14 @@ def test_before_the_first_line_and_before_the_run(tmp_path: Path) -> None:
     assert "started 1m30s ago; the data are prepared" in " ".join(plain(state, now=1090).split())
 
 
+def test_a_run_that_is_resumed_is_not_silent(tmp_path: Path) -> None:
+    state = replace(pruning(tmp_path / "run"), started=5000.0)
+    text = " ".join(plain(state, now=5300.0).split())
+    assert "started 5m00s ago" in text
+    assert "no line for" not in text
+    assert "no line for" in plain(replace(state, is_worked_on=False, started=990.0), now=5300.0)
+
+
 def test_a_run_whose_process_is_gone(tmp_path: Path) -> None:
     state = replace(pruning(tmp_path / "run"), is_worked_on=False)
     text = " ".join(plain(state, now=1210.0 + 720).split())
@@ -201,6 +209,10 @@ def test_a_finished_run_says_how_long_it_took(complete_run: FakeRun) -> None:
     assert "took 13m20s" in text
     assert "1,200/1,200  100%" in text
     assert " ago" not in text
+    evaluating = plain(replace(state, is_worked_on=True))
+    assert "all phases are done; the models are evaluated" in evaluating
+    written = plain(replace(state, is_worked_on=True, has_result=False))
+    assert "pretrain has ended; its model is written" in written
 
 
 def test_only_the_latest_warnings_are_shown(tmp_path: Path) -> None:

@@ -134,24 +134,31 @@ def _title(folder: str, policy: str, state: RunState, width: int) -> Text:
 
 def _notice(state: RunState, now: float) -> str:
     """What must be said of a run that does not simply train; "" if nothing."""
-    folder = state.record.folder
     silent = state.silence(now)
     quiet = "" if silent is None else f"no line for {seconds_text(silent)}"
-    if state.status == "waiting":
-        return "no run has begun here yet"
-    if state.status == "finished":
-        return f"model: {state.result}"
-    if state.status == "stopped":
-        gone = "its process is gone: none on this machine works in the folder"
-        resume = f"`drprune run {folder / 'recipe.yaml'}` resumes the run"
-        return f"{f'{quiet}; ' if quiet else ''}{gone}; {resume}"
-    if state.phase is None:
+    match state.status:
+        case "waiting":
+            return "no run has begun here yet"
+        case "finished":
+            return f"model: {state.result}"
+        case "stopped":
+            gone = "its process is gone: none on this machine works in the folder"
+            resume = f"`drprune run {state.record.folder / 'recipe.yaml'}` resumes the run"
+            return "; ".join(filter(None, (quiet, gone, resume)))
+        case "running":
+            return _starting_or_ending(state, now) or quiet
+
+
+def _starting_or_ending(state: RunState, now: float) -> str:
+    """What is done before the first step and after the last one of a phase, or of the run."""
+    if state.has_result:
+        return "all phases are done; the models are evaluated"
+    if state.is_starting:
         since = "" if state.started is None else f" {seconds_text(max(0, now - state.started))} ago"
-        return f"started{since}; the data are prepared and the models loaded before the first step"
-    if state.phase.end is not None:
-        following = "its model is written" if not state.has_result else "models are evaluated"
-        return f"{state.phase.name} has ended; {following}"
-    return quiet
+        return f"started{since}; the data are prepared and the models loaded before the next step"
+    if state.phase is not None and state.phase.end is not None:
+        return f"{state.phase.name} has ended; its model is written"
+    return ""
 
 
 def _progress_line(label: str, progress: Progress, note: str, width: int) -> Text:

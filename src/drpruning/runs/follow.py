@@ -157,13 +157,21 @@ class RunState:
         """The line of the log that was written last."""
         return None if self.phase is None else _last_line(self.phase)
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether the latest command has neither trained nor written a line yet."""
+        last = self.last_line
+        if self.step is not None:
+            return False
+        return last is None or (self.started is not None and self.started > last.time)
+
     def silence(self, now: float) -> float | None:
         """Seconds since the last line, if that is far longer than lines usually take.
 
         Args:
             now: Seconds since the epoch.
         """
-        if self.phase is None or self.last_line is None:
+        if self.phase is None or self.last_line is None or self.is_starting:
             return None
         times = sorted(
             point.time
@@ -171,7 +179,7 @@ class RunState:
             for point in points[-_LINES_OF_PACE:]
         )
         longest = max((b - a for a, b in pairwise(times)), default=0.0)
-        silent = now - self.last_line.time
+        silent = now - max(self.last_line.time, self.started or 0.0)
         return silent if silent > max(SHORTEST_SILENCE, 3 * longest) else None
 
     def progress(self) -> Progress | None:
