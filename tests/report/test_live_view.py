@@ -257,6 +257,17 @@ def test_sparklines_go_from_the_lowest_to_the_highest() -> None:
     assert sparkline([]) == ""
 
 
+def test_names_and_messages_cannot_control_the_terminal(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run", ("a\x1b[2Jb", "c\nd", "e\rf"))
+    run.recipe()
+    run.metrics("prune", total_steps=400, every=20, until=100)
+    line = {"kind": "warning", "phase": "prune", "step": 1, "time": 1000.0}
+    run.append(line | {"message": "look\x1b]0;title\x07 here"})
+    text = plain(RunFollower(run.folder).read())
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "c?d" in text
+
+
 def test_several_targets_are_listed(tmp_path: Path) -> None:
     big, small = pruning(tmp_path / "big"), RunFollower(tmp_path / "small").read()
     small.record.recipe = big.record.recipe

@@ -65,6 +65,8 @@ def render(
                 break
     lines += [*domain_table(rows, width, room), *below]
     for line in lines:
+        if not line.plain.isprintable():  # names and messages of others may move the cursor
+            line.plain = "".join(c if c.isprintable() else "?" for c in line.plain)
         line.rstrip()
         line.truncate(width, overflow="ellipsis")
     text = Text("\n", no_wrap=True).join(lines[:height])
