@@ -267,6 +267,30 @@ def export_schedule(
     typer.echo(next_command(file))
 
 
+@command(
+    "drprune schema\n"
+    "drprune schema -o recipe.schema.json\n"
+    "# yaml-language-server: $schema=recipe.schema.json     the first line of a recipe"
+)
+def schema(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file; default: standard output."),
+    ] = None,
+) -> None:
+    """Write the JSON schema of recipes, by which editors complete and check them.
+
+    Needs no torch.
+    """
+    from drpruning.recipe.json_schema import schema_text, write_schema
+
+    if output is None:
+        typer.echo(schema_text(), nl=False)
+        return
+    write_schema(output)
+    typer.echo(f"schema: {output}")
+
+
 @command("drprune demo\ndrprune demo --output /tmp/demo")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),
