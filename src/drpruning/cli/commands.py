@@ -1,6 +1,7 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
 
+PHASES = ("prune", "pretrain")
+
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
@@ -22,6 +25,20 @@ Overrides = Annotated[
         "with a dot in it stands in quotes.",
     ),
 ]
+
+
+def _starting_with(start: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(start)]
+
+
+def _complete_policy(incomplete: str) -> list[str]:
+    from drpruning.recipe.scheduling import DEFAULTS
+
+    return _starting_with(incomplete, DEFAULTS)
+
+
+def _complete_phase(incomplete: str) -> list[str]:
+    return _starting_with(incomplete, PHASES)
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -140,7 +157,12 @@ def report(
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder; it stays as it is.")],
     policy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another policy; default: the run's.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another policy; default: the run's.",
+            autocompletion=_complete_policy,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -157,6 +179,7 @@ def replay(
             "--phase",
             metavar="PHASE",
             help="prune or pretrain; may be given several times. Default: all there are.",
+            autocompletion=_complete_phase,
         ),
     ] = None,
     outputs: Annotated[
@@ -240,7 +263,11 @@ def export_schedule(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
     phase: Annotated[
         str | None,
-        typer.Option(metavar="PHASE", help="prune or pretrain; default: the last one."),
+        typer.Option(
+            metavar="PHASE",
+            help="prune or pretrain; default: the last one.",
+            autocompletion=_complete_phase,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The file; default: start.yaml in the run folder.")
