@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from drpruning import __version__
+from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
 from drpruning.cli.app import app, command, expand_home
 from drpruning.common.errors import BadInput
 
@@ -292,30 +293,6 @@ def export_schedule(
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(next_command(file))
-
-
-@command(
-    "drprune schema\n"
-    "drprune schema -o recipe.schema.json\n"
-    "# yaml-language-server: $schema=recipe.schema.json     the first line of a recipe"
-)
-def schema(
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The file; default: standard output."),
-    ] = None,
-) -> None:
-    """Write the JSON schema of recipes, by which editors complete and check them.
-
-    Needs no torch.
-    """
-    from drpruning.recipe.json_schema import schema_text, write_schema
-
-    if output is None:
-        typer.echo(schema_text(), nl=False)
-        return
-    write_schema(output)
-    typer.echo(f"schema: {output}")
 
 
 @command("drprune demo\ndrprune demo --output /tmp/demo")
