@@ -54,7 +54,7 @@ def test_plan_shows_who_teaches_and_what_it_costs(
     assert "a step takes about 1.3 times as long as without" in text
     assert f"pretrain: taught by {larger} ({count} parameters); a step takes about" in text
     assert "teacher self" in text
-    assert "warning: pretrain.distill" not in text
+    assert "a smaller model is seldom" not in text
     assert "the losses of the model that is pruned" in text
     assert not Path(recipe_values["output"]).exists()
 
@@ -98,6 +98,16 @@ def test_a_teacher_that_is_smaller_than_the_model_is_warned_of(
     smaller, values["model"]["source"] = values["model"]["source"], larger
     values["pretrain"]["distill"] = {"teacher": smaller}
     assert any(f"the teacher {smaller} has" in line for line in planned(values).warnings)
+
+
+def test_a_teacher_that_multiplies_the_time_of_a_step_is_warned_of(
+    recipe_values: dict[str, Any], larger: str
+) -> None:
+    assert not any("times as long" in line for line in planned(recipe_values).warnings)
+    recipe_values["pretrain"]["distill"] = {"teacher": larger}
+    found = [line for line in planned(recipe_values).warnings if "times as long" in line]
+    assert len(found) == 1
+    assert found[0].startswith("pretrain.distill: a step takes about ")
 
 
 def test_a_shape_alone_can_be_planned_with_its_teacher(

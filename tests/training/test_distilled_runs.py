@@ -104,6 +104,19 @@ def test_a_model_has_nothing_to_learn_from_its_equal(
     assert max(divergences(run(values, "pretrain"))) < 1e-6
 
 
+@pytest.mark.parametrize("policy", ["drpruning", "constant"])
+def test_a_model_that_reaches_its_teacher_is_warned_of_at_the_end(
+    values: dict[str, Any], policy: str
+) -> None:
+    values["scheduling"] = {"policy": policy}
+    if policy == "drpruning":  # measures its teacher
+        values["scheduling"]["reference_loss"] = "auto"
+    folder = run(values, "pretrain")
+    found = [r for r in logged(folder) if r["kind"] == "warning" and "the teacher" in r["message"]]
+    assert len(found) == (policy == "drpruning")
+    assert all("compare with distill: none" in r["message"] for r in found)
+
+
 def test_without_weight_it_is_plain_training(values: dict[str, Any]) -> None:
     values["pretrain"]["distill"].update(weight=1e-9, final_weight=0.0)
     plain = variant(values, "plain")

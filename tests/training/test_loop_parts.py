@@ -25,7 +25,12 @@ from drpruning.recipe import Pretrain
 from drpruning.runs.lines import Warned
 from drpruning.runs.log import MetricsLog
 from drpruning.training.distributed import check_device
-from drpruning.training.messages import evaluation_text, exhausted_text, first_loss_text
+from drpruning.training.messages import (
+    above_teacher,
+    evaluation_text,
+    exhausted_text,
+    first_loss_text,
+)
 from drpruning.training.optimizer import learning_rate_factor, micro_batches
 from drpruning.training.signals import SIGNALS, InterruptGuard
 from helpers.small_runs import drprune
@@ -262,12 +267,23 @@ def test_what_was_done_during_an_evaluation_does_not_stay_on_the_screen() -> Non
     assert "validation" not in screen.getvalue().rsplit("2/10", 1)[-1]
 
 
+def test_distance_to_the_teacher_counts_the_domains_that_both_have() -> None:
+    losses = {"a": 3.0, "b": 2.0, "c": math.nan}
+    assert above_teacher(losses, {"a": 2.5, "b": 1.9, "d": 1.0}) == pytest.approx(0.3)
+    assert above_teacher(losses, {"a": 2.5, "c": 1.9}) is None
+    assert above_teacher(losses, {}) is None
+
+
 def test_evaluations_read_as_sentences() -> None:
     losses, ratio = {"code": 3.6, "docs": 4.75, "web": math.nan}, {"code": 0.55, "docs": 0.45}
     assert evaluation_text(losses, ratio) == (
         "validation loss 4.175 on average, 4.750 on docs (highest) | until the next evaluation: "
         "data ratio code 55.0% docs 45.0%"
     )
+    assert "4.175 on average (0.120 above the teacher's), 4.750" in evaluation_text(
+        losses, ratio, 0.12
+    )
+    assert "(0.010 below the teacher's)" in evaluation_text(losses, ratio, -0.01)
     first, second = exhausted_text({"a": "stop", "b": "repeat", "c": "repeat"})
     assert first == "the data of a are exhausted: the phase ends (on_exhausted: stop)"
     assert second.startswith("the data of b, c are exhausted: they are read again in another order")

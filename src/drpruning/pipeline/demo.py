@@ -136,13 +136,13 @@ def run_demo(folder: Path) -> None:
     untrained = _collect(folder, reporter)
     batch = {"global_batch": 16, "learning_rate": 1e-3}
     reporter.line("demo 1/5: training the source model")
-    base_phase = {**batch, "steps": 700, "evaluate_every": 350, "learning_rate": 3e-3}
+    base_phase = {**batch, "steps": 1200, "evaluate_every": 400, "learning_rate": 3e-3}
     base = _recipe(folder, "source", untrained, "constant", pretrain=base_phase)
     with Run(base).session("drprune demo") as run:
         run.run(("prepare", "pretrain"))
 
     prune = {**batch, "steps": 220, "evaluate_every": 10}
-    recover = {**batch, "steps": 280, "evaluate_every": 14}
+    recover = {**batch, "steps": 200, "evaluate_every": 10}
     source = RunFolder(folder / "source").model
     steered = _recipe(folder, "drpruning", source, "drpruning", prune=prune, pretrain=recover)
     with Run(steered).session("drprune demo") as run:

@@ -50,7 +50,7 @@ from drpruning.pipeline.prepared import (
     missing_text_warnings,
 )
 from drpruning.pipeline.reference_losses import check_reference_models
-from drpruning.pipeline.teachers import SourceModel, Teacher, plan_teacher, size_warnings
+from drpruning.pipeline.teachers import SourceModel, Teacher, plan_teacher, teacher_warnings
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Recipe, ReferenceModels, Target
 from drpruning.runs.folder import (
@@ -368,7 +368,8 @@ def _plan_teachers(plan: RunPlan, source: ModelShape, known: RunPlan | None) -> 
         for teacher in found:
             plan.memory[phase] += teacher.memory
         if plan.target is not None or recipe.prune is None:
-            plan.warnings += size_warnings(phase, plan.final_shape, found)
+            student, final = plan.student(phase), plan.final_shape
+            plan.warnings += teacher_warnings(phase, student, final, found, recipe.training)
 
 
 def _source_model(recipe: Recipe, shape: ModelShape, config: dict[str, Any]) -> SourceModel:

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+COSTLY = 3.0
+"""How many times as long as without a teacher a step may take: beyond that `plan` warns. In our
+experiments a quarter to a third of the steps reached the loss of the text alone."""
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A teacher of a phase, and what it costs.
@@ -195,16 +200,29 @@ def _multiplied(shape: ModelShape) -> int:
     return shape.num_parameters() - lookup
 
 
-def size_warnings(phase: str, final: ModelShape, teachers: Sequence[Teacher]) -> list[str]:
-    """Warn of teachers that are smaller than the model that they teach."""
+def teacher_warnings(
+    phase: str,
+    student: ModelShape,
+    final: ModelShape,
+    teachers: Sequence[Teacher],
+    training: Training,
+) -> list[str]:
+    """Warn of teachers that are smaller than the final model, or cost more than they may give."""
     size = final.num_parameters()
-    return [
+    warnings = [
         f"{phase}.distill: the teacher {teacher.name} has {count:,} parameters and the model that "
         f"it teaches {size:,}; a smaller model is seldom a better one, so compare with distill: "
         "none"
         for teacher in teachers
         if (count := teacher.shape.num_parameters()) < size
     ]
+    if (ratio := step_ratio(student, teachers, training)) > COSTLY:
+        warnings.append(
+            f"{phase}.distill: a step takes about {ratio:.1f} times as long with its teacher; in "
+            "that time the text alone may bring more, so compare with distill: none, or name a "
+            "smaller teacher"
+        )
+    return warnings
 
 
 # Once torch and the prepared data are there.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,17 @@ def untrained_reference_loss(recipe: Recipe) -> dict[str, float]:
     elif recipe.reference_origin == "source" and recipe.untrained:
         losses = _measured(recipe)
     return {name: losses[name] for name in recipe.untrained if name in losses}
+
+
+def teacher_loss(recipe: Recipe, phase: str) -> dict[str, float]:
+    """Domain -> nats of a phase's teacher; empty unless it is one model that was measured."""
+    teachers = list(recipe.teachers(phase))
+    with suppress(BadInput):
+        if teachers == [recipe.model.reference] and not is_chained(recipe):
+            return source_losses(Path(recipe.output), recipe.data.domains)
+        if teachers and (named := recipe.reference_models) and named.models == teachers:
+            return _measured(recipe)
+    return {}
 
 
 def reference_text(

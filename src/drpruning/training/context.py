@@ -27,5 +27,7 @@ class TrainerContext:
     """What a checkpoint must be of; see `run_identity`."""
     untrained_reference_loss: Mapping[str, float] = field(default_factory=dict)
     """Reference losses in nats of domains that are only evaluated, for the record."""
+    teacher_loss: Mapping[str, float] = field(default_factory=dict)
+    """Domain -> nats of the teacher, where known: what the model's losses are shown beside."""
     objective: LanguageModelling = field(default_factory=LanguageModelling)
     """What is minimised."""

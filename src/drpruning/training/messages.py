@@ -18,6 +18,9 @@ A model that was never trained stands a little above that loss: its logits have 
 of about 0.02 x sqrt(hidden size), and half of the variance comes on top (0.8 at 4,096). A trained
 one that reads another tokenizer's ids is wrong with confidence: a Llama of 4,096 tokens that was
 evaluated with shuffled ids stood 3.0 above it, and with shuffled rows of the embedding 1.2."""
+LEVEL_WITH_TEACHER = 0.05
+"""Nats above the teacher's average loss up to which it counts as reached. A student whose teacher
+text alone overtakes came within 0.03 of it, one that a teacher helped stayed 0.2 and more above."""
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -44,16 +47,47 @@ def step_text(fields: Mapping[str, Any], ratio: Mapping[str, float]) -> str:
     return " | ".join(words)
 
 
-def evaluation_text(losses: Mapping[str, float], ratio: Mapping[str, float]) -> str:
-    """Average and highest validation loss of the domains, and the data ratio that follows."""
+def evaluation_text(
+    losses: Mapping[str, float], ratio: Mapping[str, float], above: float | None = None
+) -> str:
+    """Average and highest validation loss of the domains, and the data ratio that follows.
+
+    Args:
+        losses: Domain -> nats.
+        ratio: Domain -> share of the data until the next evaluation.
+        above: Nats above the teacher's average, where known.
+    """
     known = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
     if not known:
         return "validation loss not finite in any domain"
     highest = max(known, key=lambda name: known[name])
     mean = sum(known.values()) / len(known)
+    side = "" if above is None else f" ({abs(above):.3f} {_side(above)} the teacher's)"
     return (
-        f"validation loss {mean:.3f} on average, {known[highest]:.3f} on {highest} (highest) | "
-        f"until the next evaluation: {_shares(ratio)}"
+        f"validation loss {mean:.3f} on average{side}, {known[highest]:.3f} on {highest} (highest) "
+        f"| until the next evaluation: {_shares(ratio)}"
+    )
+
+
+def _side(above: float) -> str:
+    return "below" if above < 0 else "above"
+
+
+def above_teacher(losses: Mapping[str, float], teacher: Mapping[str, float]) -> float | None:
+    """Nats between the average losses of model and teacher, over the domains where both are known.
+
+    None where there is no such domain, or a loss is not finite.
+    """
+    above = [losses[name] - loss for name, loss in teacher.items() if name in losses]
+    return sum(above) / len(above) if above and all(map(math.isfinite, above)) else None
+
+
+def level_with_teacher_text(phase: str, above: float) -> str:
+    """The warning about a model that has come as far as its teacher can take it."""
+    return (
+        f"{phase}.distill: the validation loss is {abs(above):.3f} nats {_side(above)} that of the "
+        "teacher, which has little left to teach; with more steps the text alone may take the "
+        "model further: compare with distill: none, or name a better teacher"
     )
 
 

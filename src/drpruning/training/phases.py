@@ -27,6 +27,7 @@ from drpruning.runs.policy import (
     hand_over,
     phase_policy,
     reference_text,
+    teacher_loss,
     untrained_reference_loss,
 )
 from drpruning.runs.records import load_phases
@@ -74,6 +75,7 @@ def _context(
         reporter=reporter,
         identity=run_identity(recipe, data, phase),
         untrained_reference_loss=untrained_reference_loss(recipe),
+        teacher_loss=teacher_loss(recipe, phase),
         objective=objective,
     )
 

@@ -264,11 +264,14 @@ class Trainer(TrainerState):
             )
         self.evaluated = self.step
         where = f"{self.phase} {self.step}/{self.settings.steps}"
-        self.reporter.line(f"{where}  {messages.evaluation_text(losses, self.ratio)}")
+        above = messages.above_teacher(losses, self.teacher_loss)
+        self.reporter.line(f"{where}  {messages.evaluation_text(losses, self.ratio, above)}")
         vocabulary = self.vocabulary_size if self.step == 0 else None
         for message in messages.evaluation_warnings(losses, self.ratio, used_up, vocabulary):
             self.warn(message)
         self._begin_segment()
+        if self.segment is None and above is not None and above < messages.LEVEL_WITH_TEACHER:
+            self.warn(messages.level_with_teacher_text(self.phase, above))
 
     def _begin_segment(self) -> None:
         """Plan the data up to the next evaluation, unless the phase ends here."""

@@ -44,6 +44,7 @@ class TrainerState(PhaseHooks):
         self.accelerator, self.reporter = context.accelerator, context.reporter
         self.identity = context.identity
         self.untrained_reference_loss = context.untrained_reference_loss
+        self.teacher_loss = context.teacher_loss
         self.policy, self.mixture = policy, mixture
         self.device = self.accelerator.device
         self.micro_batches = micro_batches(
