@@ -76,8 +76,27 @@ def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
     _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report")
 
 
-@command("drprune plan recipe.yaml\ndrprune plan recipe.yaml --set prune.steps=1600")
-def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+@command(
+    "drprune plan recipe.yaml\n"
+    "drprune plan recipe.yaml --set prune.steps=1600\n"
+    "drprune plan recipe.yaml --time     also runs a few steps, and says how long it will take"
+)
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time",
+            help="Load the model, run a few steps of each phase on random tokens, and estimate how "
+            "long each stage will take on this machine.",
+        ),
+    ] = False,
+    time_steps: Annotated[
+        int, typer.Option(min=1, help="Steps that --time takes the time of, after a first one.")
+    ] = 3,
+) -> None:
     """Say what a recipe will do and what in it cannot work, without loading weights."""
     from drpruning.cli.run_plan_tables import print_plan
     from drpruning.pipeline.targets import plan_recipe
@@ -88,6 +107,11 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
         print_plan(part.recipe, part, title)
     if outcome.problems:
         raise BadInput("\n".join(outcome.problems))
+    if time:
+        from drpruning.cli.time_tables import print_times
+        from drpruning.pipeline.timing import time_recipe
+
+        print_times(time_recipe(outcome, time_steps), time_steps)
 
 
 @command("drprune prepare recipe.yaml\ndrprune prepare recipe.yaml --set data.workers=8")
