@@ -9,7 +9,7 @@ from drpruning.pipeline.timing import Part
 NOTES = (
     "estimated from {steps} of each phase with random tokens, on this machine as busy as it is now",
     "validation blocks are taken to be as many as the recipe allows, unless the data are prepared",
-    "not counted: preparing data, measuring other models for reference losses, forecasts, compiling",
+    "not counted: preparing data, measuring models for reference losses, forecasts, compiling",
 )
 
 

@@ -24,7 +24,7 @@ from drpruning.pipeline.preflight import RunPlan
 from drpruning.pipeline.run import Run
 from drpruning.pipeline.targets import RecipePlan
 from drpruning.recipe import Checkpoint, Phase, Prune, Recipe, Scheduling
-from drpruning.runs.folder import RunFolder
+from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.lines import End, EvalPoint, Start, StepPoint, read_lines
 
 if TYPE_CHECKING:
@@ -255,11 +255,11 @@ def _parts(recipe: Recipe, plan: RunPlan, times: dict[str, PhaseTimes]) -> list[
             Part(stage=name, what="load and export", count=1, each=own.load + own.result),
         ]
     first, last = times[next(iter(times))], times[next(reversed(times))]
-    models = {"source": first, "pruned": last, "model": last}
+    models = {SOURCE: first, PRUNED: last, MODEL: last}
     if recipe.prune is None:
-        del models["pruned"]
+        del models[PRUNED]
     if recipe.pretrain is None:
-        del models["model"]
+        del models[MODEL]
     parts += [
         Part(stage="evaluate", what=name, count=1, each=own.load + own.evaluated_block * blocks)
         for name, own in models.items()
