@@ -1,16 +1,20 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from drpruning import __version__
+from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
 from drpruning.cli.app import app, command, expand_home
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
+
+PHASES = ("prune", "pretrain")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -26,6 +30,20 @@ Plain = Annotated[
     bool,
     typer.Option("--plain", help="Print lines on a terminal too, in place of a live view."),
 ]
+
+
+def _starting_with(start: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(start)]
+
+
+def _complete_policy(incomplete: str) -> list[str]:
+    from drpruning.recipe.scheduling import DEFAULTS
+
+    return _starting_with(incomplete, DEFAULTS)
+
+
+def _complete_phase(incomplete: str) -> list[str]:
+    return _starting_with(incomplete, PHASES)
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -62,8 +80,27 @@ def run(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False
     _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report", plain=plain)
 
 
-@command("drprune plan recipe.yaml\ndrprune plan recipe.yaml --set prune.steps=1600")
-def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+@command(
+    "drprune plan recipe.yaml\n"
+    "drprune plan recipe.yaml --set prune.steps=1600\n"
+    "drprune plan recipe.yaml --time     also runs a few steps, and says how long it will take"
+)
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time",
+            help="Load the model, run a few steps of each phase on random tokens, and estimate how "
+            "long each stage will take on this machine.",
+        ),
+    ] = False,
+    time_steps: Annotated[
+        int, typer.Option(min=1, help="Steps that --time takes the time of, after a first one.")
+    ] = 3,
+) -> None:
     """Say what a recipe will do and what in it cannot work, without loading weights."""
     from drpruning.cli.run_plan_tables import print_plan
     from drpruning.pipeline.targets import plan_recipe
@@ -74,6 +111,11 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
         print_plan(part.recipe, part, title)
     if outcome.problems:
         raise BadInput("\n".join(outcome.problems))
+    if time:
+        from drpruning.cli.time_tables import print_times
+        from drpruning.pipeline.timing import time_recipe
+
+        print_times(time_recipe(outcome, time_steps), time_steps)
 
 
 @command("drprune prepare recipe.yaml\ndrprune prepare recipe.yaml --set data.workers=8")
@@ -172,7 +214,12 @@ def watch(
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder; it stays as it is.")],
     policy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another policy; default: the run's.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another policy; default: the run's.",
+            autocompletion=_complete_policy,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -189,6 +236,7 @@ def replay(
             "--phase",
             metavar="PHASE",
             help="prune or pretrain; may be given several times. Default: all there are.",
+            autocompletion=_complete_phase,
         ),
     ] = None,
     outputs: Annotated[
@@ -272,7 +320,11 @@ def export_schedule(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
     phase: Annotated[
         str | None,
-        typer.Option(metavar="PHASE", help="prune or pretrain; default: the last one."),
+        typer.Option(
+            metavar="PHASE",
+            help="prune or pretrain; default: the last one.",
+            autocompletion=_complete_phase,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The file; default: start.yaml in the run folder.")
