@@ -312,7 +312,7 @@ def _describe(root: Any, ident: str, title: str, description: str) -> None:
     root.set("aria-labelledby", f"{ident}-title {ident}-desc")
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ET.Element(f"{{{_SVG}}}{tag}", {"id": f"{ident}-{tag}"})
-        element.text = text
+        element.text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
         root.insert(position, element)
 
 

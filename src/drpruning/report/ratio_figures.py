@@ -114,7 +114,7 @@ def steering(timeline: Timeline, prefix: str) -> Figure | None:
         ),
         *([("ratio not updated", _NOT_UPDATED)] if _not_updated(known) else []),
     )
-    title = "distance from the reference ratio"
+    title = "distance from reference ratio"
     axis = panel(SMALL, title=title)
     _draw_distance(axis, known)
     figure.add(axis, timeline, title)
