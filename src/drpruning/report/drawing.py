@@ -55,6 +55,8 @@ _VARIABLES = {
     GRID: "var(--grid)",
     PAPER: "var(--page)",
 }
+LIGHT = {text[4:-1]: colour for colour, text in _VARIABLES.items()}
+"""Custom property -> the colour that it has on a light page."""
 _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "drpruning",

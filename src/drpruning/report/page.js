@@ -72,7 +72,8 @@
       });
       bar.append(button);
     }
-    table.parentElement.after(bar);
+    const below = table.parentElement.nextElementSibling;
+    (below?.className === "caption" ? below : table.parentElement).after(bar);
   }
 
   // Figures: the values beside the pointer, read back from the paths.

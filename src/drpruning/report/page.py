@@ -13,6 +13,7 @@ from drpruning.common.files import atomic_write, check_output_file
 from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.report.comparison import Comparison, compare_phase
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
+from drpruning.report.exports import check_folder, write_files
 from drpruning.report.figure_parts import Figure
 from drpruning.report.figures import times_source_figure
 from drpruning.report.formats import (
@@ -41,7 +42,9 @@ class Page:
     figures: list[Figure]
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], output: Path | None = None, figures: Path | None = None
+) -> Path:
     """Write the report of one run, or of several side by side.
 
     An earlier report in its place is replaced, any other file is not.
@@ -49,6 +52,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     Args:
         folders: Run folders; the first gives the page its title.
         output: The HTML file; ``report.html`` in the first folder where it is None.
+        figures: A folder for the figures as SVG and the tables as CSV and LaTeX; None: no such
+            files.
 
     Returns:
         Where the page was written.
@@ -69,11 +74,15 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     option = "report" if output is None else "--output"
     output = RunFolder(runs[0].folder).report if output is None else Path(output)
     check_output_file(output, option, lambda path: is_page(path, "report"))
+    if figures is not None:
+        check_folder(figures)
     page = render_page(runs)
     try:
         atomic_write(output, page.text)
     except OSError as error:
         raise BadInput(f"{option} {output}: {error.strerror}; name another file") from None
+    if figures is not None:
+        write_files(figures, page.figures, page.text)
     return output
 
 

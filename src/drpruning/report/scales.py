@@ -7,6 +7,7 @@ both units, and the page shows those of one (`unit-ratio`) or of the other (`uni
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from drpruning.report.drawing import UNIT
@@ -14,8 +15,15 @@ from drpruning.report.drawing import UNIT
 Kind = Literal["perplexity", "times", "percent", "nats", "number"]
 RATIO, NATS = f"{UNIT}ratio", f"{UNIT}nats"
 _TICKS = 5
-_STEPS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-"""Numbers that read easily on a logarithmic scale, within a power of ten."""
+_STEPS: Sequence[Sequence[float]] = (
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8),
+    (1, 1.5, 2, 3, 4, 6, 8),
+    (1, 2, 3, 5),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+"""Numbers that read easily on a logarithmic scale, within a power of ten: from many to few."""
 
 
 def two_units(axes: Any, kind: Literal["perplexity", "times"], *, horizontal: bool = False) -> None:
@@ -35,7 +43,7 @@ def two_units(axes: Any, kind: Literal["perplexity", "times"], *, horizontal: bo
     nats = axes.twiny() if horizontal else axes.twinx()
     for which in (axes, nats):
         (which.set_xlim if horizontal else which.set_ylim)(low, high)
-    values = ticks(low, high)
+    values = ticks(low, high, 0.15 if horizontal else 0.09)
     scale(axes).set_major_locator(FixedLocator([math.log(value) for value in values]))
     scale(axes).set_major_formatter(FixedFormatter([written(value, kind) for value in values]))
     scale(axes).set_gid(RATIO)
@@ -61,19 +69,26 @@ def written(value: float, kind: Literal["perplexity", "times"]) -> str:
     return f"{text}×" if kind == "times" else text
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Numbers that read easily, with logarithms between these limits; at most about five."""
+def ticks(low: float, high: float, gap: float = 0.09) -> list[float]:
+    """Numbers that read easily, with logarithms between these limits.
+
+    Args:
+        low: The lower limit.
+        high: The upper limit.
+        gap: Share of the scale that is between two ticks, at least.
+    """
     if high > 650 or low < -650:  # beyond what exp gives
         return []
-    if high - low < math.log(1.8):  # nearly linear
-        return _linear_ticks(math.exp(low), math.exp(high))
     powers = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
-    choices: Sequence[Sequence[float]] = (_STEPS, (1, 1.5, 2, 3, 4, 6, 8), (1, 2, 5), (1, 3), (1,))
-    for steps in choices:
+    found: list[float] = []
+    for steps in _STEPS:
         found = [s * 10.0**p for p in powers for s in steps if low <= math.log(s * 10.0**p) <= high]
-        if len(found) <= _TICKS + 2:
-            return found
-    return found[:: math.ceil(len(found) / _TICKS)]
+        logs = [math.log(value) for value in found]
+        if all(after - before >= gap * (high - low) for before, after in pairwise(logs)):
+            break
+    if len(found) < 3 and high - low < math.log(3):  # nearly linear
+        return _linear_ticks(math.exp(low), math.exp(high))
+    return found[:: math.ceil(len(found) / 6)] if len(found) > 8 else found
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from drpruning.report.formats import PHASE_TITLES, format_perplexity, number
-from drpruning.report.table import Row, Table, times_source
+from drpruning.report.table import Table, times_source
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE
 from drpruning.runs.records import Evaluation, PhaseRecord, RunRecord, section
 
@@ -22,11 +22,11 @@ def run_verdict(run: RunRecord) -> str:
     source = found.get(SOURCE)
     made = _made(run, source, result) + _stopped(run.phases)
     if MODEL not in found:
-        made += ", as cut and before any recovery,"
+        made += ", as cut and before any recovery"
     if source is None:
-        return f"{made} has {_level(result.perplexity)}."
+        return f"{made}, has {_level(result.perplexity)}."
     distance = _distance(times_source(result.perplexity, source.perplexity))
-    return f"{made} has {distance or _level(result.perplexity)}."
+    return f"{made}, has {distance or _level(result.perplexity)}."
 
 
 def source_name(run: RunRecord) -> str:
@@ -96,16 +96,16 @@ def _made(run: RunRecord, source: Evaluation | None, result: Evaluation) -> str:
     before = source.parameters.total if source else 0
     if 0 < size < before:
         times = number(before / size)
-        return f"{name}, made {times} times smaller ({short(size)} of {short(before)} parameters),"
+        return f"{name}, made {times} times smaller ({short(size)} of {short(before)} parameters)"
     trained = "trained further" if "pretrain" in run.phases else "as measured"
-    return f"{name} of {short(size)} parameters, {trained},"
+    return f"{name} of {short(size)} parameters, {trained}"
 
 
 def _stopped(phases: Mapping[str, PhaseRecord]) -> str:
     """That training ended before its last step, and why."""
     return "".join(
-        f" with {PHASE_TITLES.get(phase.name, phase.name).lower()} ended early at step "
-        f"{phase.last_step:,} ({phase.end.stopped}),"
+        f", with {PHASE_TITLES.get(phase.name, phase.name).lower()} ended early at step "
+        f"{phase.last_step:,} ({phase.end.stopped})"
         for phase in phases.values()
         if phase.end is not None and phase.end.stopped
     )
@@ -152,25 +152,21 @@ def runs_verdict(table: Table, runs: Sequence[str]) -> str:
         return f"{len(runs)} runs that cannot be compared. {table.note}".strip()
     known = [row for row in ends if math.isfinite(row.average)]
     if len(known) < 2:
-        done = "none has" if not known else "only one has"
-        return f"{len(runs)} runs side by side; {done} a model that was measured at its end."
-    best = min(known, key=lambda row: row.average)
-    worst = min(known, key=lambda row: row.worst)
-    where = (
-        "and in its worst domain"
-        if best is worst
-        else f"; in the worst domain {worst.run} ({_with_times(worst, 'worst')})"
-    )
-    last = max(known, key=lambda row: row.average)
-    lead = f"Of {len(known)} runs, {best.run} ends with the lowest perplexity on average"
-    numbers = (
-        f"{_with_times(best, 'average')}, against {_with_times(last, 'average')} of {last.run}"
-    )
-    if best is worst:
-        return f"{lead} {where}: {numbers} on average."
-    return f"{lead} ({numbers}){where}."
-
-
-def _with_times(row: Row, what: str) -> str:
-    value = row.average if what == "average" else row.worst
-    return format_perplexity(value)
+        found = "none has" if not known else "only one has"
+        return f"{len(runs)} runs side by side; {found} a model that was measured at its end."
+    # The last two columns are average and worst. Distances from a source say more than levels.
+    rows = {row.model: table.times_source(row)[-2:] for row in known}
+    text, what = number, " times the source's perplexity"
+    if any(math.isnan(value) for values in rows.values() for value in values):
+        rows = {row.model: table.values(row)[-2:] for row in known}
+        text, what = format_perplexity, " perplexity"
+    best, last = (pick(rows, key=lambda name: rows[name][0]) for pick in (min, max))
+    least = min(rows, key=lambda name: rows[name][1])
+    if text(rows[best][0]) == text(rows[last][0]):
+        lead = f"{len(known)} runs end alike on average, at {text(rows[best][0])}{what}"
+    else:
+        lead = (
+            f"Of {len(known)} runs, “{best}” ends best on average, at {text(rows[best][0])}{what} "
+            f"(“{last}”: {text(rows[last][0])})"
+        )
+    return f"{lead}; in the worst domain “{least}” is best, at {text(rows[least][1])}."
