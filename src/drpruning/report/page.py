@@ -26,7 +26,7 @@ from drpruning.report.formats import (
     signed,
 )
 from drpruning.report.own_pages import generator, is_page
-from drpruning.report.results import result_columns
+from drpruning.report.results import result_columns, times_columns
 from drpruning.report.sections import RunSection, run_section
 from drpruning.report.table import Table, results_table
 from drpruning.report.verdict import runs_verdict, source_name
@@ -121,6 +121,7 @@ def render_page(runs: Sequence[RunRecord]) -> Page:
         warnings=_warnings(sections),
         table=table,
         columns=result_columns(table),
+        times=times_columns(table),
         measured_on=_measured_on(runs),
         comparisons=compared,
         runs=sections,

@@ -34,16 +34,30 @@ class ResultColumn:
 
 
 def result_columns(table: Table) -> list[ResultColumn]:
-    """A column for each model, and one after each result with its distance from the source."""
+    """A column for each model; after a single result, one with its distance from the source."""
+    results = compared_rows(table)
     columns = []
-    recovered = any(row.recovered for row in table.rows)
-    results = [row for row in table.rows if row.times_source and (row.recovered or not recovered)]
     for row in table.rows:
         columns.append(_model(table, row))
-        if row in results:
-            head = "times the source" if len(results) == 1 else f"{row.model}, times the source"
-            columns.append(_times(table, row, head))
+        if results == [row]:
+            columns.append(_times(table, row, "times the source", []))
     return columns
+
+
+def times_columns(table: Table) -> list[ResultColumn]:
+    """For several results, how far each is from its source; empty where they are not compared."""
+    results = compared_rows(table)
+    if len(results) < 2 or not table.summaries:
+        return []
+    lines = zip(*(table.times_source(row) for row in results), strict=True)
+    least = [min((v for v in line if not math.isnan(v)), default=math.nan) for line in lines]
+    return [_times(table, row, row.model, least) for row in results]
+
+
+def compared_rows(table: Table) -> list[Row]:
+    """The models that runs ended with, and the pruned ones where no run has such a model."""
+    recovered = any(row.recovered for row in table.rows)
+    return [row for row in table.rows if row.times_source and (row.recovered or not recovered)]
 
 
 def _model(table: Table, row: Row) -> ResultColumn:
@@ -60,7 +74,7 @@ def _model(table: Table, row: Row) -> ResultColumn:
     return ResultColumn(head=row.model, is_times=False, cells=cells, parameters=counts)
 
 
-def _times(table: Table, row: Row, head: str) -> ResultColumn:
+def _times(table: Table, row: Row, head: str, least: list[float]) -> ResultColumn:
     factors = table.times_source(row)
     return ResultColumn(
         head=head,
@@ -69,8 +83,9 @@ def _times(table: Table, row: Row, head: str) -> ResultColumn:
             ResultCell(
                 ratio=UNKNOWN if math.isnan(value) else f"{decimals(value, 2)}×",
                 nats=UNKNOWN if math.isnan(value) else signed(math.log(value)),
+                is_best=bool(least) and value == least[index],
             )
-            for value in factors
+            for index, value in enumerate(factors)
         ],
         parameters=[
             "" if math.isnan(share) else f"{decimals(share, 2)}×" for share in row.size_times_source

@@ -138,10 +138,8 @@ def _level(perplexities: Mapping[str, float]) -> str:
 def short(count: float) -> str:
     """A number of parameters or tokens in three digits and a unit."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= unit:
-            return (
-                f"{count / unit:.3g}{name}" if count < 1000 * unit else f"{count / unit:,.0f}{name}"
-            )
+        if count >= 0.9995 * unit:  # what rounds up to a unit is written in it
+            return f"{count / unit:.3g}{name}" if count < 1000 * unit else f"{count:.3g}"
     return f"{count:.0f}"
 
 
