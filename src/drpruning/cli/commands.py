@@ -161,12 +161,19 @@ def evaluate(
 
 @command(
     "drprune report runs/a\n"
-    "drprune report runs/a runs/b --output compare.html     several runs on one page"
+    "drprune report runs/a runs/b --output compare.html     several runs on one page\n"
+    "drprune report runs/a --figures figures     its figures and tables as files, too"
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     output: Annotated[
         Path | None, typer.Option(help="The page; default: report.html in the first run folder.")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="For the figures as SVG and the tables as CSV and LaTeX."
+        ),
     ] = None,
 ) -> None:
     """Write one HTML page about one or several runs, also while they are running."""
@@ -174,8 +181,10 @@ def report(
     from drpruning.report import write_report
     from drpruning.runs.folder import RunFolder
 
-    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report)
+    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures)
     typer.echo(f"report: {page}")
+    if figures is not None:
+        typer.echo(f"figures and tables: {figures}")
 
 
 @command(

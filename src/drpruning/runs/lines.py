@@ -54,6 +54,7 @@ class Start(Line):
 
     Attributes:
         teachers: Model -> parameters of the teachers; None without distillation.
+        hardware: What it is trained on, for people; unknown in files of an earlier version.
     """
 
     kind = "start"
@@ -65,6 +66,7 @@ class Start(Line):
     versions: Texts
     commit: str | None
     teachers: Numbers | None = None
+    hardware: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from drpruning.training.distributed import (
     any_rank,
     broadcast_ratio,
     clip_gradients,
+    hardware,
 )
 from drpruning.training.identity import check_identity
 from drpruning.training.objective import Losses
@@ -122,6 +123,7 @@ class Trainer(TrainerState):
             versions=provenance.versions(),
             commit=provenance.commit(),
             teachers=self.objective.teachers,
+            hardware=hardware(self.accelerator.device, self.accelerator.num_processes),
         )
 
     def _segment_end(self) -> int:
