@@ -37,12 +37,13 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def figures(self) -> dict[str, ET.Element]:
-        found = re.findall(r"<svg.*?</svg>", self.text, re.DOTALL)
-        trees = [ET.fromstring(svg) for svg in found]  # noqa: S314
+        found = re.findall(r"<figure.*?</figure>", self.text, re.DOTALL)
+        trees = [ET.fromstring(figure) for figure in found]  # noqa: S314
         return {figure.get("id", ""): figure for figure in trees}
 
     def cells(self, table: str) -> list[list[str]]:
         body = self.text.split(f'id="{table}"')[1].split("</table>")[0]
+        body = re.sub(r'<span class="unit-nats">.*?</span>', "", body)
         rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
         return [
             [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
@@ -55,8 +56,16 @@ def report(*runs: Any) -> Page:
     return Page(output.read_text(encoding="utf-8"))
 
 
+def plots_of(figure: ET.Element) -> list[ET.Element]:
+    """The panels of a figure."""
+    return [element for element in figure.iter() if element.get("class") == "plot"]
+
+
 def line_of(figure: ET.Element, name: str) -> ET.Element:
-    return next(e for e in figure.iter() if e.get("id") == f"{figure.get('id')}-{name}")
+    """The one line of this name in a panel of the figure."""
+    idents = {f"{plot.get('id')}-{name}" for plot in plots_of(figure)}
+    (line,) = (element for element in figure.iter() if element.get("id") in idents)
+    return line
 
 
 def points_of(figure: ET.Element, name: str) -> int:

@@ -55,7 +55,7 @@ def test_other_domains_are_left_out_of_averages(fake_run: MakeRun) -> None:
     for cells, record in zip(shown, records, strict=True):
         last = record.phases["pretrain"].evals[-1].loss
         losses = [last["web"], last["code"]]
-        assert cells[2:] == [f"{sum(losses) / 2:.3f}", f"{max(losses):.3f}"]
+        assert cells[2:] == [f"{math.exp(sum(losses) / 2):.2f}", f"{math.exp(max(losses)):.2f}"]
 
 
 def test_runs_without_a_common_domain_are_not_compared(fake_run: MakeRun) -> None:

@@ -10,7 +10,7 @@ from parsed_page import Page, line_of, points_of, report
 from helpers.fake_run import FakeRun
 
 MakeRun = Callable[..., Any]
-FIGURE = "run1-pretrain-divergence"
+FIGURE = "run1-divergence"
 
 
 def distilled(
@@ -87,7 +87,7 @@ def test_runs_with_and_without_a_teacher_are_compared(
     figures = page.figures()
     assert "comparison-pretrain" in figures
     assert {name for name in figures if name.endswith("divergence")} == {FIGURE}
-    assert page.cells("run2-pretrain-updates")[0][-1] == "last reference loss"
+    assert page.cells("run2-pretrain-updates")[0][-1] == "last reference"
 
 
 def test_a_divergence_that_is_not_finite_leaves_a_gap(fake_run: MakeRun) -> None:

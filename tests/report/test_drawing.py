@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, panels, spread, style, to_svg
+from drpruning.report.drawing import LARGE, SERIES_DARK, SERIES_LIGHT, panel, spread, style, to_svg
 
 positions = st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=15)
 
@@ -30,10 +30,10 @@ def test_spread_leaves_alone_what_is_apart() -> None:
 
 def test_colours_become_variables_and_ids_get_the_prefix() -> None:
     with style():
-        figure, (axis,) = panels(1, columns=1, height=2)
+        axis = panel(LARGE)
         for colour in SERIES_LIGHT:
             axis.plot([0, 1], [0, 1], color=colour, marker="o")
-        svg = to_svg(figure, ident="one", title="A <title>", description="What & why")
+        svg = to_svg(axis, ident="one", title="A <title>", description="What & why")
     root = ET.fromstring(svg)  # noqa: S314
     assert all(colour not in svg.lower() for colour in SERIES_LIGHT)
     assert all(f"var(--series-{index})" in svg for index in range(len(SERIES_LIGHT)))

@@ -48,7 +48,7 @@ def test_a_report_holds_any_number(fake_run: MakeRun, number: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         page = report(*runs)
-    assert "run1-prune-training-loss" in page.figures()
+    assert "run1-training-loss" in page.figures()
     assert not any(len(word) > 60 for row in page.cells("run1-prune-updates") for word in row)
     table = printed(results_table([load_run(run.folder) for run in runs]), width=200)
     assert max(map(len, table.splitlines())) <= 200
@@ -78,7 +78,7 @@ def test_what_matplotlib_says_is_not_said_to_people(
     before = logging.getLogger("matplotlib").level
     run = fake_run("run", ["中文", "\U0001f600", "e\u0301 \x07"])
     run.metrics("prune", total_steps=30, every=10)
-    assert "run1-prune-ratio" in report(run).figures()
+    assert "run1-ratio" in report(run).figures()
     with style():
         warnings.warn("Tight layout not applied", stacklevel=1)
         logging.getLogger("matplotlib.font_manager").warning("findfont: Font family not found")
@@ -92,4 +92,4 @@ def test_shares_of_infinite_numbers_are_not_drawn(fake_run: MakeRun) -> None:
     run = fake_run("run", ["a", "b"])
     point = run.evaluation_point("prune", 0, 100, run.share, run.share)
     run.append(point | {"loss": {"a": math.inf, "b": -math.inf}, "ratio": {"a": 1e300, "b": 0.0}})
-    assert "run1-prune-validation-loss" not in report(run).figures()
+    assert "run1-perplexity" not in report(run).figures()

@@ -226,12 +226,12 @@ def test_reference_losses_and_forecasts_that_both_count_are_both_shown(
         behind, reachable = max(loss - reference_loss, 0), max(loss - forecast, 0)
         excess = float(shown["excess"].replace("−", "-"))
         assert 0 <= excess <= (behind * reachable) ** 0.5 + 2e-3
-    for figure in ("validation-loss", "excess"):
-        assert "geometric mean" in "".join(page.figures()[f"run1-pretrain-{figure}"].itertext())
+    for figure in ("perplexity", "excess"):
+        assert "geometric mean" in "".join(page.figures()[f"run1-{figure}"].itertext())
     curves = page.figures()["run1-pretrain-forecast-curves"]
     for line in ("loss", "trained", "counterfactual", "reference", "interval"):
         assert line_of(curves, f"{line}-web") is not None
-    assert [row[0] for row in page.cells("run1-pretrain-forecast-errors")[1:-1]] == list(SHARES)
+    assert [row[0] for row in page.cells("run1-pretrain-forecast-errors")[1:-2]] == list(SHARES)
 
 
 def test_curves_of_the_law_are_those_of_the_log(steered: PolicyRun, steered_page: Page) -> None:
@@ -268,7 +268,7 @@ def test_forecasts_are_compared_with_the_losses_at_the_end(at: str, tmp_path: Pa
     run = PolicyRun(tmp_path / "run", "drpruning", forecast_at=at)
     assert "run1-pretrain-forecast-errors" not in report(run).ids
     page = report(ended(run))
-    heads, *rows, sizes = page.cells("run1-pretrain-forecast-errors")
+    heads, *rows, sizes, hits = page.cells("run1-pretrain-forecast-errors")
     assert heads == ["Domain", *(f"at {p}% step {STEPS * p // 100}" for p in (20, 40, 60, 80))]
     last = run.evals[-1]
     for column in range(1, 5):
@@ -289,6 +289,10 @@ def test_forecasts_are_compared_with_the_losses_at_the_end(at: str, tmp_path: Pa
             assert float(cell.split()[-1].replace("−", "-")) == pytest.approx(error, abs=6e-4)
             used += [] if "not used" in cell else [abs(error)]
         assert float(sizes[column]) == pytest.approx(sum(used) / len(used), abs=6e-4)
+        intervals = made["explanation"]["forecast_interval"]
+        checked = [name for name, *cells in rows if cells[column - 1] != "–" and name in intervals]
+        inside = [n for n in checked if intervals[n][0] <= last["loss"][n] <= intervals[n][1]]
+        assert hits[column] == f"{len(inside)} of {len(checked)}"
     figure = page.figures().get("run1-pretrain-forecast-curves")
     assert (figure is None) == (at == "present")
     # of a complete phase the curves begin half-way, so that they lie beside what came true
@@ -321,7 +325,7 @@ def test_a_radius_below_rho_is_drawn_counted_and_named(tmp_path: Path) -> None:
     assert counts["limit below rho"] == str(len(below))
     churn = [r["explanation"]["churn"] for r in run.evals]
     assert counts["mean churn of the ratio"] == f"{sum(churn) / len(churn):.3f}"
-    assert line_of(page.figures()["run1-pretrain-steering"], "rho") is not None
+    assert line_of(page.figures()["run1-steering"], "rho") is not None
 
 
 def test_churn_of_an_older_log_follows_from_its_ratios(tmp_path: Path) -> None:
@@ -420,22 +424,22 @@ def test_many_domains_and_evaluations_stay_small(fake_run: MakeRun) -> None:
 def marks(figure: Any, name: str) -> int:
     try:
         return sum(element.tag.endswith("use") for element in line_of(figure, name).iter())
-    except StopIteration:
+    except ValueError:
         return 0
 
 
 def test_every_forecast_has_its_mark(steered: PolicyRun, steered_page: Page) -> None:
-    figure = steered_page.figures()["run1-pretrain-validation-loss"]
+    figure = steered_page.figures()["run1-forecasts"]
     for name in SHARES:
         made = [r for r in steered.evals if name in (r["forecast"] or {})]
         refused = sum(name in r["explanation"]["refused"] for r in made)
-        assert marks(figure, f"refused-{name}") == refused
-        assert marks(figure, f"forecast-{name}") == len(made) - refused
-        assert line_of(figure, f"interval-{name}") is not None
+        assert marks(figure, f"refused-pretrain-{name}") == refused
+        assert marks(figure, f"forecast-pretrain-{name}") == len(made) - refused
+        assert line_of(figure, f"interval-pretrain-{name}") is not None
 
 
 def loss_path(page: Page, name: str) -> str | None:
-    figure = page.figures()["run1-pretrain-validation-loss"]
+    figure = page.figures()["run1-forecasts"]
     path = next(e for e in line_of(figure, f"loss-{name}").iter() if e.tag.endswith("path"))
     return path.get("d")
 
@@ -452,7 +456,7 @@ def test_absurd_intervals_leave_the_scale_alone(tmp_path: Path, steered_page: Pa
 
 
 def test_skipped_updates_are_marked_in_the_figure(steered: PolicyRun, steered_page: Page) -> None:
-    figure = steered_page.figures()["run1-pretrain-steering"]
+    figure = steered_page.figures()["run1-steering"]
     kept = [r for r in steered.evals if not r["explanation"]["ratio_updated"]]
     assert kept
     assert marks(figure, "not-updated") == len(kept)
@@ -483,4 +487,4 @@ def test_a_log_without_explanations(fake_run: MakeRun) -> None:
         "ratio",
     ]
     assert "run1-prune-skipped-updates" not in page.ids
-    assert "run1-prune-steering" not in page.figures()
+    assert "run1-steering" not in page.figures()

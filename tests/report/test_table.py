@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from drpruning.report import render_table_text, results_table
-from drpruning.report.table import Table, fitting_models, format_perplexity
+from drpruning.report.formats import format_perplexity
+from drpruning.report.table import Table, fitting_models
 from drpruning.runs.records import load_run
 
 MakeRun = Callable[..., Any]

@@ -9,7 +9,7 @@ import typer
 
 from drpruning import __version__
 from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
-from drpruning.cli.app import app, command, expand_home
+from drpruning.cli.app import app, command
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
@@ -25,6 +25,10 @@ Overrides = Annotated[
         help="Change a field of the recipe; may be given several times. The value is YAML; a key "
         "with a dot in it stands in quotes.",
     ),
+]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Print lines on a terminal too, in place of a live view."),
 ]
 
 
@@ -61,19 +65,19 @@ def _program(
     """
 
 
-def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
+def _run(recipe: Path, overrides: list[str] | None, *stages: str, plain: bool) -> None:
     from drpruning.runs.folder import open_recipe
 
     parsed = open_recipe(recipe, overrides or [])
     from drpruning.pipeline.targets import run_recipe
 
-    run_recipe(parsed, " ".join(sys.argv), stages)
+    run_recipe(parsed, " ".join(sys.argv), stages, plain=plain)
 
 
 @command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")
-def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Do everything: prepare, prune, pretrain, evaluate, report. Resumes where it stopped."""
-    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report")
+    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report", plain=plain)
 
 
 @command(
@@ -115,21 +119,21 @@ def plan(
 
 
 @command("drprune prepare recipe.yaml\ndrprune prepare recipe.yaml --set data.workers=8")
-def prepare(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def prepare(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Tokenize the domains into blocks."""
-    _run(recipe, overrides, "prepare")
+    _run(recipe, overrides, "prepare", plain=plain)
 
 
 @command("drprune prune recipe.yaml\ndrprune prune recipe.yaml --set prune.mask_samples=8")
-def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def prune(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Train the masks and cut the model to its target shape (prepares the data if needed)."""
-    _run(recipe, overrides, "prepare", "prune")
+    _run(recipe, overrides, "prepare", "prune", plain=plain)
 
 
 @command("drprune pretrain recipe.yaml")
-def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Continue pretraining of the pruned model, or of the source where nothing is pruned."""
-    _run(recipe, overrides, "prepare", "pretrain")
+    _run(recipe, overrides, "prepare", "pretrain", plain=plain)
 
 
 @command(
@@ -157,12 +161,19 @@ def evaluate(
 
 @command(
     "drprune report runs/a\n"
-    "drprune report runs/a runs/b --output compare.html     several runs on one page"
+    "drprune report runs/a runs/b --output compare.html     several runs on one page\n"
+    "drprune report runs/a --figures figures     its figures and tables as files, too"
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     output: Annotated[
         Path | None, typer.Option(help="The page; default: report.html in the first run folder.")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="For the figures as SVG and the tables as CSV and LaTeX."
+        ),
     ] = None,
 ) -> None:
     """Write one HTML page about one or several runs, also while they are running."""
@@ -170,8 +181,38 @@ def report(
     from drpruning.report import write_report
     from drpruning.runs.folder import RunFolder
 
-    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report)
+    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures)
     typer.echo(f"report: {page}")
+    if figures is not None:
+        typer.echo(f"figures and tables: {figures}")
+
+
+@command(
+    "drprune watch runs/a\n"
+    "drprune watch runs/a --every 10\n"
+    "drprune watch runs/a --once     print it once, as where standard output is no terminal"
+)
+def watch(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, also of several targets, or where one will be.",
+        ),
+    ],
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Print the view once and leave.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two looks.")
+    ] = 2.0,
+) -> None:
+    """Show how a run is doing, live, from another terminal; leaves when it is finished.
+
+    Reads the files of the run folder and changes nothing. Needs no torch.
+    """
+    from drpruning.cli.watch import watch_run
+
+    watch_run(run, once=once, every=every)
 
 
 @command(
@@ -329,93 +370,4 @@ def demo(
     run_demo(output)
 
 
-@command(
-    "drprune show-plan runs/a\n"
-    "drprune show-plan runs/a/prune/plan.json --layers     names the heads of each layer"
-)
-def show_plan(
-    plan: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PLAN_OR_RUN", help="A plan.json, a run folder, or a model in a run folder."
-        ),
-    ],
-    *,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Also name the heads that each layer keeps.")
-    ] = False,
-) -> None:
-    """Show what a pruning plan keeps: shapes before and after, layers, heads, dimensions.
-
-    Needs no torch.
-    """
-    from drpruning.cli.pruning_plan_tables import print_pruning_plan
-    from drpruning.runs.plans import find_plan
-
-    print_pruning_plan(find_plan(plan), layers=layers)
-
-
-@command(
-    "drprune compare-plans runs/a runs/b runs/c     every pair\n"
-    "drprune compare-plans runs/a     the plan at each evaluation with the final one\n"
-    "drprune compare-plans runs/a/prune/plan.json runs/b --json"
-)
-def compare_plans(
-    plans: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PLAN_OR_RUN", help="As show-plan takes them; or one run folder alone."
-        ),
-    ],
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Show on which share of the decisions plans agree, and what chance would give.
-
-    As in the paper's Appendix B.1: layers, hidden dimensions, heads and
-    feed-forward dimensions of the source that both keep or both remove; what
-    lies in a removed layer counts as removed. Needs no torch.
-    """
-    from dataclasses import asdict
-
-    from drpruning.cli.pruning_plan_tables import print_comparisons, print_history
-    from drpruning.common.files import dumps
-    from drpruning.runs.plans import compare_files
-
-    found = compare_files(plans)
-    if as_json:
-        typer.echo(dumps([asdict(comparison) for comparison in found], indent=1))
-    elif len(plans) == 1:
-        print_history(found)
-    else:
-        print_comparisons(found)
-
-
-@command(
-    "drprune apply-plan runs/a/prune/plan.json path/to/model smaller-model\n"
-    "drprune apply-plan runs/a meta-llama/Llama-2-7b-hf smaller-model"
-)
-def apply_plan(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN_OR_RUN", help="As show-plan takes it.")],
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model of the shape that the plan cuts: a folder, or a name on the Hub; "
-            "safetensors only.",
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The folder to write; new, or empty.")
-    ],
-) -> None:
-    """Cut a model by a plan and write a Hugging Face folder with tokenizer and model card.
-
-    Weights are cut, not rescaled, and keep the type they have in the model's
-    files. The soft values of learned masks are folded into the weights by
-    `drprune prune` alone, and its weights were trained with the masks: its own
-    result is another model than its plan applied to the source, and a better one.
-    """
-    from drpruning.pipeline.apply_plan import cut_model
-
-    cut_model(plan, expand_home(model), output)
+from drpruning.cli import plan_commands  # noqa: E402, F401 - registers them, the last in the help

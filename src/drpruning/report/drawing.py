@@ -6,66 +6,94 @@ paper. A colour stands for a domain everywhere; what is not a domain is drawn in
 """
 
 import io
+import json
 import logging
-import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
 
-# Chosen by search: at least 12 apart (Oklab x 100) pair by pair in normal, deutan, protan and
-# tritan vision, and at least 2.6:1 against the page.
-SERIES_LIGHT = ("#22499a", "#a8612b", "#38af9d", "#8d2948", "#c0932b", "#0078a9")
-SERIES_DARK = ("#697ee1", "#f49003", "#77f0d4", "#b16c8a", "#f7d50c", "#65b8e5")
-INK, MUTED, GRID = "#1b1f24", "#6b7280", "#d9dce1"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
+# Chosen by search: at least 12 apart (Oklab x 100) pair by pair in normal, deutan and protan
+# vision, 9.5 in tritan vision (which is far rarer), and at least 3.1:1 against the page.
+SERIES_LIGHT = ("#286997", "#ce7d03", "#3aa191", "#741006", "#a776e9", "#b43c3f", "#521686")
+SERIES_DARK = ("#a4bdff", "#d55d1e", "#24fad7", "#d9a85f", "#a973e5", "#dde95d", "#50968d")
+INK, MUTED, GRID = "#1b1f24", "#626a76", "#d9dce1"
+PAPER = "#ffffff"
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.2, 1.4)),
+    (0, (6, 1.5, 1.2, 1.5)),
+    (0, (9, 2, 3, 2)),
+)
+"""From the eighth domain on, colours come back with another pattern."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+FONT = 12.0
 
-WIDTH = 7.4
-"""Width of every figure in inches, so that text has one size over the page."""
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a panel in the pixels that it has at its natural scale."""
+
+    width: float
+    height: float
+
+
+# On a screen of 400 pixels the page has 368 of them for a panel, so that text of 12 pixels is
+# still 10 high in the wide size; on a wide screen two, or three of the small size, lie in a row.
+LARGE, SMALL = Size(430, 265), Size(320, 190)
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 20.0, 24.0, 26.0
+"""Margins of a panel in pixels: the same in all, so that axes line up."""
 
 _VARIABLES = {
     **{colour: f"var(--series-{index})" for index, colour in enumerate(SERIES_LIGHT)},
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
+    PAPER: "var(--page)",
 }
+LIGHT = {text[4:-1]: colour for colour, text in _VARIABLES.items()}
+"""Custom property -> the colour that it has on a light page."""
 _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "drpruning",
     "font.family": "DejaVu Sans",
-    "font.size": 8,
+    "figure.dpi": 72,
+    "font.size": FONT,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
+    "axes.titlesize": FONT,
+    "axes.labelsize": FONT,
+    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.6,
+    "grid.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
+    "xtick.labelsize": FONT,
+    "ytick.labelsize": FONT,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
     "axes.formatter.useoffset": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 2.6,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 3.4,
+    "path.simplify": False,
 }
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
+UNIT = "unit-"
+"""Begins the class of what belongs to one of two units of a scale."""
 _ID_USES = re.compile(r"url\(#([^)]+)\)")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML has no way to write, which a name may have all the same."""
@@ -91,23 +119,31 @@ def style() -> Iterator[None]:
         log.setLevel(before)
 
 
-def panels(count: int, *, columns: int, height: float) -> tuple[Any, list[Any]]:
-    """Make a figure with ``count`` axes in rows of ``columns``, each row ``height`` inches."""
+def panel(size: Size, *, title: str = "", right: float = RIGHT, left: float = LEFT) -> Any:
+    """Make axes in a figure of their own.
+
+    Args:
+        size: Of the figure.
+        title: Written above the axes, cut where it is too long.
+        right: Pixels to the right of the axes, for the names of lines.
+        left: Pixels to their left.
+    """
     from matplotlib.figure import Figure
 
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    axes = list(grid.flat)
-    for unused in axes[count:]:
-        unused.remove()
-    for axis in axes[:count]:
-        axis.margins(x=0.02)
-        axis.xaxis.get_major_locator().set_params(integer=True, nbins=max(3, 9 // columns + 1))
-    for axis in axes[max(0, count - columns) : count]:
-        axis.set_xlabel("step")
-    return figure, axes[:count]
+    # At 72 points per inch a point of matplotlib is a unit of the SVG, and a pixel.
+    figure = Figure(figsize=(size.width / 72, size.height / 72))
+    edges = (left / size.width, BOTTOM / size.height)
+    axis = figure.add_axes(
+        (*edges, 1 - edges[0] - right / size.width, 1 - edges[1] - TOP / size.height)
+    )
+    if title:
+        axis.set_title(shorten(title, 32), loc="left", parse_math=False, x=-0.02, fontweight="bold")
+    return axis
+
+
+def label_space(names: Sequence[str]) -> float:
+    """Pixels that the names of lines need to the right of the axes."""
+    return 22 + 7.4 * max((len(shorten(name, LABEL)) for name in names), default=0)
 
 
 def series_style(index: int) -> dict[str, Any]:
@@ -129,10 +165,14 @@ def ink_style(index: int) -> dict[str, Any]:
 
 def points(values: Sequence[float]) -> dict[str, Any]:
     """Markers for a line of few points, so that a single one is seen too."""
-    return {"marker": "o"} if len(values) <= 25 else {}
+    return {"marker": "o"} if len(values) <= 12 else {}
 
 
-def shorten(name: str, limit: int = 22) -> str:
+LABEL = 14
+"""Characters of a line's name in a figure, at most."""
+
+
+def shorten(name: str, limit: int = LABEL) -> str:
     """Cut a long name for a figure."""
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
@@ -171,71 +211,60 @@ def label_lines(axis: Any, labels: Sequence[tuple[float, float, str, str]]) -> N
     axis.set_ylim(axis.get_ylim())
     to_axes = axis.transData + axis.transAxes.inverted()
     ends = [to_axes.transform((x, y)) for x, y, _, _ in labels]
-    height = axis.figure.get_size_inches()[1] * 72 * 0.8
-    places = spread([float(end[1]) for end in ends], 9.5 / height, 0.0, 1.0)
+    box = axis.get_window_extent()
+    places = spread([float(end[1]) for end in ends], (FONT + 1.5) / box.height, 0.0, 1.0)
     for (_, _, name, colour), end, place in zip(labels, ends, places, strict=True):
         axis.plot(
-            [end[0], 1.012, 1.03],
+            [end[0], 1 + 6 / box.width, 1 + 13 / box.width],
             [end[1], place, place],
             transform=axis.transAxes,
             color=colour,
-            linewidth=0.5,
+            linewidth=0.8,
             clip_on=False,
             marker="",
         )
         axis.text(
-            1.036,
+            1 + 16 / box.width,
             place,
             shorten(name),
             transform=axis.transAxes,
             color=INK,
             verticalalignment="center",
-            fontsize=7.5,
             parse_math=False,
         )
 
 
 def percent(axis: Any) -> None:
     """Write the y axis, linear or logarithmic, in percent."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if axis.get_yscale() == "log":
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(which="minor", left=False)
+    else:
+        axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):g}%"))
 
 
-def legend(figure: Any, *entries: tuple[str, dict[str, Any]], columns: int = 4) -> None:
-    """Put one legend for all panels above them; an entry is a label and a line style."""
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], **style) for _, style in entries]
-    box = figure.legend(
-        handles,
-        [label for label, _ in entries],
-        loc="outside upper left",
-        ncols=min(columns, len(entries)),
-        borderpad=0,
-        handlelength=2.6,
-    )
-    for text in box.get_texts():
-        text.set_parse_math(False)
-
-
-def to_svg(figure: Any, *, ident: str, title: str, description: str) -> str:
-    """Render a figure as an ``<svg>`` element to be put into a page.
+def to_svg(
+    axis: Any, *, ident: str, title: str, description: str, data: Mapping[str, Any] | None = None
+) -> str:
+    """Render axes as an ``<svg>`` element to be put into a page.
 
     Args:
-        figure: The matplotlib figure.
+        axis: The axes; see `panel`. Lines with a gid and a label get the label as ``data-name``.
         ident: Unique on the page; every id inside gets it as a prefix.
         title: Accessible name.
         description: What a reader who does not see the figure should know.
+        data: Further ``data-`` attributes, as JSON.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    figure = axis.figure
+    names = {line.get_gid(): line.get_label() for line in axis.lines if line.get_gid()}
     buffer = io.BytesIO()
-    for patch in (figure.patch, *(axis.patch for axis in figure.axes)):
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
         patch.set_alpha(0)
     # Figure.savefig would draw everything once more before, without output.
     canvas = FigureCanvasSVG(figure)
@@ -246,14 +275,21 @@ def to_svg(figure: Any, *, ident: str, title: str, description: str) -> str:
         if child.tag.endswith("}metadata"):
             root.remove(child)
     for element in root.iter():
+        name = names.get(element.get("id", ""), "_")
+        if not name.startswith("_"):
+            element.set("data-name", _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", name))
         _adapt(element, ident)
         element.tail = None  # only matplotlib's indentation
     _describe(root, ident, title, description)
+    for key, value in (data or {}).items():
+        root.set(f"data-{key}", json.dumps(value))
     ET.register_namespace("", _SVG)
     return ET.tostring(root, encoding="unicode")
 
 
 def _adapt(element: Any, ident: str) -> None:
+    if element.get("id", "").startswith(UNIT):  # of one of two scales, which the page switches
+        element.set("class", element.attrib.pop("id"))
     if "id" in element.attrib:
         element.set("id", f"{ident}-{element.get('id')}")
     if (link := element.attrib.pop(_XLINK_HREF, None)) is not None:
@@ -273,9 +309,51 @@ def _describe(root: Any, ident: str, title: str, description: str) -> None:
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     root.set("id", ident)
+    root.set("class", "plot")
     root.set("role", "img")
     root.set("aria-labelledby", f"{ident}-title {ident}-desc")
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ET.Element(f"{{{_SVG}}}{tag}", {"id": f"{ident}-{tag}"})
-        element.text = text
+        element.text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
         root.insert(position, element)
+
+
+def swatch(style: Mapping[str, Any]) -> str:
+    """A sample of a line, a marker or a band as a small ``<svg>`` for the key of a figure.
+
+    Args:
+        style: As for ``plot``.
+    """
+    colour = _VARIABLES.get(style.get("color", INK), "var(--ink)")
+    width = float(style.get("linewidth", 1.8))
+    parts = []
+    line = style.get("linestyle", "-")
+    if line != "":
+        dashes = "" if line == "-" else f' stroke-dasharray="{" ".join(map(str, line[1]))}"'
+        opacity = f' stroke-opacity="{style["alpha"]}"' if "alpha" in style else ""
+        parts.append(
+            f'<line x1="1" y1="6" x2="27" y2="6" style="stroke: {colour}" stroke-width="{width}"'
+            f"{dashes}{opacity}/>"
+        )
+    if marker := style.get("marker"):
+        fill = "none" if style.get("markerfacecolor") == "none" else colour
+        paint = f'style="stroke: {colour}; fill: {fill}" stroke-width="1.2"'
+        parts.append(f'<path d="{_MARKER_PATHS.get(marker, _MARKER_PATHS["o"])}" {paint}/>')
+    return f'<svg class="key" viewBox="0 0 28 12" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+_MARKER_PATHS = {
+    "o": "M10.5 6a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
+    "x": "M11 3l6 6M17 3l-6 6",
+    "s": "M11 3h6v6h-6z",
+    "^": "M14 2l4 7h-8z",
+    "v": "M14 10l4 -7h-8z",
+    "D": "M14 2l4 4l-4 4l-4 -4z",
+    "_": "M10 6h8",
+    "P": "M12.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z",
+    "X": "M10 3l2 -1l2 2.5l2 -2.5l2 1l-2.5 3l2.5 3l-2 1l-2 -2.5l-2 2.5l-2 -1l2.5 -3z",
+    "<": "M10 6l7 -4v8z",
+    ">": "M18 6l-7 -4v8z",
+    "*": "M14 1l1.5 3.5h3.5l-3 2.3l1.2 4l-3.2 -2.4l-3.2 2.4l1.2 -4l-3 -2.3h3.5z",
+}
+"""Outlines of the markers in a sample of 28 by 12."""

@@ -1,118 +1,78 @@
-"""All figures of a phase, and those of training, masks and the comparison of runs."""
+"""All figures of a run, and those that compare runs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from drpruning.report.drawing import (
-    INK,
-    ink_style,
-    legend,
-    panels,
-    percent,
-    points,
-    shorten,
+from drpruning.report.drawing import INK, MARKERS, MUTED, SMALL, Size, ink_style, panel, points
+from drpruning.report.figure_parts import Figure
+from drpruning.report.forecast_figures import forecast_curves, forecasts
+from drpruning.report.formats import drawable, is_drawable
+from drpruning.report.loss_figures import (
+    SOURCE_STYLE,
+    against_source,
+    divergence,
+    excess_loss,
+    perplexity,
 )
-from drpruning.report.figure_parts import REFERENCE, Figure, drawable, finish, is_drawable
-from drpruning.report.forecast_figures import forecast_curves
-from drpruning.report.loss_figures import divergence, excess_loss, validation_loss
 from drpruning.report.ratio_figures import ratio, realised_share, reference_ratio, steering
+from drpruning.report.scales import two_units
+from drpruning.report.timeline import Timeline
+from drpruning.report.training_figures import mask_convergence, sparsity, throughput, training_loss
 from drpruning.runs.records import PhaseRecord, RunRecord
 
 
-def phase_figures(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> list[Figure]:
-    """Draw all that the records of a phase can show.
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """The figures of one run by the part of the page that they belong to."""
+
+    overview: Figure | None
+    losses: list[Figure]
+    ratios: list[Figure]
+    forecasts: list[Figure]
+    masks: list[Figure]
+    training: list[Figure]
+
+
+def run_figures(
+    run: RunRecord, domains: Sequence[str], source: Mapping[str, float], prefix: str
+) -> RunFigures:
+    """Draw all that the records of a run can show.
 
     Args:
-        phase: Its records.
+        run: Its records.
         domains: All domains of the page; the position of one decides its colour.
+        source: Losses of the source model on the run's validation data; empty where not known.
         prefix: Begins the id of each figure.
     """
-    prefix = f"{prefix}-{phase.name}"
-    made = (
-        training_loss(phase, prefix),
-        validation_loss(phase, domains, prefix),
-        divergence(phase, domains, prefix),
-        forecast_curves(phase, domains, prefix),
-        ratio(phase, domains, prefix),
-        reference_ratio(phase, domains, prefix),
-        steering(phase, prefix),
-        realised_share(phase, domains, prefix),
-        excess_loss(phase, domains, prefix),
-        sparsity(phase, prefix),
-    )
-    return [figure for figure in made if figure is not None]
+    both = Timeline.of([p for p in run.phases.values() if p.evals or p.steps])
+    pruned = Timeline.of([p for p in run.phases.values() if any(s.sparsity for s in p.steps)])
 
+    def made(*figures: Figure | None) -> list[Figure]:
+        return [figure for figure in figures if figure is not None]
 
-def training_loss(phase: PhaseRecord, prefix: str) -> Figure | None:
-    """Language modelling loss of the training batches over steps."""
-    logged = [point for point in phase.steps if is_drawable(point.loss)]
-    if not logged:
-        return None
-    figure, (axis,) = panels(1, columns=1, height=2.2)
-    values = [point.loss for point in logged]
-    axis.plot(
-        [p.step for p in logged], values, color=INK, gid="loss", linewidth=1.1, **points(values)
+    return RunFigures(
+        overview=against_source(both, domains, source, prefix),
+        losses=made(perplexity(both, domains, source, prefix), divergence(both, domains, prefix)),
+        ratios=made(
+            ratio(both, domains, prefix),
+            reference_ratio(both, domains, prefix),
+            excess_loss(both, domains, prefix),
+            steering(both, prefix),
+            realised_share(both, domains, prefix),
+        ),
+        forecasts=made(
+            forecasts(both, domains, prefix),
+            *(forecast_curves(phase, domains, prefix) for phase in run.phases.values()),
+        ),
+        masks=made(mask_convergence(run, prefix), sparsity(pruned, prefix)),
+        training=made(throughput(both, prefix), training_loss(both, prefix)),
     )
-    axis.set_ylabel("nats per token")
-    caption = (
-        "Mean loss of the training batches. These follow the data ratio, so the level also moves "
-        "when the ratio does; compare models by their validation loss."
-    )
-    return finish(figure, f"{prefix}-training-loss", "Training loss", caption)
-
-
-def sparsity(phase: PhaseRecord, prefix: str) -> Figure | None:
-    """Expected sparsity per granularity against its scheduled target."""
-    logged = [point for point in phase.steps if point.sparsity]
-    names = list(dict.fromkeys(name for point in logged for name in point.sparsity or {}))
-    if not names:
-        return None
-    figure, axes = panels(len(names), columns=4 if len(names) != 3 else 3, height=1.75)
-    steps = [point.step for point in logged]
-    for axis, name in zip(axes, names, strict=True):
-        target = [drawable((point.target_sparsity or {}).get(name, math.nan)) for point in logged]
-        actual = [drawable((point.sparsity or {}).get(name, math.nan)) for point in logged]
-        axis.plot(steps, target, gid=f"target-{name}", **REFERENCE)
-        axis.plot(steps, actual, gid=f"sparsity-{name}", color=INK, **points(actual))
-        axis.set_title(shorten(name), loc="left", parse_math=False)
-        axis.set_ylim(bottom=0.0)
-        percent(axis)
-    legend(
-        figure,
-        ("expected sparsity", {"color": INK, "linewidth": 1.4}),
-        ("its target", REFERENCE),
-    )
-    caption = (
-        "Share of each kind of part that the masks remove in expectation; the solid line should "
-        "settle on the dashed one."
-    )
-    return finish(figure, f"{prefix}-sparsity", "Sparsity against its target", caption)
-
-
-def mask_convergence(run: RunRecord, prefix: str) -> Figure | None:
-    """Agreement of the plan at each evaluation with the final plan (Appendix B.1, Figure 7)."""
-    rows = run.similarity
-    names = list(dict.fromkeys(name for row in rows for name in row.similarity))
-    if not names:
-        return None
-    figure, (axis,) = panels(1, columns=1, height=2.4)
-    for index, name in enumerate(names):
-        values = [drawable(row.similarity.get(name, math.nan)) for row in rows]
-        look = {**ink_style(index), **points(values)}
-        axis.plot([row.step for row in rows], values, gid=f"similarity-{name}", **look)
-    percent(axis)
-    axis.set_ylabel("same decision")
-    legend(figure, *((shorten(name), ink_style(index)) for index, name in enumerate(names)))
-    caption = (
-        "Share of parts on which the plan that would have been cut at a step agrees with the plan "
-        "that was cut. Masks have converged where all lines stay near 100%."
-    )
-    return finish(figure, f"{prefix}-mask-convergence", "Convergence of the masks", caption)
 
 
 def comparison_figure(
     ident: str, runs: Sequence[tuple[str, PhaseRecord]], domains: Sequence[str]
-) -> Figure | None:
+) -> Figure:
     """Average and worst-domain validation loss of several runs in one phase, over common domains.
 
     Args:
@@ -121,19 +81,81 @@ def comparison_figure(
         domains: Those that all runs have. An evaluation at which the loss of one is not known
             leaves a gap: the average would be of other domains than the rest.
     """
-    figure, axes = panels(2, columns=2, height=2.6)
-    summaries: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (
-        ("average", lambda losses: sum(losses) / len(losses)),
-        ("worst", max),
+    figure = Figure(
+        ident=ident,
+        title="Perplexity of the runs",
+        caption=f"On validation data, lower is better; over the domains {', '.join(domains)}.",
+        kind="perplexity",
     )
-    for axis, (kind, summary) in zip(axes, summaries, strict=True):
-        for index, (_, phase) in enumerate(runs):
+    figure.explain(*((label, ink_style(i)) for i, (label, _) in enumerate(runs)))
+    longest = max((phase for _, phase in runs), key=lambda phase: phase.last_step)
+    timeline = Timeline.of([longest])
+    place = timeline.stretches[0].place
+    summaries: tuple[tuple[str, str, Callable[[Sequence[float]], float]], ...] = (
+        ("average", "average over domains", lambda losses: sum(v / len(losses) for v in losses)),
+        ("worst", "worst domain", max),
+    )
+    for kind, title, summary in summaries:
+        axis = panel(SMALL, title=title)
+        for index, (label, phase) in enumerate(runs):
             rows = [[drawable(p.loss.get(d, math.nan)) for d in domains] for p in phase.evals]
             values = [math.nan if any(map(math.isnan, row)) else summary(row) for row in rows]
             look = ink_style(index) | points(values)
-            axis.plot([p.step for p in phase.evals], values, gid=f"{kind}-{index}", **look)
-        axis.set_title("average over domains" if kind == "average" else "worst domain", loc="left")
-    axes[0].set_ylabel("nats per token")
-    legend(figure, *((shorten(label, 30), ink_style(i)) for i, (label, _) in enumerate(runs)))
-    caption = f"Validation loss, lower is better; over the domains {', '.join(domains)}."
-    return finish(figure, ident, "Validation loss of the runs", caption)
+            places = [place(point.step) for point in phase.evals]
+            axis.plot(places, values, gid=f"{kind}-{index}", label=label, **look)
+        figure.add(axis, timeline, title)
+    return figure
+
+
+def times_source_figure(
+    ident: str, domains: Sequence[str], models: Mapping[str, Mapping[str, float]]
+) -> Figure | None:
+    """What several models ended with, per domain: perplexity over the source's.
+
+    Args:
+        ident: The figure's id.
+        domains: Those to show, from top to bottom.
+        models: Label -> domain -> factor.
+    """
+    rows = [
+        name
+        for name in domains
+        if any(v > 0 and is_drawable(v) for v in (f.get(name, math.nan) for f in models.values()))
+    ]
+    if not rows:
+        return None
+    figure = Figure(
+        ident=ident,
+        title="Perplexity against the source model",
+        caption="Perplexity of the models that the runs ended with, over the source model's: 1× is "
+        "as good as the source.",
+        kind="times",
+        size=Size(430, 62 + 24 * len(rows)),
+    )
+    figure.explain(("the source", SOURCE_STYLE))
+    axis = panel(figure.size, left=24 + 7.4 * max(len(name[:14]) for name in rows))
+    axis.axvline(0.0, **SOURCE_STYLE)
+    for index, (label, factors) in enumerate(models.items()):
+        look = {
+            "color": (INK, MUTED)[index % 2],
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 7,
+            "linestyle": "",
+            "markerfacecolor": (INK, "none")[index % 2],
+        }
+        known = [
+            (math.log(factor), row)
+            for row, name in enumerate(rows)
+            if is_drawable(factor := factors.get(name, math.nan)) and factor > 0
+        ]
+        axis.plot([x for x, _ in known], [y for _, y in known], gid=f"model-{index}", **look)
+        figure.explain((label, look))
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_yticks(
+        range(len(rows)), [name if len(name) <= 14 else name[:13] + "…" for name in rows]
+    )
+    for text in axis.get_yticklabels():
+        text.set_parse_math(False)
+    two_units(axis, "times", horizontal=True)
+    figure.add(axis, None)
+    return figure

@@ -1,20 +1,15 @@
-"""The laws behind the forecasts as curves beside the losses, and as a table against the end."""
+"""Forecasts against what came true, and the laws behind them as curves beside the losses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from drpruning.report.drawing import INK, legend, panels, shorten
-from drpruning.report.figure_parts import (
-    REFERENCE,
-    Figure,
-    drawable,
-    finish,
-    is_drawable,
-    own_colour,
-    series,
-)
+from drpruning.report.drawing import INK, MUTED, SMALL, panel
+from drpruning.report.figure_parts import REFERENCE, Figure, own_colour
+from drpruning.report.formats import drawable, is_drawable
+from drpruning.report.timeline import Points, Stretch, Timeline, series
 from drpruning.runs.counterfactuals import loss_at, split_data
 from drpruning.runs.lines import EvalPoint
 from drpruning.runs.records import PhaseRecord
@@ -27,6 +22,25 @@ _POINTS = 24
 """Of a curve beyond the last evaluation."""
 
 
+_FORECAST: dict[str, Any] = {
+    "color": MUTED,
+    "linestyle": "",
+    "marker": "x",
+    "markersize": 5,
+    "markeredgewidth": 1.0,
+}
+_REFUSED: dict[str, Any] = _FORECAST | {"marker": "o", "markerfacecolor": "none"}
+_BAND: dict[str, Any] = {"color": MUTED, "alpha": 0.25, "linewidth": 0}
+_CAME_TRUE: dict[str, Any] = {"color": INK, "linestyle": (0, (1.2, 1.4)), "linewidth": 1.3}
+_MOST_MARKS = 20
+_FORECAST_CAPTION = (
+    "The band is the 90% interval of the loss that was forecast, at each step, for the end of the "
+    "phase; the dotted line is the loss that it ended with. No forecast counts for more than the "
+    "smallest loss seen of a model of final size, so it can lie below its interval. At most about "
+    f"{_MOST_MARKS} forecasts per panel are marked; those outside of its scale are not shown."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Curves:
     """One domain: what its law says from one evaluation on.
@@ -34,10 +48,120 @@ class _Curves:
     Attributes:
         as_trained: Steps and losses with the data that it got, then at its present share.
         at_share: Steps and losses at the share that its forecast is for; empty if not known.
+        interval: Of the forecast, [low, high]; empty if not known.
     """
 
+    domain: str
     as_trained: tuple[list[float], list[float]]
     at_share: tuple[list[float], list[float]]
+    interval: list[float]
+
+
+def forecasts(timeline: Timeline, domains: Sequence[str], prefix: str) -> Figure | None:
+    """The forecasts of each domain with their intervals, against the loss at the end of the phase.
+
+    Returns:
+        None where nothing was forecast.
+    """
+    evals = timeline.evals
+    shown = [name for name in domains if any(_is_forecast(p, name) for _, p in evals)]
+    if not shown:
+        return None
+    figure = Figure(
+        ident=f"{prefix}-forecasts",
+        title="Forecasts against what came true",
+        caption=_FORECAST_CAPTION,
+        kind="perplexity",
+    )
+    figure.explain(
+        ("the model on validation data", {"color": INK}),
+        ("forecast", _FORECAST),
+        *(
+            [("forecast not used", _REFUSED)]
+            if any(p.explanation.refused for _, p in evals)
+            else []
+        ),
+        *(
+            [("90% interval", _BAND | {"linewidth": 9})]
+            if any(p.explanation.forecast_interval for _, p in evals)
+            else []
+        ),
+        *(
+            [("loss at the end", _CAME_TRUE)]
+            if any(stretch.phase.end for stretch in timeline.stretches)
+            else []
+        ),
+    )
+    for name in shown:
+        axis = panel(SMALL, title=name)
+        low, high = _limits(evals, name)
+        axis.set_ylim(low, high)
+        for stretch in timeline.stretches:
+            _draw_forecasts(axis, stretch, name, (2 * low - high, 2 * high - low))
+        places, losses = series(evals, lambda point: point.loss, name)
+        axis.plot(places, losses, gid=f"loss-{name}", label="model", **own_colour(domains, name))
+        figure.add(axis, timeline, name)
+    return figure
+
+
+def _is_forecast(point: EvalPoint, name: str) -> bool:
+    return is_drawable(point.forecast.get(name))
+
+
+def _limits(evals: Points, name: str) -> tuple[float, float]:
+    """The scale of a panel: the losses from the first forecast on, whatever the forecasts are."""
+    since = next(i for i, (_, point) in enumerate(evals) if _is_forecast(point, name))
+    kept = series(evals[since:], lambda point: point.loss, name)[1]
+    kept = kept or series(evals, lambda point: point.loss, name)[1] or [0.0]
+    margin = 0.2 * (max(kept) - min(kept)) or 0.05
+    return min(kept) - margin, max(kept) + margin
+
+
+def _draw_forecasts(axis: Any, stretch: Stretch, name: str, limits: tuple[float, float]) -> None:
+    """Draw intervals and forecasts of one phase, those that were not used with another mark."""
+    evals = [(stretch.place(point.step), point) for point in stretch.phase.evals]
+    if not any(_is_forecast(point, name) for _, point in evals):
+        return
+    ident = f"{stretch.phase.name}-{name}"
+    axis.fill_between(*_band(evals, name, limits), gid=f"interval-{ident}", **_BAND)
+    for kind, label, look in (
+        ("forecast", "forecast", _FORECAST),
+        ("refused", "forecast not used", _REFUSED),
+    ):
+        chosen = [
+            (x, p) for x, p in evals if (name in p.explanation.refused) == (kind == "refused")
+        ]
+        marks = series(chosen, lambda point: point.forecast, name)
+        every = math.ceil(len(marks[0]) / _MOST_MARKS) or 1
+        axis.plot(*marks, gid=f"{kind}-{ident}", label=label, markevery=every, **look)
+    last = evals[-1][1].loss.get(name, math.nan)
+    if stretch.phase.end is not None and is_drawable(last):
+        ends = [stretch.left, stretch.left + stretch.width]
+        axis.plot(ends, [last, last], gid=f"end-{ident}", label="at the end", **_CAME_TRUE)
+
+
+def _band(
+    evals: Points, name: str, limits: tuple[float, float]
+) -> tuple[list[float], list[float], list[float]]:
+    """The intervals as x, low and high of a band with gaps, cut off at the limits.
+
+    Each interval reaches half-way to the evaluations before and after.
+    """
+    places = [x for x, _ in evals]
+    middles = [(before + after) / 2 for before, after in pairwise(places)]
+    edges = [places[0], *middles, places[-1]] if middles else [places[0] - 0.01, places[0] + 0.01]
+    x: list[float] = []
+    lows: list[float] = []
+    highs: list[float] = []
+    for (_, point), (left, right) in zip(evals, pairwise(edges), strict=True):
+        pair = point.explanation.forecast_interval.get(name, (math.nan, math.nan))
+        low, high = (min(max(value, limits[0]), limits[1]) for value in pair)
+        if math.isnan(pair[0]) or math.isnan(pair[1]):
+            low = high = math.nan
+        x += [left, right]
+        lows += [low, low]
+        highs += [high, high]
+    return x, lows, highs
 
 
 def forecast_curves(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> Figure | None:
@@ -55,23 +179,29 @@ def forecast_curves(phase: PhaseRecord, domains: Sequence[str], prefix: str) -> 
         return None
     made, total = evals[start], max(phase.total_steps or 0, phase.last_step)
     shown = [name for name in domains if name in made.explanation.forecast_law]
-    figure, axes = panels(len(shown), columns=3, height=1.75)
     seen = evals[start // 2 :]
-    for axis, name in zip(axes, shown, strict=True):
-        _draw(axis, seen, evals[start:], total, name, own_colour(domains, name))
-        share = made.explanation.forecast_share.get(name, math.nan)
-        where = f" ({100 * share:.3g}%)" if is_drawable(share) else ""
-        axis.set_title(shorten(name, 24) + where, loc="left", parse_math=False)
-    axes[0].set_ylabel("nats per token")
-    legend(
-        figure,
-        ("validation loss", {"color": INK, "linewidth": 1.4}),
+    figure = Figure(
+        ident=f"{prefix}-{phase.name}-forecast-curves",
+        title="Loss at other shares",
+        caption=_caption(made, seen),
+        kind="perplexity",
+    )
+    figure.explain(
+        ("the model on validation data", {"color": INK}),
         ("law, at the shares trained", {"color": INK} | _AS_TRAINED),
         ("law, at the forecast's share", _AT_SHARE),
         ("reference loss", REFERENCE),
-        columns=4,
     )
-    return finish(figure, f"{prefix}-forecast-curves", "Loss at other shares", _caption(made, seen))
+    timeline = Timeline.part(phase, seen[0].step, total)
+    for name in shown:
+        share = made.explanation.forecast_share.get(name, math.nan)
+        where = f" ({100 * share:.3g}%)" if is_drawable(share) else ""
+        axis = panel(SMALL, title=f"{name}{where}")
+        place = timeline.stretches[0].place
+        points = [(place(point.step), point) for point in seen]
+        _draw(axis, points, _curves(evals[start:], total, name), place, own_colour(domains, name))
+        figure.add(axis, timeline, name)
+    return figure
 
 
 def _caption(made: EvalPoint, seen: Sequence[EvalPoint]) -> str:
@@ -107,10 +237,9 @@ def _has_curve(point: EvalPoint) -> bool:
 
 def _draw(
     axis: Any,
-    seen: Sequence[EvalPoint],
-    since: Sequence[EvalPoint],
-    total: int,
-    name: str,
+    seen: Points,
+    curves: _Curves,
+    place: Callable[[float], float],
     colour: dict[str, Any],
 ) -> None:
     """Draw one panel.
@@ -118,30 +247,31 @@ def _draw(
     Args:
         axis: The panel.
         seen: The evaluations whose losses are shown.
-        since: Those from the law's own on.
-        total: The last step of training.
-        name: The domain.
-        colour: Its colour.
+        curves: What the law says.
+        place: Gives the place of a step on the axis.
+        colour: The domain's.
     """
-    steps, losses = series(seen, lambda point: point.loss, name)
-    axis.plot(steps, losses, gid=f"loss-{name}", **colour)
+    name = curves.domain
+    losses = series(seen, lambda point: point.loss, name)
+    axis.plot(*losses, gid=f"loss-{name}", label="model", **colour)
     references = series(seen, lambda point: point.reference_loss, name)
-    curves = _curves(since, total, name)
-    axis.plot(*curves.as_trained, gid=f"trained-{name}", **colour | _AS_TRAINED)
-    axis.plot(*curves.at_share, gid=f"counterfactual-{name}", **_AT_SHARE)
-    made = since[0].explanation
-    ends = [drawable(value) for value in made.forecast_interval.get(name, ())]
-    kept = [*losses, *references[1], curves.as_trained[1][-1], curves.at_share[1][-1]]
+    for gid, label, (steps, values), look in (
+        ("trained", "law, as trained", curves.as_trained, colour | _AS_TRAINED),
+        ("counterfactual", "law, at the forecast's share", curves.at_share, _AT_SHARE),
+    ):
+        axis.plot([place(s) for s in steps], values, gid=f"{gid}-{name}", label=label, **look)
+    kept = [*losses[1], *references[1], curves.as_trained[1][-1], curves.at_share[1][-1]]
     kept = [value for value in kept if is_drawable(value)]
     if kept:
         # Neither an absurd interval nor the steep beginning of a law must flatten the curves.
         margin = 0.08 * (max(kept) - min(kept)) or 0.05
         axis.set_ylim(min(kept) - margin, max(kept) + margin)
     if references[0]:  # the last one stays in force, as far as is known
-        references = ([*references[0], total], [*references[1], references[1][-1]])
-    axis.plot(*references, gid=f"reference-{name}", **REFERENCE)
-    if len(ends) == 2:
-        axis.plot([total, total], ends, gid=f"interval-{name}", marker="_", **_INTERVAL)
+        references = ([*references[0], 1.0], [*references[1], references[1][-1]])
+    axis.plot(*references, gid=f"reference-{name}", label="reference", **REFERENCE)
+    if len(curves.interval) == 2:
+        ends = list(curves.interval)
+        axis.plot([1.0, 1.0], ends, gid=f"interval-{name}", marker="_", **_INTERVAL)
 
 
 def _curves(since: Sequence[EvalPoint], total: int, name: str) -> _Curves:
@@ -156,6 +286,8 @@ def _curves(since: Sequence[EvalPoint], total: int, name: str) -> _Curves:
     steps = [made.step + (total - made.step) * i / _POINTS for i in range(_POINTS + 1)]
     other = [_loss_after(law, made, name, step, share) for step in steps]
     return _Curves(
+        domain=name,
+        interval=[drawable(value) for value in made.explanation.forecast_interval.get(name, ())],
         as_trained=([*(float(p.step) for p in since), *ahead], list(map(drawable, trained))),
         at_share=(steps, list(map(drawable, other))),
     )

@@ -26,6 +26,11 @@ def loss_text(value: float) -> str:
     return UNKNOWN if math.isnan(value) else decimals(value, 3)
 
 
+def exp_text(value: float) -> str:
+    """The perplexity of a loss."""
+    return format_perplexity(math.exp(value) if value < 700 else value)
+
+
 def signed(value: float) -> str:
     """A difference of losses with its sign and three decimals."""
     return UNKNOWN if math.isnan(value) else decimals(value, 3, "+").replace("-", "−")
@@ -63,3 +68,29 @@ def ranges(indices: Sequence[int], separator: str = ", ", dash: str = "–") -> 
         f"{run[0]}{dash}{run[-1]}" if len(run) > 1 else str(run[0]) for run in consecutive(indices)
     )
     return separator.join(spans)
+
+
+LARGEST = 1e30
+"""Numbers beyond it are not drawn: scales and their margins would overflow."""
+
+
+def is_drawable(value: float | None) -> bool:
+    """Whether a value is known and a scale can hold it."""
+    return value is not None and abs(value) <= LARGEST  # false for NaN too
+
+
+def drawable(value: float) -> float:
+    """The value; NaN, which leaves a gap, where it cannot be drawn."""
+    return value if is_drawable(value) else math.nan
+
+
+def number(value: float) -> str:
+    """A factor in three digits, more where it is large."""
+    return UNKNOWN if math.isnan(value) else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def format_perplexity(value: float) -> str:
+    """Two decimals, or three digits of a very large number; an en dash where not measured."""
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e6 else f"{value:,.0f}"

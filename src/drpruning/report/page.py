@@ -1,5 +1,7 @@
 """One self-contained HTML page from one or several run folders."""
 
+import base64
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,24 +10,15 @@ from typing import Any
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, check_output_file
-from drpruning.pruning import PruningPlan
 from drpruning.pruning.shapes import PRUNABLE_LABELS
-from drpruning.recipe.distillation import SELF
-from drpruning.report.comparison import compare_phase
-from drpruning.report.decision import (
-    LastDecision,
-    SkippedUpdates,
-    decision_counts,
-    last_decision,
-    reference_origins,
-    skipped_updates,
-)
+from drpruning.report.comparison import Comparison, compare_phase
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
-from drpruning.report.figure_parts import Figure, divergences, series
-from drpruning.report.figures import mask_convergence, phase_figures
+from drpruning.report.exports import check_folder, write_files
+from drpruning.report.figure_parts import Figure
+from drpruning.report.figures import times_source_figure
 from drpruning.report.formats import (
     PHASE_TITLES,
-    duration,
+    exp_text,
     factor,
     loss_text,
     percentage,
@@ -33,90 +26,25 @@ from drpruning.report.formats import (
     signed,
 )
 from drpruning.report.own_pages import generator, is_page
-from drpruning.report.table import format_perplexity, results_table
-from drpruning.runs.counterfactuals import ForecastCheck, phase_checks
+from drpruning.report.results import result_columns, times_columns
+from drpruning.report.sections import RunSection, run_section
+from drpruning.report.table import Table, results_table
+from drpruning.report.verdict import runs_verdict, source_name
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
-from drpruning.runs.records import (
-    FILES,
-    PhaseRecord,
-    RunRecord,
-    load_run,
-    section,
-)
+from drpruning.runs.records import FILES, RunRecord, load_run, section
 
 
 @dataclass(frozen=True, kw_only=True)
-class RatioRow:
-    """One domain from the first evaluation of a phase to its last; NaN is not known.
+class Page:
+    """What a page shows; its template writes it, and its figures and tables go to files too."""
 
-    A domain of share 0 is only evaluated: it has losses and no share.
-    """
-
-    domain: str
-    only_evaluated: bool
-    initial: float
-    ratio: float
-    reference_ratio: float
-    first_loss: float
-    last_loss: float
-    reference_loss: float
-    last_divergence: float
-
-    @property
-    def ratio_factor(self) -> float:
-        """By what factor the ratio differs from the initial one."""
-        return self.ratio / self.initial if self.initial else math.nan
-
-    @property
-    def reference_factor(self) -> float:
-        """By what factor the reference ratio differs from the initial one."""
-        return self.reference_ratio / self.initial if self.initial else math.nan
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseSection:
-    """What the page says of one phase of one run."""
-
-    name: str
-    title: str
-    ident: str
-    facts: list[str]
-    warnings: list[str]
-    ratio_rows: list[RatioRow]
-    decision: LastDecision | None
-    decision_counts: dict[str, str]
-    reference_origins: dict[str, str]
-    skipped_updates: list[SkippedUpdates]
-    forecast_checks: list[ForecastCheck]
+    text: str
     figures: list[Figure]
 
-    @property
-    def has_teacher(self) -> bool:
-        """Whether a domain has a divergence from a teacher."""
-        return any(math.isfinite(row.last_divergence) for row in self.ratio_rows)
 
-    @property
-    def forecast_domains(self) -> list[str]:
-        """The domains with a forecast that was compared with the end, in the order of the page."""
-        checked = {name for check in self.forecast_checks for name in check.error}
-        return [row.domain for row in self.ratio_rows if row.domain in checked]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSection:
-    """What the page says of one run."""
-
-    ident: str
-    label: str
-    about: str
-    phases: list[PhaseSection]
-    plan: PruningPlan | None
-    convergence: Figure | None
-    recipe_text: str
-    provenance: list[str]
-
-
-def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], output: Path | None = None, figures: Path | None = None
+) -> Path:
     """Write the report of one run, or of several side by side.
 
     An earlier report in its place is replaced, any other file is not.
@@ -124,6 +52,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     Args:
         folders: Run folders; the first gives the page its title.
         output: The HTML file; ``report.html`` in the first folder where it is None.
+        figures: A folder for the figures as SVG and the tables as CSV and LaTeX; None: no such
+            files.
 
     Returns:
         Where the page was written.
@@ -144,22 +74,26 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     option = "report" if output is None else "--output"
     output = RunFolder(runs[0].folder).report if output is None else Path(output)
     check_output_file(output, option, lambda path: is_page(path, "report"))
+    if figures is not None:
+        check_folder(figures)
     page = render_page(runs)
     try:
-        atomic_write(output, page)
+        atomic_write(output, page.text)
     except OSError as error:
         raise BadInput(f"{option} {output}: {error.strerror}; name another file") from None
+    if figures is not None:
+        write_files(figures, page.figures, page.text)
     return output
 
 
-def render_page(runs: Sequence[RunRecord]) -> str:
-    """Return the page as text; see :func:`write_report`."""
+def render_page(runs: Sequence[RunRecord]) -> Page:
+    """Return the page; see :func:`write_report`."""
     domains = list(dict.fromkeys(name for run in runs for name in run.domains))
     labels = run_labels(runs)
     table = results_table(runs)
     with style():
         sections = [
-            _run_section(run, label, f"run{number}", domains)
+            run_section(run, label, f"run{number}", domains)
             for number, (run, label) in enumerate(zip(runs, labels, strict=True), start=1)
         ]
         named = list(zip(labels, runs, strict=True))
@@ -168,21 +102,26 @@ def render_page(runs: Sequence[RunRecord]) -> str:
             for name in dict.fromkeys(name for run in runs for name in run.phases)
             if (compared := compare_phase(name, named)) is not None
         ]
-    return render(
+        overview = _overview(table, domains, sections)
+    text = render(
         "page.html.j2",
         filters={
             "share": percentage,
             "loss": loss_text,
+            "exp": exp_text,
             "signed": signed,
             "factor": factor,
             "ranges": ranges,
-            "perplexity": format_perplexity,
         },
         generator=generator("report"),
-        title=_title(runs[0]),
-        summary=_summary(runs[0]),
+        title=_title(runs[0]) if len(runs) == 1 else _title_of_several(runs),
+        verdict=sections[0].verdict if len(runs) == 1 else runs_verdict(table, labels),
+        summary=_summary(runs[0]) if len(runs) == 1 else [],
+        overview=overview,
+        warnings=_warnings(sections),
         table=table,
-        best=table.best(),
+        columns=result_columns(table),
+        times=times_columns(table),
         measured_on=_measured_on(runs),
         comparisons=compared,
         runs=sections,
@@ -190,6 +129,40 @@ def render_page(runs: Sequence[RunRecord]) -> str:
         series_light=SERIES_LIGHT,
         series_dark=SERIES_DARK,
     )
+    return Page(text=text, figures=_figures(overview, compared, sections))
+
+
+def _warnings(sections: Sequence[RunSection]) -> list[str]:
+    """The warnings of all phases, each with where it is from."""
+    several = len(sections) > 1
+    return [
+        f"{phase.title}{f' ({run.label})' if several else ''}: {line}"
+        for run in sections
+        for phase in run.phases
+        for line in phase.warnings
+    ]
+
+
+def _overview(
+    table: Table, domains: Sequence[str], sections: Sequence[RunSection]
+) -> Figure | None:
+    """The figure of the first screen: over time for one run, at the end for several."""
+    if len(sections) == 1:
+        return sections[0].figures.overview
+    models = {row.model: row.times_source for row in table.rows if row.recovered}
+    return times_source_figure("overview", domains, models) if table.summaries else None
+
+
+def _figures(
+    overview: Figure | None, compared: Sequence[Comparison], sections: Sequence[RunSection]
+) -> list[Figure]:
+    """Every figure of the page once, in its order."""
+    found = [overview, *(comparison.figure for comparison in compared)]
+    for run in sections:
+        drawn = run.figures
+        found += [drawn.overview, *drawn.losses, *drawn.ratios, *drawn.forecasts, *drawn.masks]
+        found += drawn.training
+    return list({figure.ident: figure for figure in found if figure is not None}.values())
 
 
 def run_labels(runs: Sequence[RunRecord]) -> list[str]:
@@ -202,73 +175,6 @@ def run_labels(runs: Sequence[RunRecord]) -> list[str]:
     return [f"{run.label} ({number})" for number, run in enumerate(runs, start=1)]
 
 
-def ratio_rows(run: RunRecord, phase: PhaseRecord) -> list[RatioRow]:
-    """Ratios and losses at the start and the end of a phase, as in the paper's Tables 3 and 7.
-
-    The initial ratio is the recipe's; where the folder has no recipe, that of the first evaluation.
-    """
-    if not phase.evals:
-        return []
-    first, last = phase.evals[0], phase.evals[-1]
-    initial = run.initial_ratio or first.ratio
-    known = [*first.loss, *last.loss, *last.ratio]
-    return [
-        RatioRow(
-            domain=name,
-            only_evaluated=name in run.untrained,
-            initial=initial.get(name, math.nan),
-            ratio=last.ratio.get(name, math.nan),
-            reference_ratio=last.reference_ratio.get(name, math.nan),
-            first_loss=first.loss.get(name, math.nan),
-            last_loss=last.loss.get(name, math.nan),
-            reference_loss=last.reference_loss.get(name, math.nan),
-            last_divergence=_last_divergence(phase, name),
-        )
-        for name in run.domains
-        if name in known
-    ]
-
-
-def _last_divergence(phase: PhaseRecord, domain: str) -> float:
-    """The latest of a domain, which has one only where it was trained on; NaN without any."""
-    _, known = series(phase.evals, divergences, domain)
-    return known[-1] if known else math.nan
-
-
-def _run_section(run: RunRecord, label: str, ident: str, domains: Sequence[str]) -> RunSection:
-    return RunSection(
-        ident=ident,
-        label=label,
-        about=_about(run),
-        phases=[
-            PhaseSection(
-                name=phase.name,
-                title=PHASE_TITLES.get(phase.name, phase.name),
-                ident=f"{ident}-{phase.name}",
-                facts=_facts(phase),
-                warnings=_warnings(phase),
-                ratio_rows=ratio_rows(run, phase),
-                decision=last_decision(phase, domains),
-                decision_counts=decision_counts(phase),
-                reference_origins=reference_origins(phase, domains),
-                skipped_updates=skipped_updates(phase, domains),
-                forecast_checks=phase_checks(phase),
-                figures=phase_figures(phase, domains, ident),
-            )
-            for phase in run.phases.values()
-        ],
-        plan=run.plan,
-        convergence=mask_convergence(run, ident),
-        recipe_text=run.recipe_text,
-        provenance=_provenance(run),
-    )
-
-
-def _source_name(run: RunRecord) -> str:
-    source = section(run.recipe, "model").get("source")
-    return Path(str(source)).name if source else run.label
-
-
 def _title(run: RunRecord) -> str:
     target = section(run.recipe, "model", "target")
     shape = [
@@ -277,12 +183,17 @@ def _title(run: RunRecord) -> str:
         if (size := target.get(name)) is not None
     ]
     if shape and "prune" in run.recipe:
-        return f"{_source_name(run)} pruned to {', '.join(shape)}"
+        return f"{source_name(run)} pruned to {', '.join(shape)}"
     if "prune" in run.phases or run.plan:
-        return f"{_source_name(run)}, pruned"
+        return f"{source_name(run)}, pruned"
     if "pretrain" in run.phases:
-        return f"{_source_name(run)}, continued pretraining"
-    return _source_name(run)
+        return f"{source_name(run)}, continued pretraining"
+    return source_name(run)
+
+
+def _title_of_several(runs: Sequence[RunRecord]) -> str:
+    titles = list(dict.fromkeys(map(_title, runs)))
+    return f"{len(runs)} runs: {titles[0]}" if len(titles) == 1 else f"{len(runs)} runs"
 
 
 def _summary(run: RunRecord) -> list[str]:
@@ -324,79 +235,6 @@ def _measured_on(runs: Sequence[RunRecord]) -> str:
     return f"Measured on {number} blocks of {tokens} tokens per domain."
 
 
-def _about(run: RunRecord) -> str:
-    policy = section(run.recipe, "scheduling").get("policy")
-    where = f"From {run.folder}."
-    return f"{where} Data scheduling: {policy}." if policy else where
-
-
-def _facts(phase: PhaseRecord) -> list[str]:
-    """Size, state and cost of a phase."""
-    facts = []
-    if phase.start:
-        start = phase.start
-        facts.append(
-            f"{start.total_steps:,} steps of {start.global_batch:,} × {start.sequence_length:,} "
-            "tokens"
-        )
-        facts += [_teacher(name, size) for name, size in (start.teachers or {}).items()]
-        if phase.end is None:
-            facts.append(f"not complete: last record at step {phase.last_step:,}")
-        elif phase.end.stopped:
-            facts.append(f"ended at step {phase.last_step:,}: {phase.end.stopped}")
-    facts.append(f"{len(phase.evals)} evaluations")
-    facts.append(f"{duration(phase.seconds)} in all")
-    for name, seconds in (
-        ("evaluation", [point.evaluation_seconds for point in phase.evals]),
-        ("ratio updates", [point.update_seconds for point in phase.evals]),
-    ):
-        known = [value for value in seconds if math.isfinite(value)]
-        if known:
-            part = f" ({percentage(sum(known) / phase.seconds)})" if phase.seconds else ""
-            facts.append(f"{name} {duration(sum(known))}{part}")
-    return facts
-
-
-def _teacher(model: str, parameters: float) -> str:
-    size = f" of {parameters:,.0f} parameters" if math.isfinite(parameters) else ""
-    name = "the model itself without its masks" if model == SELF else Path(model).name
-    return f"taught by {name}{size}"
-
-
-def _warnings(phase: PhaseRecord) -> list[str]:
-    """Warnings in the order of time; those with the same words are one."""
-    alike: dict[str, list[int]] = {}
-    for warned in phase.warnings:
-        alike.setdefault(warned.message, []).append(warned.step)
-    lines = [
-        f"Step {steps[0]:,}: {message}."
-        if len(steps) == 1
-        else f"{len(steps)} times, step {steps[0]:,} to {steps[-1]:,}: {message}."
-        for message, steps in alike.items()
-    ]
-    if phase.skipped:
-        steps, count = [skipped.step for skipped in phase.skipped], len(phase.skipped)
-        first, last = min(steps), max(steps)
-        where = f"step {first:,}" if count == 1 else f"{count} steps, {first:,} to {last:,}"
-        lines.append(
-            f"Skipped, because loss or gradient norm was not finite: {where}. metrics.jsonl has "
-            "their blocks."
-        )
-    return lines
-
-
-def _provenance(run: RunRecord) -> list[str]:
-    """Versions and commits that the phases were run with, each once."""
-    found: dict[str, None] = {}
-    for phase in run.phases.values():
-        if phase.start:
-            start = phase.start
-            versions = ", ".join(f"{name} {version}" for name, version in start.versions.items())
-            commit = f"commit {start.commit}" if start.commit else "commit not known"
-            found[f"{versions or 'versions not known'}; {commit}"] = None
-    return list(found)
-
-
 def render(template: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:
     """The page that a template makes of these values; a value that it lacks is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -409,4 +247,7 @@ def render(template: str, filters: dict[str, Callable[..., str]], **values: Any)
         lstrip_blocks=True,
     )
     environment.filters.update(filters)
-    return environment.get_template(template).render(**values)
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    # The page's policy allows this script alone and no request at all, whatever names it shows.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(script=script, script_digest=digest, **values)

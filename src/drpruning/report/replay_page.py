@@ -9,17 +9,25 @@ from drpruning.report.drawing import (
     MUTED,
     SERIES_DARK,
     SERIES_LIGHT,
-    legend,
-    panels,
+    SMALL,
+    panel,
     percent,
     series_style,
-    shorten,
     style,
 )
-from drpruning.report.figure_parts import Figure, drawable, finish
-from drpruning.report.formats import PHASE_TITLES, loss_text, percentage, signed
+from drpruning.report.figure_parts import Figure
+from drpruning.report.formats import (
+    PHASE_TITLES,
+    drawable,
+    exp_text,
+    loss_text,
+    percentage,
+    signed,
+)
 from drpruning.report.own_pages import generator
 from drpruning.report.page import render
+from drpruning.report.timeline import Timeline
+from drpruning.runs.records import PhaseRecord
 from drpruning.runs.replay_curves import CAVEAT, ReplayCurves
 
 _USED: dict[str, Any] = {"color": MUTED, "linestyle": "-", "linewidth": 1.2}
@@ -28,23 +36,33 @@ _DASHED = (0, (4, 1.6))
 
 def share_figure(curves: ReplayCurves) -> Figure:
     """Used and replayed share of each domain over steps, in a panel of its own."""
-    figure, axes = panels(len(curves.initial), columns=3, height=1.6)
-    for axis, name in zip(axes, curves.initial, strict=True):
+    figure = Figure(
+        ident=f"replay-{curves.phase}-ratio",
+        title="Data ratio",
+        caption="Share of each domain in the batches; every panel has its own scale. "
+        f"{curves.verdict()}",
+        kind="percent",
+    )
+    figure.explain(("used", _USED), ("replayed", {"color": INK, "linestyle": _DASHED}))
+    timeline = _timeline(curves)
+    place = timeline.stretches[0].place
+    for name in curves.initial:
+        axis = panel(SMALL, title=name)
         colour = _colour(curves, name)
         for kind, shares, look in (
             ("used", curves.used[name], _USED),
             ("replayed", curves.replayed[name], {"color": colour, "linestyle": _DASHED}),
         ):
-            steps = [*curves.steps, curves.last_step]
+            places = list(map(place, [*curves.steps, curves.last_step]))
             held = [drawable(share) for share in (*shares, shares[-1])]
-            axis.step(steps, held, where="post", gid=f"{kind}-{name}", **look)
-        axis.set_title(shorten(name, 28), loc="left", parse_math=False)
+            axis.step(places, held, where="post", gid=f"{kind}-{name}", label=kind, **look)
         percent(axis)
-    legend(figure, ("used", _USED), ("replayed", {"color": INK, "linestyle": _DASHED}))
-    caption = (
-        f"Share of each domain in the batches; every panel has its own scale. {curves.verdict()}"
-    )
-    return finish(figure, f"replay-{curves.phase}-ratio", "Data ratio", caption)
+        figure.add(axis, timeline, name)
+    return figure
+
+
+def _timeline(curves: ReplayCurves) -> Timeline:
+    return Timeline.part(PhaseRecord(curves.phase), 0, curves.last_step)
 
 
 def reference_figure(curves: ReplayCurves) -> Figure | None:
@@ -61,30 +79,37 @@ def reference_figure(curves: ReplayCurves) -> Figure | None:
     ]
     if not shown:
         return None
-    figure, axes = panels(len(shown), columns=3, height=1.75)
-    replayed_style = {"color": INK, "linestyle": _DASHED, "linewidth": 1.0}
-    for axis, name in zip(axes, shown, strict=True):
+    figure = Figure(
+        ident=f"replay-{curves.phase}-reference",
+        title="Reference losses",
+        caption="Domains whose reference loss differs in the replay; every panel has its own "
+        "scale. The distance from the loss to a reference loss draws data to a domain; where "
+        "forecasts count beside it, so does the distance to the forecast. A line begins at the "
+        "first evaluation with a reference loss.",
+        kind="perplexity",
+    )
+    replayed_style = {"color": INK, "linestyle": _DASHED, "linewidth": 1.3}
+    figure.explain(
+        ("validation loss of the run", {"color": INK}),
+        ("reference loss used", _USED),
+        ("reference loss replayed", replayed_style),
+    )
+    timeline = _timeline(curves)
+    place = timeline.stretches[0].place
+    for name in shown:
+        axis = panel(SMALL, title=name)
         for kind, values, look in (
             ("loss", curves.loss[name], {"color": _colour(curves, name)}),
             ("used-reference", curves.used_reference[name], _USED),
             ("replayed-reference", curves.replayed_reference[name], replayed_style),
         ):
-            axis.plot(curves.steps, list(map(drawable, values)), gid=f"{kind}-{name}", **look)
-        axis.set_title(shorten(name, 28), loc="left", parse_math=False)
-    axes[0].set_ylabel("nats per token")
-    legend(
-        figure,
-        ("validation loss of the run", {"color": INK, "linewidth": 1.4}),
-        ("reference loss used", _USED),
-        ("reference loss replayed", replayed_style),
-    )
-    caption = (
-        "Domains whose reference loss differs in the replay; every panel has its own scale. The "
-        "distance from the loss to a reference loss draws data to a domain; where forecasts count "
-        "beside it, so does the distance to the forecast. A line begins at the first evaluation "
-        "with a reference loss."
-    )
-    return finish(figure, f"replay-{curves.phase}-reference", "Reference losses", caption)
+            places = list(map(place, curves.steps))
+            label = kind.replace("-", " ")
+            axis.plot(
+                places, list(map(drawable, values)), gid=f"{kind}-{name}", label=label, **look
+            )
+        figure.add(axis, timeline, name)
+    return figure
 
 
 def render_replay_page(
@@ -106,7 +131,13 @@ def render_replay_page(
         }
     return render(
         "replay.html.j2",
-        filters={"share": percent_text, "points": _signed, "signed": signed, "loss": loss_text},
+        filters={
+            "share": percent_text,
+            "points": _signed,
+            "signed": signed,
+            "loss": loss_text,
+            "exp": exp_text,
+        },
         generator=generator("replay"),
         run=run,
         used=used,

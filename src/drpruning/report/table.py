@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drpruning.report.comparison import ValidationData, common_ground
+from drpruning.report.formats import format_perplexity
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.records import Evaluation, ParameterCounts, RunRecord
 
@@ -35,6 +36,9 @@ class Row:
         average: exp of the mean loss over the table's common domains, NaN where one is not known.
         worst: The largest perplexity over these domains, likewise.
         data: What it was measured on.
+        times_source: Domain -> perplexity over that of the run's source model, where both were
+            measured on the same blocks; empty for the source itself.
+        size_times_source: Its total, embedding and other parameters over the source's.
     """
 
     model: str
@@ -46,6 +50,8 @@ class Row:
     average: float
     worst: float
     data: ValidationData
+    times_source: Mapping[str, float]
+    size_times_source: tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +63,11 @@ class Table:
         summaries: Names of average and worst; empty where these cannot be compared.
         note: What a reader must know to compare the models; may be empty.
         rows: The models.
+        common: The domains that average and worst are over.
     """
 
     domains: list[str]
+    common: list[str]
     summaries: list[str]
     note: str
     rows: list[Row]
@@ -73,6 +81,20 @@ class Table:
         """The row's perplexities, one for each column; NaN where not measured."""
         summaries = [row.average, row.worst] if self.summaries else []
         return [*(row.perplexity.get(d, math.nan) for d in self.domains), *summaries]
+
+    def times_source(self, row: Row) -> list[float]:
+        """The row's perplexities over its source's, one for each column; NaN where not known.
+
+        Of the summaries: the factor between the two averages, and the largest factor.
+        """
+        factors = row.times_source
+        values = [factors.get(name, math.nan) for name in self.domains]
+        common = [factors.get(name, math.nan) for name in self.common]
+        if not self.summaries:
+            return values
+        known = bool(common) and not any(map(math.isnan, common))
+        average = math.exp(sum(map(math.log, common)) / len(common)) if known else math.nan
+        return [*values, average, max(common) if known else math.nan]
 
     def best(self) -> list[float]:
         """The lowest value of each column of :meth:`values` among recovered models.
@@ -110,11 +132,13 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
             "Neither averaged nor ranked: the validation data that the models were measured on "
             f"differ in {'; '.join(differences)}."
         )
-        return Table(domains=domains, summaries=[], note=note, rows=rows)
+        return Table(domains=domains, common=[], summaries=[], note=note, rows=rows)
     if len(common) == len(domains):
-        return Table(domains=domains, summaries=["average", "worst"], note="", rows=rows)
+        summaries = ["average", "worst"]
+        return Table(domains=domains, common=common, summaries=summaries, note="", rows=rows)
     return Table(
         domains=domains,
+        common=common,
         summaries=["average, common domains", "worst, common domains"],
         note=f"Domains common to all models: {', '.join(common)}.",
         rows=[_summed_up(row, common) for row in rows],
@@ -154,7 +178,45 @@ def _row(run: RunRecord, name: str, evaluation: Evaluation) -> Row:
             tokenizer=run.tokenizer,
             digests=evaluation.validation,
         ),
+        times_source={} if name == SOURCE else _times_source(evaluation, run.evaluations),
+        size_times_source=_size_times_source(evaluation, run.evaluations.get(SOURCE)),
     )
+
+
+def _size_times_source(
+    evaluation: Evaluation, source: Evaluation | None
+) -> tuple[float, float, float]:
+    if source is None:
+        return math.nan, math.nan, math.nan
+    own, whole = evaluation.parameters, source.parameters
+    total, embedding, other = (
+        part / of if of else math.nan
+        for part, of in (
+            (own.total, whole.total),
+            (own.embedding, whole.embedding),
+            (own.other, whole.other),
+        )
+    )
+    return total, embedding, other
+
+
+def _times_source(evaluation: Evaluation, found: Mapping[str, Evaluation]) -> dict[str, float]:
+    source = found.get(SOURCE)
+    if source is None or source.sequence_length != evaluation.sequence_length:
+        return {}
+    same = {
+        name: value
+        for name, value in evaluation.perplexity.items()
+        if source.validation.get(name) == evaluation.validation.get(name)
+        and source.blocks.get(name) == evaluation.blocks.get(name)
+    }
+    return times_source(same, source.perplexity)
+
+
+def times_source(model: Mapping[str, float], source: Mapping[str, float]) -> dict[str, float]:
+    """By what factor the perplexity of each domain is larger than the source's, where known."""
+    factors = {name: value / source[name] for name, value in model.items() if source.get(name)}
+    return {name: factor for name, factor in factors.items() if 0 < factor < math.inf}
 
 
 def _summed_up(row: Row, domains: Sequence[str]) -> Row:
@@ -168,13 +230,6 @@ def _summed_up(row: Row, domains: Sequence[str]) -> Row:
 
 def _same_model(one: Row, other: Row) -> bool:
     return (one.parameters, one.perplexity) == (other.parameters, other.perplexity)
-
-
-def format_perplexity(value: float) -> str:
-    """Two decimals, or three digits of a very large number; an en dash where not measured."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e6 else f"{value:,.0f}"
 
 
 def fitting_models(table: Table, width: int) -> list[slice]:

@@ -20,6 +20,23 @@ from drpruning.recipe import Training
 from drpruning.training.validation import autocast, language_modelling_loss
 
 
+def hardware(device: torch.device, processes: int) -> str:
+    """What a run is trained on, for people: ``8 × NVIDIA H100``, ``CPU with 16 threads``.
+
+    Args:
+        device: That of this rank.
+        processes: How many ranks there are.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = f"CPU with {threads} thread{'s' if threads > 1 else ''}"
+    else:
+        name = device.type.upper()
+    return f"{processes} × {name}" if processes > 1 else name
+
+
 def check_device() -> None:
     """Refuse a rank for which this machine has no GPU.
 

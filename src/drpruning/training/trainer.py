@@ -25,6 +25,7 @@ from drpruning.training.distributed import (
     any_rank,
     broadcast_ratio,
     clip_gradients,
+    hardware,
 )
 from drpruning.training.identity import check_identity
 from drpruning.training.objective import Losses
@@ -65,7 +66,10 @@ class Trainer(TrainerState):
         self._begin()
         self.watch.start()
         total = self.settings.steps
-        with InterruptGuard() as guard, self.reporter.task(self.phase, total, self.step) as task:
+        with (
+            InterruptGuard() as guard,
+            self.reporter.task(self.phase, total, self.step, view=self.reporter.view) as task,
+        ):
             while True:
                 if self.evaluated < self.step and self.step == self._segment_end():
                     self._evaluate(task)
@@ -119,6 +123,7 @@ class Trainer(TrainerState):
             versions=provenance.versions(),
             commit=provenance.commit(),
             teachers=self.objective.teachers,
+            hardware=hardware(self.accelerator.device, self.accelerator.num_processes),
         )
 
     def _segment_end(self) -> int:
