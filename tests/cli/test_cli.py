@@ -35,7 +35,7 @@ def refused(*arguments: str | Path) -> str:
 def test_help_names_every_command_and_the_exit_statuses() -> None:
     text = runner.invoke(app, ["--help"]).output
     training = ("prepare", "plan", "prune", "pretrain", "run", "demo", "evaluate", "report")
-    for name in (*training, "replay", "reference-loss", "export-schedule"):
+    for name in (*training, "watch", "replay", "reference-loss", "export-schedule"):
         assert name in text
         assert "Examples" in runner.invoke(app, [name, "--help"]).output
     assert "130" in text

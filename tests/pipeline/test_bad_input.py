@@ -19,12 +19,13 @@ from drpruning.cli.commands import app
 from drpruning.data.memory import MEMORY_PER_BYTE
 from drpruning.data.readers import RowReader
 from helpers.damaged_places import Place, Row, both, complaint, config, field, file, nothing
+from helpers.invalid_init import REFUSED_INIT
 from helpers.invalid_inputs import DEEP, lines, parquet, source
 from helpers.invalid_inputs import EARLY as COMMON
 from helpers.invalid_models import REFUSED_MODELS
 from helpers.invalid_teachers import REFUSED_TEACHERS
 
-EARLY = [*COMMON, *REFUSED_MODELS, *REFUSED_TEACHERS]
+EARLY = [*COMMON, *REFUSED_INIT, *REFUSED_MODELS, *REFUSED_TEACHERS]
 
 CHILD = """
 import json, os, signal, sys, traceback

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pty
+import re
 import signal
 import time
 from pathlib import Path
@@ -232,10 +233,25 @@ def test_a_command_shows_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert logging.getLogger("drpruning").handlers == []
 
 
+def test_warnings_stand_above_a_live_display(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(force_terminal=True, width=60, _environ={"TERM": "xterm"})
+    with warnings_shown(), Reporter(console=console).task("prune", 10):
+        for text in ("look at this", "and at that"):
+            logging.getLogger("drpruning.training").warning(text)
+    erased = r"\x1b\[2K(\x1b\[1A\x1b\[2K)+(\x1b\[33m)?warning: and at that"
+    assert re.search(erased, capsys.readouterr().out)
+
+
 def on_a_terminal(width: int) -> tuple[Reporter, io.StringIO]:
     screen = io.StringIO()
     return Reporter(
-        console=Console(file=screen, force_terminal=True, width=width, highlight=False)
+        console=Console(
+            file=screen,
+            force_terminal=True,
+            width=width,
+            highlight=False,
+            _environ={"TERM": "xterm"},
+        )
     ), screen
 
 

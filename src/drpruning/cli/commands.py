@@ -1,16 +1,20 @@
 """drprune: one thin function a command. Heavy imports happen inside."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from drpruning import __version__
-from drpruning.cli.app import app, command, expand_home
+from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
+from drpruning.cli.app import app, command
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
+
+PHASES = ("prune", "pretrain")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -22,6 +26,24 @@ Overrides = Annotated[
         "with a dot in it stands in quotes.",
     ),
 ]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Print lines on a terminal too, in place of a live view."),
+]
+
+
+def _starting_with(start: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(start)]
+
+
+def _complete_policy(incomplete: str) -> list[str]:
+    from drpruning.recipe.scheduling import DEFAULTS
+
+    return _starting_with(incomplete, DEFAULTS)
+
+
+def _complete_phase(incomplete: str) -> list[str]:
+    return _starting_with(incomplete, PHASES)
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -43,23 +65,42 @@ def _program(
     """
 
 
-def _run(recipe: Path, overrides: list[str] | None, *stages: str) -> None:
+def _run(recipe: Path, overrides: list[str] | None, *stages: str, plain: bool) -> None:
     from drpruning.runs.folder import open_recipe
 
     parsed = open_recipe(recipe, overrides or [])
     from drpruning.pipeline.targets import run_recipe
 
-    run_recipe(parsed, " ".join(sys.argv), stages)
+    run_recipe(parsed, " ".join(sys.argv), stages, plain=plain)
 
 
 @command("drprune run recipe.yaml\ndrprune run recipe.yaml --set output=runs/second")
-def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Do everything: prepare, prune, pretrain, evaluate, report. Resumes where it stopped."""
-    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report")
+    _run(recipe, overrides, "prepare", "prune", "pretrain", "evaluate", "report", plain=plain)
 
 
-@command("drprune plan recipe.yaml\ndrprune plan recipe.yaml --set prune.steps=1600")
-def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+@command(
+    "drprune plan recipe.yaml\n"
+    "drprune plan recipe.yaml --set prune.steps=1600\n"
+    "drprune plan recipe.yaml --time     also runs a few steps, and says how long it will take"
+)
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time",
+            help="Load the model, run a few steps of each phase on random tokens, and estimate how "
+            "long each stage will take on this machine.",
+        ),
+    ] = False,
+    time_steps: Annotated[
+        int, typer.Option(min=1, help="Steps that --time takes the time of, after a first one.")
+    ] = 3,
+) -> None:
     """Say what a recipe will do and what in it cannot work, without loading weights."""
     from drpruning.cli.run_plan_tables import print_plan
     from drpruning.pipeline.targets import plan_recipe
@@ -70,24 +111,29 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
         print_plan(part.recipe, part, title)
     if outcome.problems:
         raise BadInput("\n".join(outcome.problems))
+    if time:
+        from drpruning.cli.time_tables import print_times
+        from drpruning.pipeline.timing import time_recipe
+
+        print_times(time_recipe(outcome, time_steps), time_steps)
 
 
 @command("drprune prepare recipe.yaml\ndrprune prepare recipe.yaml --set data.workers=8")
-def prepare(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def prepare(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Tokenize the domains into blocks."""
-    _run(recipe, overrides, "prepare")
+    _run(recipe, overrides, "prepare", plain=plain)
 
 
 @command("drprune prune recipe.yaml\ndrprune prune recipe.yaml --set prune.mask_samples=8")
-def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def prune(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Train the masks and cut the model to its target shape (prepares the data if needed)."""
-    _run(recipe, overrides, "prepare", "prune")
+    _run(recipe, overrides, "prepare", "prune", plain=plain)
 
 
 @command("drprune pretrain recipe.yaml")
-def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = False) -> None:
     """Continue pretraining of the pruned model, or of the source where nothing is pruned."""
-    _run(recipe, overrides, "prepare", "pretrain")
+    _run(recipe, overrides, "prepare", "pretrain", plain=plain)
 
 
 @command(
@@ -142,6 +188,34 @@ def report(
 
 
 @command(
+    "drprune watch runs/a\n"
+    "drprune watch runs/a --every 10\n"
+    "drprune watch runs/a --once     print it once, as where standard output is no terminal"
+)
+def watch(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, also of several targets, or where one will be.",
+        ),
+    ],
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Print the view once and leave.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two looks.")
+    ] = 2.0,
+) -> None:
+    """Show how a run is doing, live, from another terminal; leaves when it is finished.
+
+    Reads the files of the run folder and changes nothing. Needs no torch.
+    """
+    from drpruning.cli.watch import watch_run
+
+    watch_run(run, once=once, every=every)
+
+
+@command(
     "drprune replay runs/a     the run's own policy: gives its ratio again\n"
     "drprune replay runs/a --policy group_dro\n"
     "drprune replay runs/a --set rho=0.2 --set bound=3 --output replay.html"
@@ -149,7 +223,12 @@ def report(
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder; it stays as it is.")],
     policy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another policy; default: the run's.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another policy; default: the run's.",
+            autocompletion=_complete_policy,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -166,6 +245,7 @@ def replay(
             "--phase",
             metavar="PHASE",
             help="prune or pretrain; may be given several times. Default: all there are.",
+            autocompletion=_complete_phase,
         ),
     ] = None,
     outputs: Annotated[
@@ -249,7 +329,11 @@ def export_schedule(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
     phase: Annotated[
         str | None,
-        typer.Option(metavar="PHASE", help="prune or pretrain; default: the last one."),
+        typer.Option(
+            metavar="PHASE",
+            help="prune or pretrain; default: the last one.",
+            autocompletion=_complete_phase,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The file; default: start.yaml in the run folder.")
@@ -286,93 +370,4 @@ def demo(
     run_demo(output)
 
 
-@command(
-    "drprune show-plan runs/a\n"
-    "drprune show-plan runs/a/prune/plan.json --layers     names the heads of each layer"
-)
-def show_plan(
-    plan: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PLAN_OR_RUN", help="A plan.json, a run folder, or a model in a run folder."
-        ),
-    ],
-    *,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Also name the heads that each layer keeps.")
-    ] = False,
-) -> None:
-    """Show what a pruning plan keeps: shapes before and after, layers, heads, dimensions.
-
-    Needs no torch.
-    """
-    from drpruning.cli.pruning_plan_tables import print_pruning_plan
-    from drpruning.runs.plans import find_plan
-
-    print_pruning_plan(find_plan(plan), layers=layers)
-
-
-@command(
-    "drprune compare-plans runs/a runs/b runs/c     every pair\n"
-    "drprune compare-plans runs/a     the plan at each evaluation with the final one\n"
-    "drprune compare-plans runs/a/prune/plan.json runs/b --json"
-)
-def compare_plans(
-    plans: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PLAN_OR_RUN", help="As show-plan takes them; or one run folder alone."
-        ),
-    ],
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Show on which share of the decisions plans agree, and what chance would give.
-
-    As in the paper's Appendix B.1: layers, hidden dimensions, heads and
-    feed-forward dimensions of the source that both keep or both remove; what
-    lies in a removed layer counts as removed. Needs no torch.
-    """
-    from dataclasses import asdict
-
-    from drpruning.cli.pruning_plan_tables import print_comparisons, print_history
-    from drpruning.common.files import dumps
-    from drpruning.runs.plans import compare_files
-
-    found = compare_files(plans)
-    if as_json:
-        typer.echo(dumps([asdict(comparison) for comparison in found], indent=1))
-    elif len(plans) == 1:
-        print_history(found)
-    else:
-        print_comparisons(found)
-
-
-@command(
-    "drprune apply-plan runs/a/prune/plan.json path/to/model smaller-model\n"
-    "drprune apply-plan runs/a meta-llama/Llama-2-7b-hf smaller-model"
-)
-def apply_plan(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN_OR_RUN", help="As show-plan takes it.")],
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model of the shape that the plan cuts: a folder, or a name on the Hub; "
-            "safetensors only.",
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The folder to write; new, or empty.")
-    ],
-) -> None:
-    """Cut a model by a plan and write a Hugging Face folder with tokenizer and model card.
-
-    Weights are cut, not rescaled, and keep the type they have in the model's
-    files. The soft values of learned masks are folded into the weights by
-    `drprune prune` alone, and its weights were trained with the masks: its own
-    result is another model than its plan applied to the source, and a better one.
-    """
-    from drpruning.pipeline.apply_plan import cut_model
-
-    cut_model(plan, expand_home(model), output)
+from drpruning.cli import plan_commands  # noqa: E402, F401 - registers them, the last in the help

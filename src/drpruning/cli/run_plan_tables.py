@@ -46,7 +46,13 @@ def _with_ratio(values: list[int]) -> list[str]:
     return [f"{value:,}" for value in values] + ratio
 
 
-def _proposals(proposals: list[Proposal]) -> Table:
+def proposals_table(proposals: list[Proposal], *, numbered: bool = False) -> Table:
+    """The shapes that are proposed for a number of parameters.
+
+    Args:
+        proposals: The best first.
+        numbered: Whether one is still to be chosen; else the first is marked as taken.
+    """
     table = make_table("proposed", "layers", "hidden", "intermediate", "heads", "parameters")
     table.add_column("why")
     for position, proposal in enumerate(proposals):
@@ -55,7 +61,7 @@ def _proposals(proposals: list[Proposal]) -> Table:
         if shape.num_heads != shape.num_kv_heads:
             heads += f"/{shape.num_kv_heads}"
         table.add_row(
-            "taken" if position == 0 else "",
+            f"{position + 1}" if numbered else "taken" if position == 0 else "",
             f"{shape.num_layers}",
             f"{shape.hidden_size:,}",
             f"{shape.intermediate_size:,}",
@@ -183,7 +189,7 @@ def print_plan(recipe: Recipe, plan: RunPlan, title: str = "") -> None:
     if title:
         console.print(title, style="bold", markup=False, soft_wrap=True)
     for proposals in plan.proposals.values():
-        console.print(_proposals(proposals))
+        console.print(proposals_table(proposals))
     if plan.source:
         console.print(_shapes(plan))
     console.print(_phases(recipe, plan))

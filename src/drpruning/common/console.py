@@ -7,14 +7,16 @@ another program can quiet or redirect them; the command line shows them by `warn
 import errno
 import logging
 import os
+import sys
 import termios
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from textwrap import TextWrapper
+from typing import Protocol
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.spinner import Spinner
@@ -25,10 +27,18 @@ logger = logging.getLogger(__name__)
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines of one task."""
+BAR_REFRESHES, VIEW_REFRESHES = 4, 0.5
+"""Times a second that a live bar and a view are drawn, by a thread of their own. A view takes some
+milliseconds, in which Python does nothing else."""
 WIDEST_BAR, BESIDE_THE_BAR = 32, 48
 """Columns of a progress bar, at most, and of the text on its line."""
 PLAIN_WIDTH = 120
 """Characters of a line where standard output is no terminal, as in a file or a pipe."""
+
+
+def can_redraw(console: Console) -> bool:
+    """Whether lines that have been written can be replaced, as terminals but simple ones allow."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def plain_console() -> Console:
@@ -67,11 +77,34 @@ def print_line(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, soft_wrap=True)
 
 
+class View(Protocol):
+    """Draws what a terminal shows in place of a progress bar."""
+
+    def __call__(self, console: Console, done: int, activity: str) -> RenderableType:
+        """What to show now.
+
+        Args:
+            console: The terminal, for its size.
+            done: Steps done.
+            activity: What is being done, if it is not one of the steps.
+        """
+
+
 class Task:
     """Work with a known number of steps."""
 
-    def __init__(self, reporter: "Reporter", title: str, total: int, done: int = 0):
-        """Start at `done` of `total` steps; more than 0 where the work is resumed."""
+    def __init__(
+        self,
+        reporter: "Reporter",
+        title: str,
+        total: int,
+        done: int = 0,
+        view: View | None = None,
+    ):
+        """Start at `done` of `total` steps; more than 0 where the work is resumed.
+
+        On a terminal `view`, where it is given, is shown in place of a progress bar.
+        """
         self._reporter, self._title, self._total = reporter, title, total
         self._first, self._start = done, time.monotonic()
         self._last_plain = float("-inf")
@@ -87,17 +120,32 @@ class Task:
                 console=reporter.console,
             )
             self._id = self._progress.add_task(title, total=total, completed=done, left="")
-            self._detail, self._shown = "", Text()
+            self._detail, self._shown, self._view = "", Text(), view
+            self._done, self._activity = done, ""
+            self._problems: list[Text] = []
             self._live = Live(
-                Group(self._progress, self._shown), console=reporter.console, transient=True
+                console=reporter.console,
+                transient=True,
+                get_renderable=self._drawn,
+                refresh_per_second=BAR_REFRESHES if view is None else VIEW_REFRESHES,
             )
-            self._live.start()
+            self._live.start(refresh=True)
+
+    def _drawn(self) -> RenderableType:
+        if self._view is not None:
+            try:
+                return self._view(self._reporter.console, self._done, self._activity)
+            except Exception as error:  # work must not end because it cannot be drawn
+                self._view = None
+                self._problems = [Text(f"the view cannot be drawn: {error}", "yellow")]
+        return Group(self._progress, self._shown, *self._problems)
 
     def update(self, done: int, detail: str = "") -> None:
         """Show how many steps are done, and details: under the bar, or in a line now and then."""
         now = time.monotonic()
         left = self._seconds_left(done, now)
         if self._live is not None:
+            self._done = done
             self._progress.update(self._id, completed=done, total=self._total, left=left)
             if detail:
                 self._detail = self._shown.plain = detail
@@ -109,7 +157,7 @@ class Task:
     def show_activity(self, text: str) -> None:
         """Show what is being done in place of the details, on a terminal only; "" ends it."""
         if self._live is not None:
-            self._shown.plain = text or self._detail
+            self._activity, self._shown.plain = text, text or self._detail
 
     def _seconds_left(self, done: int, now: float) -> str:
         if done <= self._first or done >= self._total:
@@ -126,10 +174,25 @@ class Task:
 class Reporter:
     """Shows progress to a person; a silent one is for all ranks but the first."""
 
-    def __init__(self, *, silent: bool = False, console: Console | None = None):
-        """Write to `console` (default: standard output), or nowhere if `silent`."""
+    def __init__(
+        self,
+        *,
+        silent: bool = False,
+        plain: bool = False,
+        console: Console | None = None,
+        view: View | None = None,
+    ):
+        """Write to `console` (default: standard output), or nowhere if `silent`.
+
+        Args:
+            silent: Whether to write nothing.
+            plain: Whether to print lines on a terminal too, and nothing that moves.
+            console: Where to write.
+            view: What a terminal shows of training.
+        """
         self.console = console or Console(highlight=False, quiet=silent)
-        self.live = self.console.is_terminal and not silent
+        self.live = can_redraw(self.console) and not (silent or plain)
+        self.view = view
 
     def line(self, text: str) -> None:
         """Print a line of its own, above the live ones."""
@@ -151,9 +214,11 @@ class Reporter:
             yield
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
-        """Show a progress bar while the block runs."""
-        task = Task(self, title, total, done)
+    def task(
+        self, title: str, total: int, done: int = 0, *, view: View | None = None
+    ) -> Iterator[Task]:
+        """Show a progress bar, or a view in its place, while the block runs."""
+        task = Task(self, title, total, done, view)
         try:
             yield task
         finally:
@@ -168,13 +233,17 @@ class _WarningLines(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_line(self._console, f"warning: {record.getMessage()}", "yellow")
+        with self._console.capture() as capture:
+            print_line(self._console, f"warning: {record.getMessage()}", "yellow")
+        # A live display puts above itself what is written to sys.stdout, which it has replaced; a
+        # console of rich would write past it.
+        sys.stdout.write(capture.get())
+        sys.stdout.flush()
 
 
 @contextmanager
 def warnings_shown(*, silent: bool = False) -> Iterator[None]:
     """Show the package's warnings on standard output while the block runs, or nowhere if silent."""
-    # It has no stream of its own, so that a live display puts the lines above itself.
     handler = _WarningLines(Console(highlight=False, quiet=silent))
     package = logging.getLogger("drpruning")
     package.addHandler(handler)

@@ -8,16 +8,19 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from drpruning.common.errors import BadInput, FolderLocked
 
 LOCK_FILE = ".lock"
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 """Names that become a folder's: none of them leads out of the folder that it is put in."""
+LOCK_PROBE = 0.05
+"""Seconds, many times as long as `is_locked` holds the lock of a folder."""
 LARGEST_JSON = 100_000_000
 """Bytes of a JSON file that is read, unless a reader says otherwise."""
 
@@ -67,16 +70,41 @@ def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
     Raises:
         FolderLocked: Another process holds the lock; `refusal` is the message.
     """
-    import fcntl
-
     with (folder / LOCK_FILE).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take_lock(file)
         except OSError:
-            raise FolderLocked(refusal) from None
+            time.sleep(LOCK_PROBE)  # it may have been `is_locked`, in another process
+            try:
+                _take_lock(file)
+            except OSError:
+                raise FolderLocked(refusal) from None
         # Worker processes that outlive a killed parent must not keep holding it.
         os.register_at_fork(after_in_child=file.close)
         yield
+
+
+def _take_lock(file: IO[str]) -> None:
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process works in a folder under `folder_lock`; None where nothing shows it.
+
+    There is no way to ask that does not hold the lock for an instant.
+    """
+    import fcntl
+
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, as in a copy, or a file system without locks
+        return None
+    return False
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -30,6 +30,7 @@ from drpruning.pipeline.reference_losses import (
 from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
 from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
+from drpruning.report.live_view import OwnRunView
 from drpruning.report.table import fitting_models
 from drpruning.runs.folder import (
     MODEL,
@@ -47,7 +48,6 @@ from drpruning.runs.reference_losses import ReferenceLosses
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
 STAGES = ("prepare", "prune", "pretrain", "evaluate", "report")
 
 
@@ -56,6 +56,7 @@ class Run:
     """A recipe, its folder, and the stages that lead from one to the results in the other."""
 
     recipe: Recipe
+    plain: bool = False  # print lines on a terminal too, in place of a live view
 
     def __post_init__(self) -> None:
         if self.recipe.model.targets is not None:
@@ -115,7 +116,8 @@ class Run:
     @cached_property
     def reporter(self) -> Reporter:
         """The terminal, silent on all ranks but the first."""
-        return Reporter(silent=int(os.environ.get("RANK", "0")) != 0)
+        silent = int(os.environ.get("RANK", "0")) != 0
+        return Reporter(silent=silent, plain=self.plain, view=OwnRunView(self.folder))
 
     @contextmanager
     def session(self, command: str | None) -> Iterator["Run"]:
@@ -158,7 +160,7 @@ class Run:
 
     def _prepare_first(self) -> None:
         """Prepare the data, which some shares follow from, and plan again with these shares."""
-        first = Run(self.recipe)
+        first = Run(self.recipe, self.plain)
         first.plan = replace(self.plan, warnings=[])  # they are said once, with the exact shares
         with first.session(None):
             data = first.data

@@ -73,20 +73,21 @@ def plan_recipe(recipe: Recipe) -> RecipePlan:
     return plan
 
 
-def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
+def run_recipe(recipe: Recipe, command: str, stages: Sequence[str], *, plain: bool = False) -> None:
     """Run stages of a recipe: of each of its targets in turn, where it has several.
 
     Args:
         recipe: With one target, several, or none.
         command: What was started, for sessions.jsonl.
         stages: Some of `drpruning.pipeline.run.STAGES`.
+        plain: Whether to print lines on a terminal too, in place of a live view.
 
     Raises:
         BadInput: Something in the recipe cannot work; every problem found is named.
         Interrupted: A signal asked to stop; the state is saved, and the same call resumes.
     """
     if recipe.model.targets is None:
-        with Run(recipe).session(command) as run:
+        with Run(recipe, plain).session(command) as run:
             run.run(stages)
         return
     plan = plan_recipe(recipe)
@@ -94,14 +95,14 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
         raise BadInput("\n".join(plan.problems))
     if plan.guessed_shares:
         part = next(iter(plan.plans.values()))
-        preparing = Run(part.recipe)
+        preparing = Run(part.recipe, plain)
         preparing.plan = replace(part, warnings=[])
         with preparing.session(None):
             preparing.data  # noqa: B018 - prepares them, and with them the shares are known
         plan = plan_recipe(recipe)
     parts = list(plan.plans.values())
     first, *others = (part.recipe for part in parts)
-    run = Run(first)
+    run = Run(first, plain)
     run.plan = parts[0]
     run.accelerator.wait_for_everyone()  # every rank has checked the folder; now one writes
     main = run.accelerator.is_main_process
@@ -114,7 +115,7 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str]) -> None:
             run.run(stages)
     others = others if set(stages) - {"prepare"} else []
     for own in others:
-        run = Run(own)
+        run = Run(own, plain)
         # Looked at again: what it is pruned from, the larger target's model, has been made since.
         run.plan = plan_run(own, known=parts[0])
         run.plan.warnings = [w for w in run.plan.warnings if w not in parts[0].warnings]

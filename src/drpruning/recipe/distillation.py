@@ -39,7 +39,9 @@ def _teacher_weight(value: Any) -> float | dict[str, float]:
     raise ValueError("write a weight, or weights by domain")
 
 
-TeacherWeight = Annotated[float | dict[str, float], BeforeValidator(_teacher_weight)]
+TeacherWeight = Annotated[
+    NonNegativeFloat | dict[str, NonNegativeFloat], BeforeValidator(_teacher_weight)
+]
 
 
 class Distill(Section):

@@ -15,9 +15,9 @@ class Domain(Section):
     """One data domain: where its text is and what share of the blocks it gets at first."""
 
     source: PathText
-    """A path, glob, folder or address of files of text (see below), or a dataset on the Hub."""
+    """Files of text (a path, glob, folder or address), or the name of a dataset on the Hub."""
     share: NonNegativeFloat | None = None
-    """Initial share of the blocks, all of one length; they sum to 1; 0 and absent: see below."""
+    """Initial share of the blocks; all sum to 1. 0: only evaluated; absent: by `data.smoothing`."""
     text_field: str = "text"
     """The field or column that holds a document's text."""
     where: dict[str, Any] = Field(default_factory=dict)
@@ -29,7 +29,7 @@ class Domain(Section):
     config: str | None = None
     """The configuration of a Hub dataset."""
     on_exhausted: Literal["repeat", "redistribute", "stop"] = "repeat"
-    """Once exhausted: it starts again, the others get its share, or the phase ends; see below."""
+    """Once exhausted: it starts again, the others get its share, or the phase ends."""
 
     @field_validator("where")
     @classmethod

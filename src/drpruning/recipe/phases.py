@@ -42,7 +42,7 @@ class Phase(Section):
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     distill: DistillSetting = None
-    """A teacher beside the text, see below; `none`: no teacher; absent: the default."""
+    """A teacher beside the text, or `none`; absent: in pretrain the model that was pruned."""
 
 
 class Stop(Section):
@@ -75,7 +75,7 @@ class Prune(Phase):
     calibration_batches: Count = 8
     """Global batches over which that importance is measured."""
     stop: Stop | None = None
-    """End early once the plan is stable (`{}` for the values below); absent: after `steps`."""
+    """End early once the plan is stable (`{}` takes the defaults); absent: after `steps`."""
 
     @property
     def sparsity_warmup_steps(self) -> float:

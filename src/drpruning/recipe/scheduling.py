@@ -20,6 +20,7 @@ from drpruning.recipe.section import (
 
 Losses = dict[str, PositiveFloat]
 ReferenceWord = Literal["auto", "source", "none"]
+FloorWord = Literal["initial_or_equal", "smallest_reference"]
 _LOSSES = TypeAdapter(Losses, config={"strict": True})
 _SHARE = TypeAdapter(Fraction, config={"strict": True})
 _SHARES = TypeAdapter(dict[str, Fraction], config={"strict": True})
@@ -155,19 +156,21 @@ class Scheduling(Section):
     ] = "drpruning"
     """Which rule gives the next ratio."""
     reference: Literal["paper"] | None = None
-    """`paper`: the other settings (drpruning) have the paper's defaults; absent: those below."""
+    """`paper`: the other settings (drpruning) have the paper's defaults; absent: our own."""
     rho: PositiveFloat | None = None
     """Radius of the ball around the reference ratio (drpruning: default 0.5; naive_dro: 0.1)."""
     tau: NonNegativeFloat | None = None
     """Excess over the mean at which a share doubles, in nats (drpruning); default 0.2, 0: none."""
-    floor: Annotated[float | dict[str, float] | str | None, BeforeValidator(_floor)] = None
-    """Smallest share, for all or by domain, or a word (drpruning, naive_dro), see below."""
+    floor: Annotated[Fraction | dict[str, Fraction] | FloorWord | None, BeforeValidator(_floor)] = (
+        None
+    )
+    """Smallest share, for all or by domain, or a word; default of drpruning initial_or_equal."""
     relative_floor: Fraction | None = None
     """Smallest part of its reference share that a domain keeps (drpruning); default 0."""
     reference_loss: Annotated[
         Losses | ReferenceModels | ReferenceWord | None, BeforeValidator(_reference_loss)
     ] = None
-    """What losses are compared with: a word, nats by domain, or models; default auto, see below."""
+    """What losses are compared with: a word, nats by domain, or models; default auto."""
     loss_weight: Share | None = None
     """Weight of the latest loss in the average of losses (drpruning); default 1, no average."""
     forecast: Literal["combine", "replace", "never"] | None = None

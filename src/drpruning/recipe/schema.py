@@ -52,7 +52,7 @@ class Data(Section):
     normalise_shares: bool = Field(default=False, exclude=True)
     """Divide the shares by their sum, whatever that is; the resolved recipe has the result."""
     smoothing: Fraction | None = None
-    """Domains without a share get what the others leave, by size ** smoothing; see below."""
+    """Domains without a share get what the others leave, in proportion to size ** smoothing."""
     domains: dict[str, Domain]
     """Name -> domain."""
     root: PathText | None = None
@@ -68,7 +68,7 @@ class Data(Section):
     bos: Literal["auto", "always", "never"] = "auto"
     """Whether documents begin with the BOS token; `auto`: where the tokenizer puts it first."""
     eos: Literal["auto", "always", "never"] = "auto"
-    """Whether documents end with the EOS token; `auto`: yes (see below)."""
+    """Whether documents end with the EOS token; `auto`: yes, unless they begin with that token."""
     workers: Count | None = None
     """Processes that tokenize; absent: one per core."""
 

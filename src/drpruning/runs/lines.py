@@ -190,14 +190,37 @@ def read_lines(path: Path) -> Iterator[Line]:
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
-        where = f"{path}, line {number}"
         try:
-            raw = parse_json(text)
-        except ValueError as error:
-            if number == len(lines):  # no newline at its end: the writer was stopped in this line
-                return
-            raise BadInput(f"{where}: not a JSON object ({error}); remove this line") from error
-        kind = raw.get("kind") if isinstance(raw, dict) else None
-        if isinstance(raw, dict) and not isinstance(kind, str):
-            raise BadInput(f"{where}: field 'kind': must be a valid string, found {as_json(kind)}")
-        yield read_record(_KINDS.get(str(kind), Line), text, where)
+            yield parse_line(text, f"{path}, line {number}")
+        except BadInput:
+            if number < len(lines) or _is_json(text):
+                raise
+            return  # no newline at its end: the writer was stopped in this line
+
+
+def parse_line(text: bytes, where: str) -> Line:
+    """Read one complete line.
+
+    Args:
+        text: The line.
+        where: The file, and the line in it, for messages.
+
+    Raises:
+        BadInput: It is not JSON, or lacks something that its kind must have.
+    """
+    try:
+        raw = parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{where}: not a JSON object ({error}); remove this line") from error
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if isinstance(raw, dict) and not isinstance(kind, str):
+        raise BadInput(f"{where}: field 'kind': must be a valid string, found {as_json(kind)}")
+    return read_record(_KINDS.get(str(kind), Line), text, where)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True

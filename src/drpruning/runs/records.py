@@ -264,7 +264,7 @@ def load_phases(folder: Path) -> RunRecord:
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a run folder: there is no such directory.")
-    text, recipe = _read_recipe(RunFolder(folder).recipe)
+    text, recipe = read_recipe(RunFolder(folder).recipe)
     phases = _read_metrics(RunFolder(folder).metrics)
     return RunRecord(folder=folder, recipe=recipe, recipe_text=text, phases=phases)
 
@@ -284,7 +284,12 @@ def load_evaluation(file: Path) -> Evaluation | None:
     return found
 
 
-def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
+def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read a recipe.yaml as it is written, and as plain values; both empty where there is none.
+
+    Raises:
+        BadInput: It is not YAML, or not a mapping.
+    """
     if not path.is_file():
         return "", {}
     text = file_bytes(path).decode(encoding="utf-8", errors="replace")

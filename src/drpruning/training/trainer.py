@@ -66,7 +66,10 @@ class Trainer(TrainerState):
         self._begin()
         self.watch.start()
         total = self.settings.steps
-        with InterruptGuard() as guard, self.reporter.task(self.phase, total, self.step) as task:
+        with (
+            InterruptGuard() as guard,
+            self.reporter.task(self.phase, total, self.step, view=self.reporter.view) as task,
+        ):
             while True:
                 if self.evaluated < self.step and self.step == self._segment_end():
                     self._evaluate(task)
