@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -323,39 +322,6 @@ def test_import_is_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
-
-
-@pytest.mark.browser
-def test_a_browser_shows_it(page: str, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("no chromium here")
-    (tmp_path / "report.html").write_text(page, encoding="utf-8")
-    picture = tmp_path / "page.png"
-    done = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1000,4000",
-            f"--screenshot={picture}",
-            (tmp_path / "report.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    assert picture.stat().st_size > 50_000
-    assert "CONSOLE" not in done.stderr
 
 
 def test_a_place_that_cannot_be_written_is_named_and_left_alone(
