@@ -164,7 +164,8 @@ def _check_settings(recipe: Recipe, teacher: SourceModel, distill: Distill, phas
         raise BadInput(
             f"data.sequence_length: {length} is beyond the {positions} positions that "
             f"{teacher.label} was made for, which is to teach ({teacher_field(phase, distill)}); "
-            f"write sequence_length: {positions} or less, or name another teacher"
+            f"write sequence_length: {positions} or less, name another teacher, or write "
+            f"{phase}.distill: none"
         )
     if distill.top_k is not None and distill.top_k >= vocab_size:
         raise BadInput(
@@ -281,7 +282,7 @@ def check_teacher_memory(
     raise BadInput(
         f"{teacher_field(phase, distill)}: {names} takes about {own / gib:,.1f} GiB beside about "
         f"{step / gib:,.1f} GiB of the training step, and there are {memory / gib:,.1f} GiB for "
-        f"each {kind}; write {', or '.join([*remedies, 'a smaller teacher'])}"
+        f"each {kind}; write {', or '.join([*remedies, 'a smaller teacher', 'distill: none'])}"
     )
 
 
