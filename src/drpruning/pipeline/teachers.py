@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 COSTLY = 3.0
 """How many times as long as without a teacher a step may take: beyond that `plan` warns. In our
-experiments a quarter to a third of the steps reached the loss of the text alone."""
+experiments a quarter to a half of the steps reached the loss of the text alone."""
 
 
 @dataclass(frozen=True)
