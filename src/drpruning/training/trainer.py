@@ -269,7 +269,7 @@ class Trainer(TrainerState):
             )
         self.evaluated = self.step
         where = f"{self.phase} {self.step}/{self.settings.steps}"
-        above = messages.above_teacher(losses, self.teacher_loss)
+        above = messages.above_teacher(steered, self.teacher_loss)
         self.reporter.line(f"{where}  {messages.evaluation_text(losses, self.ratio, above)}")
         vocabulary = self.vocabulary_size if self.step == 0 else None
         for message in messages.evaluation_warnings(losses, self.ratio, used_up, vocabulary):
