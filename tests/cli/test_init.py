@@ -170,7 +170,7 @@ def test_answers_that_cannot_work_are_asked_for_again(
     monkeypatch.setattr(init, "can_ask", lambda: True)
     answers = [
         "no/such/model", str(model_folder),
-        "gone.jsonl", str(text_folder / "numbers.jsonl"),
+        "gone.jsonl", "x" * 5000, str(text_folder / "numbers.jsonl"),
         f"numbers={text_folder / 'animals.jsonl'}", f"twin={text_folder / 'numbers.jsonl'}",
         f"colours={text_folder / 'colours.jsonl'}", "",
         "9T", "{num_layers: 3}", "6000", "7", "1",
@@ -179,7 +179,8 @@ def test_answers_that_cannot_work_are_asked_for_again(
     ]  # fmt: skip
     said = drprune("init", answers="\n".join(answers) + "\n")
     for words in (
-        "no/such/model is no folder", "gone.jsonl", "there are two domains numbers",
+        "no/such/model is no folder", "gone.jsonl", "File name too long",
+        "there are two domains numbers",
         "is used by data.domains.numbers too", "--target", "model's own shape",
         "write a number from 1 to",
         "none: write a number of steps",

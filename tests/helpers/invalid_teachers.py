@@ -121,7 +121,7 @@ REFUSED_TEACHERS = [
          "from_pretrained('large')", "resize_token_embeddings(32)", "NEW_FOLDER")),
     Row("teacher-of-short-blocks", teacher(max_position_embeddings=8),
         ("data.sequence_length: 16 is beyond the 8 positions that large was made for",
-         f"({WHERE}.teacher)", "sequence_length: 8 or less")),
+         f"({WHERE}.teacher)", "sequence_length: 8 or less", f"write {WHERE}: none")),
     Row("teacher-holds-the-output", both(teacher(), field("output", "large/out")),
         ("output: large/out lies in large", WHERE)),
     Row("first-teacher-holds-the-output",

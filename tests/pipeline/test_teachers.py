@@ -1,5 +1,6 @@
 """Teachers in plans and at the start of a run: what they cost, what is refused, what stays."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -17,6 +18,8 @@ from drpruning.pipeline.targets import plan_recipe
 from drpruning.pruning import ModelShape
 from drpruning.recipe import Distill, Training, parse_recipe
 from drpruning.runs.folder import open_recipe
+from drpruning.runs.policy import teacher_loss
+from drpruning.runs.reference_losses import ReferenceLosses
 from helpers.small_runs import drprune, only_pretraining, write
 
 
@@ -145,6 +148,42 @@ def test_every_target_of_a_chain_is_taught_by_the_first_model(
         assert distill.weight == 0.5
 
 
+def test_in_a_chain_the_losses_of_the_first_model_are_the_teachers(
+    recipe_values: dict[str, Any], larger: str
+) -> None:
+    model = recipe_values["model"]
+    model["targets"] = {"large": {"num_layers": 2}, "small": model.pop("target")}
+    first, second = (p.recipe for p in plan_recipe(parse_recipe(recipe_values)).plans.values())
+    losses = {"numbers": 2.0, "colours": 1.5, "animals": 1.0}
+    measured = ReferenceLosses.of_pruned_model(model["source"], 1000, losses)
+    for own in (first, second):
+        Path(own.output).mkdir(parents=True)
+        (Path(own.output) / "recipe.yaml").write_text(own.to_yaml())
+    assert teacher_loss(second, "pretrain") == {}
+    measured.write(Path(first.output))
+    for own in (first, second):
+        assert teacher_loss(own, "pretrain") == losses
+    recipe_values["pretrain"]["distill"] = {"teacher": larger}
+    for part in plan_recipe(parse_recipe(recipe_values)).plans.values():
+        assert teacher_loss(part.recipe, "pretrain") == {}
+
+
+def test_a_run_begun_without_a_teacher_is_told_how_it_is_resumed(
+    recipe_values: dict[str, Any],
+) -> None:
+    begun = copy.deepcopy(recipe_values)
+    begun["pretrain"]["distill"] = "none"
+    folder = Path(recipe_values["output"])
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(parse_recipe(begun).to_yaml())
+    (folder / "sessions.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text('{"phase": "pretrain"}\n')
+    (problem,) = plan_run(parse_recipe(recipe_values)).problems
+    assert "pretrain.distill (saved 'none', now {'teacher': None" in problem
+    assert "recipe.yaml`, write pretrain.distill: none, as it was begun, or write" in problem
+    assert not plan_run(parse_recipe(begun)).problems
+
+
 def test_losses_are_compared_with_the_teachers_and_a_run_may_move(
     recipe_values: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
@@ -204,7 +243,7 @@ def test_a_teacher_that_does_not_fit_into_the_memory_is_refused(
         message = str(error.value)
         assert message.startswith(f"pretrain.distill.teacher: {larger} takes about")
         assert "dtype: int8" in message
-        assert "smaller teacher" in message
+        assert "a smaller teacher, or distill: none" in message
         monkeypatch.setattr(teachers, "total_memory", lambda: 2 * (need - own))
         with pytest.raises(BadInput):
             run.run(["pretrain"])

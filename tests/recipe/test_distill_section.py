@@ -53,6 +53,14 @@ def test_where_nothing_is_pruned_no_model_teaches_and_the_recipe_says_so() -> No
     assert fixed_settings(absent.model_copy(update={"pretrain": in_code})) == fixed_settings(absent)
 
 
+def test_phases_made_in_code_have_the_same_default() -> None:
+    read = recipe(prunes=True)
+    values = {name: getattr(read, name) for name in type(read).model_fields}
+    for phase in ("prune", "pretrain"):
+        values[phase] = values[phase].model_copy(update={"distill": None})
+    assert Recipe(**values) == read
+
+
 @pytest.mark.parametrize("setting", [None, {}])
 def test_the_model_that_is_pruned_teaches_its_recovery_by_default(
     setting: dict[str, Any] | None,

@@ -282,10 +282,13 @@ def test_other_teachers_teach(values: dict[str, Any], settings: dict[str, Any]) 
     assert all(-1e-4 < value < 1 for value in found)
 
 
+@pytest.mark.parametrize("teacher", ["self", None])
 def test_the_unmasked_model_teaches_the_masked_one(
-    recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    recipe_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, teacher: str | None
 ) -> None:
-    recipe_values["prune"].update(distill={"teacher": "self", "weight": 0.5}, steps=10)
+    """Itself, or loaded once more; by a policy that measures no model before training."""
+    recipe_values["scheduling"] = {"policy": "constant"}
+    recipe_values["prune"].update(distill={"teacher": teacher, "weight": 0.5}, steps=10)
     recipe_values["training"]["checkpoint"] = {"every_steps": 3, "keep": 2}
     complete = run(renamed(recipe_values, "complete"), "prune")
     found = divergences(complete, "prune")

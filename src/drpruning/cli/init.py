@@ -136,6 +136,8 @@ class _Questions:
                 return use(answer.strip())
             except BadInput as error:
                 typer.echo(f"  {error}", err=True)
+            except OSError as error:  # a folder that may not be searched, a name that is too long
+                typer.echo(f"  {error.filename}: {error.strerror}", err=True)
 
     def _domains(self, model: SourceModel) -> list[FoundDomain]:
         domains: list[FoundDomain] = []

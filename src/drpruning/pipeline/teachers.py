@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 COSTLY = 3.0
 """How many times as long as without a teacher a step may take: beyond that `plan` warns. In our
-experiments a quarter to a third of the steps reached the loss of the text alone."""
+experiments a quarter to a half of the steps reached the loss of the text alone."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ def _check_settings(recipe: Recipe, teacher: SourceModel, distill: Distill, phas
         raise BadInput(
             f"data.sequence_length: {length} is beyond the {positions} positions that "
             f"{teacher.label} was made for, which is to teach ({teacher_field(phase, distill)}); "
-            f"write sequence_length: {positions} or less, or name another teacher"
+            f"write sequence_length: {positions} or less, name another teacher, or write "
+            f"{phase}.distill: none"
         )
     if distill.top_k is not None and distill.top_k >= vocab_size:
         raise BadInput(
@@ -281,7 +282,7 @@ def check_teacher_memory(
     raise BadInput(
         f"{teacher_field(phase, distill)}: {names} takes about {own / gib:,.1f} GiB beside about "
         f"{step / gib:,.1f} GiB of the training step, and there are {memory / gib:,.1f} GiB for "
-        f"each {kind}; write {', or '.join([*remedies, 'a smaller teacher'])}"
+        f"each {kind}; write {', or '.join([*remedies, 'a smaller teacher', 'distill: none'])}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from drpruning.recipe.distillation import OFF
 from drpruning.recipe.schema import Recipe
 
 _FREE = {
@@ -11,6 +12,8 @@ _FREE = {
 _FREE_OF_TEACHERS = {"shard", "cache"}
 _ORIGIN = {"like", "params"}
 _OF_FILES = {"dtype", "max_shard_size"}
+_ABSENT = {"distill": OFF}
+"""What a setting that `fixed_settings` leaves out stands for."""
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
@@ -63,7 +66,9 @@ def differences(current: Any, saved: Any, place: str = "") -> list[str]:
             line
             for key in keys
             for line in differences(
-                current.get(key), saved.get(key), f"{place}.{key}" if place else str(key)
+                current.get(key, _ABSENT.get(key)),
+                saved.get(key, _ABSENT.get(key)),
+                f"{place}.{key}" if place else str(key),
             )
         ]
     return [] if current == saved else [f"{place} (saved {saved!r}, now {current!r})"]

@@ -172,6 +172,7 @@ class Recipe(Section):
         written = dict(values)
         for name in ("prune", "pretrain"):
             phase = values.get(name)
+            phase = dict(phase) if isinstance(phase, Phase) else phase  # one made in code
             if isinstance(phase, Mapping) and phase.get("distill") is None:
                 prunes = values.get("prune") is not None
                 written[name] = {**phase, "distill": default_distillation(name, prunes=prunes)}

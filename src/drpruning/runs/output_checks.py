@@ -67,9 +67,16 @@ def _refusal(recipe: Recipe, saved: Recipe, changes: list[str]) -> str:
         state, action = f"has finished {', '.join(done)} with other settings", "resume"
     else:
         state, action = "holds the run of another recipe", "resume"
+    untaught = [
+        f"write {phase}.distill: none, as it was begun, "
+        for phase in recipe.phases
+        if recipe.distillation(phase) is not None and saved.distillation(phase) is None
+        if any(change.startswith(f"{phase}.distill ") for change in changes)
+    ]
     text = (
         f"output: {files.path} {state} ({'; '.join(changes[:5])}); {action} that one with "
-        f"`drprune run {shlex.quote(str(files.recipe))}`, or write another output"
+        f"`drprune run {shlex.quote(str(files.recipe))}`, {''.join(untaught)}or write another "
+        "output"
     )
     if not any(change.startswith(("data.", "model.tokenizer")) for change in changes):
         text += f" (with data.prepared: {prepared} nothing is prepared again)"

@@ -121,6 +121,15 @@ def _begun_in(recipe: Recipe) -> Path:
     return folder if larger is None else _begun_in(rebased(larger, folder))
 
 
+def _first_of_chain(recipe: Recipe) -> Recipe:
+    """The recipe of the first target of a chain, as far as the run folders of all are there."""
+    if not is_chained(recipe):
+        return recipe
+    folder = Path(str(recipe.model.source)).parent
+    larger = saved_recipe(folder)
+    return recipe if larger is None else _first_of_chain(rebased(larger, folder))
+
+
 def untrained_reference_loss(recipe: Recipe) -> dict[str, float]:
     """The reference losses in nats of the domains that are only evaluated, where there are any."""
     scheduling = recipe.scheduling
@@ -136,8 +145,12 @@ def teacher_loss(recipe: Recipe, phase: str) -> dict[str, float]:
     """Domain -> nats of a phase's teacher; empty unless it is one model that was measured."""
     teachers = list(recipe.teachers(phase))
     with suppress(BadInput):
-        if teachers == [recipe.model.reference] and not is_chained(recipe):
-            return source_losses(Path(recipe.output), recipe.data.domains)
+        if teachers == [_first_of_chain(recipe).model.reference]:
+            begun = _begun_in(recipe)
+            # The log of pruning does not count in pruning itself: only a resumed run would have it.
+            measured = RunFolder(begun).reference_loss.is_file() or begun != Path(recipe.output)
+            known = measured or phase != "prune"
+            return source_losses(begun, recipe.data.domains) if known else {}
         if teachers and (named := recipe.reference_models) and named.models == teachers:
             return _measured(recipe)
     return {}
