@@ -431,9 +431,9 @@ def test_the_page_is_whole_and_has_both_lines_of_every_domain(
     page = file.read_text()
     for phase in ("prune", "pretrain"):
         for name in SHARES:
-            for line in (f"ratio-used-{name}", f"ratio-replayed-{name}"):
-                assert f'id="replay-{phase}-{line}"' in page
-            assert f'id="replay-{phase}-reference-replayed-reference-{name}"' in page
+            for line in (f"used-{name}", f"replayed-{name}"):
+                assert re.search(rf'id="replay-{phase}-ratio-\d+-{line}"', page)
+            assert re.search(rf'id="replay-{phase}-reference-\d+-replayed-reference-{name}"', page)
     idents = re.findall(r'\bid="([^"]+)"', page)
     assert len(idents) == len(set(idents))
     assert not re.findall(r"(?:src|href)=\"(?!#)", page)

@@ -1,6 +1,7 @@
 """A domain of share 0 through a complete run: its losses are everywhere, its share nowhere."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,9 @@ def test_evaluations_and_report_show_it(folders: tuple[Path, Path]) -> None:
     page = (folders[0] / "report.html").read_text()
     assert page.count('<td colspan="3">only evaluated</td>') == 2
     assert "on 2 domains; 1 more only evaluated." in page
-    for phase in ("prune", "pretrain"):
-        assert f'id="run1-{phase}-validation-loss-loss-animals"' in page
-        assert f'id="run1-{phase}-ratio-line-animals"' not in page
-        assert f'id="run1-{phase}-ratio-line-numbers"' in page
+    assert re.search(r'id="run1-perplexity-\d+-loss-animals"', page)
+    assert not re.search(r'id="run1-ratio-\d+-line-animals"', page)
+    assert re.search(r'id="run1-ratio-\d+-line-numbers"', page)
 
 
 def test_replay_and_export_are_of_the_trained_domains(
