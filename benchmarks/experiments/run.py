@@ -252,7 +252,7 @@ class Experiments:
             if "prune" not in self.given:
                 return {}
             record = load_phases(self._pruned(seed).path)
-        return dict(record.phases["prune"].evals[0].loss)
+        return dict(record.phases["prune"].first_loss)
 
     def _result(self, variant: str, seed: int) -> Result:
         folder = self._folder(variant, seed)

@@ -14,8 +14,6 @@ from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
 
-PHASES = ("prune", "pretrain")
-
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
@@ -43,6 +41,8 @@ def _complete_policy(incomplete: str) -> list[str]:
 
 
 def _complete_phase(incomplete: str) -> list[str]:
+    from drpruning.recipe.phases import PHASES
+
     return _starting_with(incomplete, PHASES)
 
 

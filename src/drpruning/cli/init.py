@@ -12,7 +12,7 @@ from drpruning.cli.run_plan_tables import proposals_table
 from drpruning.common.console import make_table, plain_console
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, check_output_file
-from drpruning.pipeline.draft_inputs import FoundDomain, SourceModel, find_domains, find_model
+from drpruning.pipeline.draft_inputs import FoundDomain, FoundModel, find_domains, find_model
 from drpruning.pipeline.recipe_draft import (
     Draft,
     Sizes,
@@ -139,7 +139,7 @@ class _Questions:
             except OSError as error:  # a folder that may not be searched, a name that is too long
                 typer.echo(f"  {error.filename}: {error.strerror}", err=True)
 
-    def _domains(self, model: SourceModel) -> list[FoundDomain]:
+    def _domains(self, model: FoundModel) -> list[FoundDomain]:
         domains: list[FoundDomain] = []
 
         def add(text: str) -> bool:
@@ -161,7 +161,7 @@ class _Questions:
         self.console.print(table)
         return domains
 
-    def _target(self, model: SourceModel) -> tuple[dict[str, Any] | None, str]:
+    def _target(self, model: FoundModel) -> tuple[dict[str, Any] | None, str]:
         """What stands in model.target, None where nothing is pruned; and what speaks for it."""
         if self.flags.target is None:
             proposal = f"{propose_budget(model.shape):,}"

@@ -3,6 +3,7 @@
 Nothing is loaded and no code that comes with a model is run; see docs/security.md.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,12 @@ def read_config(name: str, field: str, remedy: str = "give a folder") -> dict[st
         check_hub_name(name, field, "no folder with a config.json")
         path = _hub_config(name, field, remedy)
     return read_json_object(path, field, LARGEST_CONFIG)
+
+
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest text that a model was made for; None where its config does not say."""
+    found = config.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
 
 
 def check_hub_name(name: str, field: str, lacking: str) -> None:

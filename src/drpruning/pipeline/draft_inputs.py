@@ -10,7 +10,7 @@ from drpruning.common.files import FOLDER_NAME
 from drpruning.data import DomainSource, check_sources, estimate_tokens, may_be_hub_name
 from drpruning.data.remote import is_address
 from drpruning.data.text_files import COMPRESSIONS, READABLE, kind_of, search_folder
-from drpruning.models.files import read_config
+from drpruning.models.files import positions, read_config
 from drpruning.models.inspect import SOURCE_FIELD, check_model
 from drpruning.pruning import ModelShape
 from drpruning.recipe.paths import expand_path
@@ -24,7 +24,7 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
-class SourceModel:
+class FoundModel:
     """The model to start from, as far as proposals need it.
 
     Attributes:
@@ -38,7 +38,7 @@ class SourceModel:
     positions: int | None
 
 
-def find_model(name: str) -> SourceModel:
+def find_model(name: str) -> FoundModel:
     """Look at a model; no weights are loaded.
 
     Raises:
@@ -46,8 +46,7 @@ def find_model(name: str) -> SourceModel:
     """
     place = _expanded(name, SOURCE_FIELD)
     shape = check_model(place, SOURCE_FIELD)
-    positions = read_config(place, SOURCE_FIELD).get("max_position_embeddings")
-    return SourceModel(name, shape, positions if isinstance(positions, int) else None)
+    return FoundModel(name, shape, positions(read_config(place, SOURCE_FIELD)))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from drpruning.models.files import positions
 from drpruning.pruning import ModelShape
 from drpruning.pruning.clients import attention_by_index, heads_that_fill, new_limits
 from drpruning.recipe import Recipe
@@ -16,10 +17,10 @@ LITTLE_FREEDOM = 0.1
 
 def length_warning(recipe: Recipe, config: dict[str, Any]) -> list[str]:
     """Whether blocks are longer than the model can take."""
-    positions, length = config.get("max_position_embeddings"), recipe.data.sequence_length
-    if not isinstance(positions, int) or length <= positions:
+    most, length = positions(config), recipe.data.sequence_length
+    if most is None or length <= most:
         return []
-    line = f"{length} is beyond the {positions} positions that the model was made for"
+    line = f"{length} is beyond the {most} positions that the model was made for"
     return [f"data.sequence_length: {line}"]
 
 

@@ -53,6 +53,7 @@ from drpruning.pipeline.reference_losses import check_reference_models
 from drpruning.pipeline.teachers import SourceModel, Teacher, plan_teacher, teacher_warnings
 from drpruning.pruning import ModelShape, Proposal
 from drpruning.recipe import Recipe, ReferenceModels, Target
+from drpruning.recipe.phases import PHASES
 from drpruning.runs.folder import (
     RunFolder,
     finished_phases,
@@ -280,7 +281,7 @@ def check_results(files: RunFolder) -> None:
     Raises:
         BadInput: A model folder has no config.json or no weights.
     """
-    for phase in ("prune", "pretrain"):
+    for phase in PHASES:
         folder = files.result(phase)
         if not folder.is_dir():
             continue

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from drpruning.common.errors import BadInput
 from drpruning.data.remote import is_address
 from drpruning.models.inspect import SOURCE_FIELD, resolve_target
-from drpruning.pipeline.draft_inputs import FoundDomain, SourceModel
+from drpruning.pipeline.draft_inputs import FoundDomain, FoundModel
 from drpruning.pruning import ModelShape, Proposal, propose_shapes
 from drpruning.recipe import Phase, Pretrain, Prune, Target
 from drpruning.recipe.schema import Data
@@ -129,7 +129,7 @@ class Sizes:
         return steps * self.global_batch[phase] * self.sequence_length
 
 
-def propose_sizes(model: SourceModel, domains: Sequence[FoundDomain], *, prunes: bool) -> Sizes:
+def propose_sizes(model: FoundModel, domains: Sequence[FoundDomain], *, prunes: bool) -> Sizes:
     """The paper's sizes, or smaller ones by which the text is read about once.
 
     Args:
@@ -185,7 +185,7 @@ class Draft:
         output: The run folder.
     """
 
-    model: SourceModel
+    model: FoundModel
     domains: Sequence[FoundDomain]
     target: Mapping[str, Any] | None
     reason: str

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from drpruning.common.errors import BadInput
 from drpruning.data import PreparedData, tokenizer_digest
 from drpruning.data.memory import total_memory
-from drpruning.models.files import read_config
+from drpruning.models.files import positions, read_config
 from drpruning.models.inspect import SOURCE_FIELD, check_model
 from drpruning.models.memory import (
     SHARDED_OVER,
@@ -84,8 +84,9 @@ def plan_teacher(
     distill = recipe.distillation(phase)
     assert distill is not None  # noqa: S101 - it has a teacher
     field = teacher_field(phase, distill)
-    known = {SELF: replace(own, label=SELF), **({} if first is None else {first.name: first})}
-    teacher = (known | {own.name: own}).get(name)
+    known = {} if first is None else {first.name: first}
+    known |= {SELF: replace(own, label=SELF), own.name: own}
+    teacher = known.get(name)
     if teacher is None:
         _check_is_another(recipe, phase, name, field)
         teacher = SourceModel(name, name, check_model(name, field), read_config(name, field))
@@ -159,12 +160,12 @@ def _other_tokenizer(name: str, field: str) -> BadInput:
 def _check_settings(recipe: Recipe, teacher: SourceModel, distill: Distill, phase: str) -> None:
     """Refuse blocks longer than the teacher takes, and more top tokens than there are."""
     length, vocab_size = recipe.data.sequence_length, teacher.shape.vocab_size
-    positions = teacher.config.get("max_position_embeddings")
-    if not distill.is_self and isinstance(positions, int) and length > positions:
+    most = positions(teacher.config)
+    if not distill.is_self and most is not None and length > most:
         raise BadInput(
-            f"data.sequence_length: {length} is beyond the {positions} positions that "
+            f"data.sequence_length: {length} is beyond the {most} positions that "
             f"{teacher.label} was made for, which is to teach ({teacher_field(phase, distill)}); "
-            f"write sequence_length: {positions} or less, name another teacher, or write "
+            f"write sequence_length: {most} or less, name another teacher, or write "
             f"{phase}.distill: none"
         )
     if distill.top_k is not None and distill.top_k >= vocab_size:

@@ -25,7 +25,7 @@ from drpruning.common.hub import HUB_REVISION
 from drpruning.recipe.distillation import Distill
 from drpruning.recipe.domains import Domain
 from drpruning.recipe.model import ModelSection, Target
-from drpruning.recipe.phases import Phase
+from drpruning.recipe.phases import PHASES, Phase
 from drpruning.recipe.scheduling import ReferenceModels, Scheduling, Start
 from drpruning.recipe.schema import Data, Recipe
 
@@ -89,7 +89,7 @@ _BESIDE: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
 }
 _ONE_OF_TWO: dict[type[BaseModel], tuple[str, str]] = {
     ModelSection: ("source", "shape"),
-    Recipe: ("prune", "pretrain"),
+    Recipe: PHASES,
 }
 """Sections that need at least one of two fields."""
 

@@ -17,6 +17,9 @@ from drpruning.recipe.section import (
     Share,
 )
 
+PHASES = ("prune", "pretrain")
+"""The phases that a recipe may have, in their order."""
+
 
 class Phase(Section):
     """One phase of training: optimizer, schedule, evaluations."""

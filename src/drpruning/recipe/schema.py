@@ -16,7 +16,7 @@ from drpruning.recipe.distillation import Distill, default_distillation
 from drpruning.recipe.domains import Domain, checked_shares, shares_by_size
 from drpruning.recipe.model import ModelSection
 from drpruning.recipe.paths import IN_A_FILE, PathText
-from drpruning.recipe.phases import Phase, Pretrain, Prune
+from drpruning.recipe.phases import PHASES, Phase, Pretrain, Prune
 from drpruning.recipe.scheduling import (
     AutoOrigin,
     ReferenceModels,
@@ -170,7 +170,7 @@ class Recipe(Section):
         if not isinstance(values, Mapping):
             return values
         written = dict(values)
-        for name in ("prune", "pretrain"):
+        for name in PHASES:
             phase = values.get(name)
             phase = dict(phase) if isinstance(phase, Phase) else phase  # one made in code
             if isinstance(phase, Mapping) and phase.get("distill") is None:

@@ -8,6 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from drpruning.report.formats import UNKNOWN, decimals, factor, loss_text, signed
+from drpruning.runs.counterfactuals import geometric_mean, mean
 from drpruning.runs.follow import RunState
 from drpruning.runs.records import section
 
@@ -102,14 +103,6 @@ def _times(loss: float, other: float) -> float:
 
 def _average(rows: Sequence[Row]) -> Row:
     """Means over the domains; of perplexities, and so of their factors, the geometric one."""
-
-    def mean(values: Sequence[float]) -> float:
-        known = [value for value in values if math.isfinite(value)]
-        return sum(known) / len(known) if known else NAN
-
-    def geometric(values: Sequence[float]) -> float:
-        return math.exp(mean([math.log(value) for value in values if 0 < value < math.inf]))
-
     histories = [row.history for row in rows]
     return Row(
         name="average",
@@ -117,8 +110,8 @@ def _average(rows: Sequence[Row]) -> Row:
         loss=mean([row.loss for row in rows]),
         change=mean([row.change for row in rows]),
         history=[mean(losses) for losses in zip(*histories, strict=True)],
-        times_reference=geometric([row.times_reference for row in rows]),
-        times_source=geometric([row.times_source for row in rows]),
+        times_reference=geometric_mean(row.times_reference for row in rows),
+        times_source=geometric_mean(row.times_source for row in rows),
         share=NAN,
         reference_share=NAN,
         realised=NAN,

@@ -1,15 +1,15 @@
 """What a run came to, in one sentence: how much smaller, and how far from the source model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from drpruning.recipe.phases import PHASES
 from drpruning.report.formats import PHASE_TITLES, format_perplexity, number
 from drpruning.report.table import Table, times_source
+from drpruning.runs.counterfactuals import geometric_mean
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE
 from drpruning.runs.records import Evaluation, PhaseRecord, RunRecord, section
-
-PHASES = ("prune", "pretrain")
 
 
 def run_verdict(run: RunRecord) -> str:
@@ -33,12 +33,6 @@ def source_name(run: RunRecord) -> str:
     """The name of the model that the run starts from."""
     source = section(run.recipe, "model").get("source")
     return Path(str(source)).name if source else run.label
-
-
-def geometric_mean(values: Mapping[str, float]) -> float:
-    """The exponential of the mean logarithm; NaN of nothing."""
-    logs = [math.log(value) for value in values.values() if 0 < value < math.inf]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def progress(run: RunRecord) -> str:
@@ -115,23 +109,32 @@ def _distance(factors: Mapping[str, float]) -> str:
     """How far perplexities are from the source's, on average and in the worst domain."""
     if not factors:
         return ""
-    average = f"{number(geometric_mean(factors))} times the source's perplexity"
-    if len(factors) == 1:
+    return _on_average_and_worst(
+        factors,
+        lambda average: f"{number(average)} times the source's perplexity",
+        lambda worst: f"{number(worst)} times",
+    )
+
+
+def _on_average_and_worst(
+    values: Mapping[str, float],
+    write_average: Callable[[float], str],
+    write_worst: Callable[[float], str],
+) -> str:
+    """The average of the domains and the worst of them, if there are several."""
+    average = write_average(geometric_mean(values.values()))
+    if len(values) == 1:
         return average
-    worst = max(factors, key=lambda name: factors[name])
-    return f"{average} on average and {number(factors[worst])} times in the worst domain, {worst}"
+    worst = max(values, key=lambda name: values[name])
+    return f"{average} on average and {write_worst(values[worst])} in the worst domain, {worst}"
 
 
 def _level(perplexities: Mapping[str, float]) -> str:
     known = {name: value for name, value in perplexities.items() if 0 < value < math.inf}
     if not known:
         return "no perplexity that is known"
-    average = f"a perplexity of {format_perplexity(geometric_mean(known))}"
-    if len(known) == 1:
-        return average
-    worst = max(known, key=lambda name: known[name])
-    return (
-        f"{average} on average and {format_perplexity(known[worst])} in the worst domain, {worst}"
+    return _on_average_and_worst(
+        known, lambda average: f"a perplexity of {format_perplexity(average)}", format_perplexity
     )
 
 

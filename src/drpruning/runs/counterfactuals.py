@@ -5,7 +5,7 @@ never had (a share that it was not given) and, once training has ended, at the d
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from drpruning.runs.lines import EvalPoint
@@ -230,3 +230,8 @@ def mean(values: Sequence[float]) -> float:
     """Mean of the values that are known; NaN where none is."""
     known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else math.nan
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Exponential of the mean logarithm of the values above 0 that are known; NaN without any."""
+    return math.exp(mean([math.log(value) for value in values if 0 < value < math.inf]))

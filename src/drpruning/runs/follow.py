@@ -14,6 +14,8 @@ from typing import Literal
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import is_locked, parse_json
+from drpruning.recipe.phases import PHASES
+from drpruning.runs.counterfactuals import mean
 from drpruning.runs.folder import SOURCE, RunFolder, is_run
 from drpruning.runs.lines import Line, parse_line
 from drpruning.runs.records import (
@@ -25,7 +27,6 @@ from drpruning.runs.records import (
     section,
 )
 
-PHASES = ("prune", "pretrain")
 Status = Literal["waiting", "running", "stopped", "finished"]
 
 SHORTEST_SILENCE = 120.0
@@ -227,17 +228,18 @@ class RunState:
         if phase is None or phase.start is None:
             return None
         speeds = [point.tokens_per_second for point in phase.steps[-_LINES_OF_PACE:]]
-        seconds_per_token = _mean([1 / speed for speed in speeds if speed > 0])
-        if seconds_per_token is None:
+        seconds_per_token = mean([1 / speed for speed in speeds if speed > 0])
+        if math.isnan(seconds_per_token):
             return None
         batch = self._setting(name, "global_batch", phase.start.global_batch)
         step_seconds = seconds_per_token * batch * phase.start.sequence_length
-        evaluation_seconds = _mean(
+        evaluation_seconds = mean(
             [p.evaluation_seconds + p.update_seconds for p in phase.evals[-_LINES_OF_PACE:]]
         )
+        known = 0.0 if math.isnan(evaluation_seconds) else evaluation_seconds
         every = max(1, self._setting(name, "evaluate_every", total))
         evaluations = math.ceil(total / every) - done // every
-        return (total - done) * step_seconds + evaluations * (evaluation_seconds or 0.0)
+        return (total - done) * step_seconds + evaluations * known
 
 
 def _last_line(phase: PhaseRecord) -> Line | None:
@@ -246,11 +248,6 @@ def _last_line(phase: PhaseRecord) -> Line | None:
         ends += points[-1:]
     known = [line for line in ends if line is not None and not math.isnan(line.time)]
     return max(known, key=lambda line: (line.step, line.time), default=None)
-
-
-def _mean(values: list[float]) -> float | None:
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else None
 
 
 class RunFollower:
@@ -346,10 +343,7 @@ class RunFollower:
         return locked if locked or self._lock_shows else None
 
     def _source_loss(self) -> Mapping[str, float]:
-        """The losses of the model that is pruned: as evaluated, or before the first step.
-
-        All masks are open then, so the first evaluation of pruning is that of the source.
-        """
+        """The losses of the model that is pruned: as evaluated, or before the first step."""
         try:
             found = load_evaluation(self._files.evaluation(SOURCE))
         except BadInput:  # it is the report that needs it, and says so
@@ -357,8 +351,7 @@ class RunFollower:
         if found is not None:
             return found.loss
         phase = self._record.phases.get("prune")
-        first = phase.evals[0] if phase is not None and phase.evals else None
-        return first.loss if first is not None and first.step == 0 else {}
+        return {} if phase is None else phase.first_loss
 
     def _latest_start(self) -> float | None:
         for text in self._sessions.read_new()[1]:

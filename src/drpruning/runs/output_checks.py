@@ -13,6 +13,7 @@ from drpruning.data import DomainSource
 from drpruning.recipe import Recipe
 from drpruning.recipe.changes import differences, fixed_settings, written_as
 from drpruning.recipe.paths import escape_path
+from drpruning.recipe.phases import PHASES
 from drpruning.runs.folder import RunFolder, finished_phases, is_run, moved_places
 
 _NAMES = RunFolder(Path())
@@ -109,7 +110,7 @@ def _changes(recipe: Recipe, saved: Recipe, folder: Path) -> list[str]:
             placed = before.with_places(partial(moved, now=now.named))
             names = {"teacher": placed.teacher, "teachers": placed.teachers}
             settings["saved"][phase]["distill"] |= names
-    for phase in {"prune", "pretrain"} - begun:
+    for phase in set(PHASES) - begun:
         for values in settings.values():
             values[phase] = None
     changes = differences(settings["now"], settings["saved"])

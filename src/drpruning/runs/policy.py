@@ -116,18 +116,21 @@ def _begun_in(recipe: Recipe) -> Path:
     folder = Path(recipe.output)
     if RunFolder(folder).reference_loss.is_file() or not is_chained(recipe):
         return folder
-    folder = Path(str(recipe.model.source)).parent
-    larger = saved_recipe(folder)
-    return folder if larger is None else _begun_in(rebased(larger, folder))
+    larger = _larger_target(recipe)
+    return Path(str(recipe.model.source)).parent if larger is None else _begun_in(larger)
 
 
 def _first_of_chain(recipe: Recipe) -> Recipe:
     """The recipe of the first target of a chain, as far as the run folders of all are there."""
-    if not is_chained(recipe):
-        return recipe
+    larger = _larger_target(recipe) if is_chained(recipe) else None
+    return recipe if larger is None else _first_of_chain(larger)
+
+
+def _larger_target(recipe: Recipe) -> Recipe | None:
+    """The recipe of the larger target that a run in a chain prunes; None where it is not there."""
     folder = Path(str(recipe.model.source)).parent
     larger = saved_recipe(folder)
-    return recipe if larger is None else _first_of_chain(rebased(larger, folder))
+    return None if larger is None else rebased(larger, folder)
 
 
 def untrained_reference_loss(recipe: Recipe) -> dict[str, float]:

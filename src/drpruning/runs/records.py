@@ -61,6 +61,14 @@ class PhaseRecord:
         return max([*(p.step for p in self.steps), *(p.step for p in self.evals)], default=0)
 
     @property
+    def first_loss(self) -> Mapping[str, float]:
+        """Domain -> loss before the first step; empty where it was not evaluated then.
+
+        Of pruning it is that of the source: all masks are within 1% of one.
+        """
+        return self.evals[0].loss if self.evals and self.evals[0].step == 0 else {}
+
+    @property
     def total_steps(self) -> int | None:
         """The steps that the phase was to have, or None where its start was not recorded."""
         return self.start.total_steps if self.start else None

@@ -223,8 +223,7 @@ def source_losses(folder: Path, domains: Collection[str]) -> dict[str, float]:
         found = evaluation.loss
     elif files.metrics.is_file():
         pruning = load_phases(folder).phases.get("prune")
-        first = pruning.evals[0] if pruning is not None and pruning.evals else None
-        found = first.loss if first is not None and first.step == 0 else {}
+        found = {} if pruning is None else pruning.first_loss
     known = {name: loss for name, loss in found.items() if 0 < loss < math.inf}
     if not known:
         ReferenceLosses.read(folder, None, domains)  # says what is missing
