@@ -2,9 +2,10 @@
 
 A set is a YAML file beside this one. Run folders lie under --work; what is finished there is not
 run again, what was interrupted is resumed, and a variant or seed that is added later joins the
-rest. The results of all that is finished are written as JSON to --results: losses, shares, churn,
-what each run started from, commit, versions and machine. `table.py` prints them; `cost.py` prints
-what scheduling costs.
+rest. Half of the validation text steers the runs, their results are measured on the other half
+(held_out.py). The results of all that is finished are written as JSON to --results: losses, shares,
+churn, what each run started from, commit, versions and machine. `table.py` prints them; `cost.py`
+prints what scheduling costs.
 
 Keys of a set:
 
@@ -48,6 +49,7 @@ from drpruning.common.errors import BadInput
 from drpruning.runs.counterfactuals import churns, mean
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.records import RunRecord, load_phases
+from held_out import BLOCKS, split_text, test_losses
 
 HERE = Path(__file__).parent
 DRPRUNE = str(Path(sys.executable).with_name("drprune"))
@@ -68,9 +70,9 @@ class Result:
         finished: When, in UTC.
         seconds: Of training, on one thread of a machine that others used too.
         initial_ratio: Share of each domain that the recipe gives.
-        first: Loss by domain before the first step, in nats.
-        loss: At the end.
-        source: Of the model that was pruned; empty where none was.
+        validation: Loss by domain at the end, in nats, on the half that steers.
+        loss: The same on the half that no run saw.
+        source: That of the model that was pruned, on the same half; empty where none was.
         share: Mean share of training, by domain.
         churn: Mean over the evaluations of the sum of all changes of shares.
     """
@@ -84,7 +86,7 @@ class Result:
     finished: str
     seconds: float
     initial_ratio: dict[str, float]
-    first: dict[str, float]
+    validation: dict[str, float]
     loss: dict[str, float]
     source: dict[str, float]
     share: dict[str, float]
@@ -127,6 +129,7 @@ class Experiments:
         self.models, self.text = models, text / self.given["text"]
         self.work = (work / name).resolve()
         self.work.mkdir(parents=True, exist_ok=True)
+        self.data, self.test_data = self.work / "data", self.work / "test"
 
     def run(self, seeds: list[int], variants: list[str], jobs: int) -> None:
         """Make what the variants start from, then run them; stops at the first that fails."""
@@ -215,8 +218,8 @@ class Experiments:
     ) -> list[str]:
         """A recipe and its changes, as arguments of a command."""
         fields = {
-            "data.root": self.text,
-            "data.prepared": self.work / "data",
+            "data.root": self.work / "text",
+            "data.prepared": self.data,
             "training.seed": seed,
             "output": output,
             **changes,
@@ -227,14 +230,21 @@ class Experiments:
         return arguments
 
     def _prepare(self) -> None:
-        """Prepare the data once, not by several runs that start together."""
+        """Prepare all data once, not by several runs that start together."""
         first = self.given.get("prune", self.given)
+        tests = split_text(HERE / first["recipe"], self.text, self.work / "text")
         changes = {"model.source": self.models / self._filled(first["source"], 0)}
-        with tempfile.TemporaryDirectory() as output:
-            recipe = self._recipe(first["recipe"], 0, Path(output, "run"), changes)
-            prepared = _run([DRPRUNE, "prepare", *recipe])
-        if prepared.returncode:
-            raise SystemExit(prepared.stderr[-2000:])
+        test_changes = {
+            "data.prepared": self.test_data,
+            "data.validation_blocks": BLOCKS,
+            **{f"data.domains.{name}.validation": file for name, file in tests.items()},
+        }
+        for more in ({}, test_changes):
+            with tempfile.TemporaryDirectory() as output:
+                recipe = self._recipe(first["recipe"], 0, Path(output, "run"), changes | more)
+                prepared = _run([DRPRUNE, "prepare", *recipe])
+            if prepared.returncode:
+                raise SystemExit(prepared.stderr[-2000:])
 
     def _filled(self, value: Any, seed: int) -> Any:
         """A value with the set's placeholders replaced."""
@@ -246,13 +256,18 @@ class Experiments:
             return str(value).replace("MODELS", str(self.models)).replace("WORK", str(self.work))
         return value
 
-    def _source_losses(self, seed: int, record: RunRecord | None = None) -> dict[str, float]:
+    def _source_losses(self, seed: int) -> dict[str, float]:
         """Those of the model before pruning, as the run that pruned it measured them at step 0."""
-        if record is None or "prune" not in record.phases:
-            if "prune" not in self.given:
-                return {}
-            record = load_phases(self._pruned(seed).path)
-        return dict(record.phases["prune"].first_loss)
+        return dict(load_phases(self._pruned(seed).path).phases["prune"].first_loss)
+
+    def _original(self, record: RunRecord) -> Path | None:
+        """The model that was pruned, if any was."""
+        if "prune" in record.phases:
+            return Path(record.recipe["model"]["source"])
+        return self.models / self.given["prune"]["source"] if "prune" in self.given else None
+
+    def _test_losses(self, model: Path, name: str) -> dict[str, float]:
+        return dict(test_losses(model, self.test_data, self.work / "tested" / f"{name}.json"))
 
     def _result(self, variant: str, seed: int) -> Result:
         folder = self._folder(variant, seed)
@@ -260,6 +275,7 @@ class Experiments:
         phase = next(reversed(record.phases.values()))
         evals, start = phase.evals, phase.start
         assert start is not None
+        original = self._original(record)
         ratio = [point.ratio for point in evals]
         length = [after.step - point.step for point, after in pairwise(evals)]
         return Result(
@@ -272,9 +288,9 @@ class Experiments:
             finished=f"{datetime.fromtimestamp(evals[-1].time, UTC):%Y-%m-%d %H:%M}",
             seconds=round(phase.seconds, 1),
             initial_ratio=record.initial_ratio,
-            first=dict(evals[0].loss),
-            loss=dict(evals[-1].loss),
-            source=self._source_losses(seed, record),
+            validation=dict(evals[-1].loss),
+            loss=self._test_losses(RunFolder(folder).model, f"{variant}/{seed}"),
+            source=self._test_losses(original, "original") if original else {},
             share={
                 d: sum(n * q[d] for n, q in zip(length, ratio, strict=False)) / evals[-1].step
                 for d in ratio[0]
