@@ -1,7 +1,7 @@
 """Validation text in two halves: one steers the ratio, what is reported is measured on the other.
 
-Documents go by turns to `validation.jsonl`, whose losses every policy sees while it trains, and to
-`test.jsonl` beside it, which no run and no choice of a setting has seen.
+Documents go by turns to the validation file, whose losses every policy sees while it trains, and to
+a file beside it with `-test` in its name, which no run and no choice of a setting has seen.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from drpruning.common.console import Reporter, plain_console
+from drpruning.common.console import Reporter
 from drpruning.common.files import atomic_write
 from drpruning.data import PreparedData
 from drpruning.recipe import Training
@@ -26,7 +26,7 @@ def split_text(recipe: Path, text: Path, folder: Path) -> dict[str, str]:
     """Lay out the text of a recipe in a folder: training files linked, validation files in halves.
 
     Args:
-        recipe: Names the files, relative to `text`.
+        recipe: Names source and validation of every domain, relative to `text`.
         text: Where they lie.
         folder: For the result, made where it is missing; what is there stays.
 
@@ -36,7 +36,7 @@ def split_text(recipe: Path, text: Path, folder: Path) -> dict[str, str]:
     tests = {}
     for name, domain in yaml.safe_load(recipe.read_text())["data"]["domains"].items():
         link, validation = folder / domain["source"], folder / domain["validation"]
-        test = validation.with_name("test.jsonl")
+        test = validation.with_stem(f"{validation.stem}-test")
         tests[name] = str(test.relative_to(folder))
         if test.is_file():  # written last
             continue
@@ -65,7 +65,7 @@ def test_losses(model: Path, data: Path, record: Path) -> Mapping[str, float]:
             str(model),
             PreparedData.open(data),
             Accelerator(cpu=True),
-            Reporter(plain_console()),
+            Reporter(silent=True),
             Training(micro_batch=8, precision="fp32"),
         )
         record.parent.mkdir(parents=True, exist_ok=True)

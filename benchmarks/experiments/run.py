@@ -43,13 +43,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from held_out import BLOCKS, split_text, test_losses
 from rich.progress import Progress
 
 from drpruning.common.errors import BadInput
 from drpruning.runs.counterfactuals import churns, mean
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.records import RunRecord, load_phases
-from held_out import BLOCKS, split_text, test_losses
 
 HERE = Path(__file__).parent
 DRPRUNE = str(Path(sys.executable).with_name("drprune"))

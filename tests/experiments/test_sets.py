@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from held_out import split_text
 
 from drpruning.common.errors import BadInput
 from drpruning.recipe import Recipe, load_recipe
@@ -111,9 +112,11 @@ def test_each_kind_of_start_is_made_before_the_runs_that_need_it(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["scratch-en7", "ablation-en7", "main-en7"])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("scratch-en7", 900), ("ablation-en7", 900), ("main-en7", 600)]
+)
 def test_variants_that_are_compared_train_on_equally_many_tokens(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     these = experiments(name, tmp_path, monkeypatch)
     blocks = set()
@@ -123,7 +126,7 @@ def test_variants_that_are_compared_train_on_equally_many_tokens(
             pruning = these.starts([1], [variant])[these._source(variant, 1)]
             phases += recipe_in(pruning).phases.values()
         blocks.add(sum(phase.steps * phase.global_batch for phase in phases))
-    assert blocks == {900 * 8}
+    assert blocks == {steps * 8}
 
 
 def test_the_second_source_of_the_main_set_is_what_the_set_of_sources_makes(
@@ -182,6 +185,13 @@ def test_only_what_is_missing_is_made_and_results_say_what_each_run_started_from
     """A set of tiny runs, twice; each command is run in this process."""
     monkeypatch.setattr(run, "HERE", tmp_path)
     del recipe_values["data"]["root"]
+    text = tmp_path / "text"
+    text.mkdir()
+    for name, domain in recipe_values["data"]["domains"].items():
+        documents = (text_folder / domain["source"]).read_text().splitlines(keepends=True)
+        (text / domain["source"]).write_text("".join(documents[:80]))
+        (text / f"{name}-held.jsonl").write_text("".join(documents[80:]))
+        domain["validation"] = f"{name}-held.jsonl"
     recovery = {k: v for k, v in recipe_values.items() if k != "prune"}
     recovery["model"] = {"source": "SET_BY_RUN"}
     pruning = {k: v for k, v in recipe_values.items() if k != "pretrain"}
@@ -191,7 +201,7 @@ def test_only_what_is_missing_is_made_and_results_say_what_each_run_started_from
     write(recovery, tmp_path / "recover.yaml")
     name = model_folder.name
     given = {
-        "text": text_folder.name,
+        "text": "text",
         "prune": {"recipe": "prune.yaml", "source": name},
         "recipe": "recover.yaml",
         "variants": {
@@ -217,7 +227,7 @@ def test_only_what_is_missing_is_made_and_results_say_what_each_run_started_from
     monkeypatch.setattr(run, "ThreadPoolExecutor", InThisThread)  # training sets signal handlers
 
     def go(*variants: str) -> list[run.Result]:
-        these = Experiments("tiny", model_folder.parent, text_folder.parent, tmp_path / "work")
+        these = Experiments("tiny", model_folder.parent, tmp_path, tmp_path / "work")
         these.run([1], list(variants), 1)
         return these.results()
 
@@ -227,6 +237,27 @@ def test_only_what_is_missing_is_made_and_results_say_what_each_run_started_from
         ("random", {"random": name}),
     ]
     assert all(result.source and result.machine for result in results)
-    assert len(commands) == 6  # data, three starts, two runs
+    assert all(result.loss.keys() == result.validation.keys() for result in results)
+    assert all(result.loss[d] != result.validation[d] for result in results for d in result.loss)
+    assert len(commands) == 7  # data of both halves, three starts, two runs
     assert go("cut", "random") == results
-    assert len(commands) == 6
+    assert len(commands) == 7
+
+
+def test_no_document_steers_and_is_reported_on(tmp_path: Path) -> None:
+    text, folder = tmp_path / "text", tmp_path / "split"
+    text.mkdir()
+    documents = [f'{{"text": "number {i} \u2028 \x85"}}\n' for i in range(5)]
+    (text / "held.jsonl").write_text("".join(documents), encoding="utf-8")
+    (text / "train.jsonl").write_text("x\n")
+    domains = {"a": {"source": "train.jsonl", "validation": "held.jsonl"}}
+    recipe = write({"data": {"domains": domains}}, tmp_path / "recipe.yaml")
+    assert split_text(recipe, text, folder) == {"a": "held-test.jsonl"}
+    halves = [
+        (folder / name).read_text(encoding="utf-8") for name in ("held.jsonl", "held-test.jsonl")
+    ]
+    assert halves == ["".join(documents[::2]), "".join(documents[1::2])]
+    assert (folder / "train.jsonl").read_text() == "x\n"
+    (folder / "held-test.jsonl").write_text("kept")
+    assert split_text(recipe, text, folder) == {"a": "held-test.jsonl"}
+    assert (folder / "held-test.jsonl").read_text() == "kept"
