@@ -5,7 +5,8 @@ Average perplexity is exp of the mean loss over domains; "worst" the largest los
 model's (the model that was pruned, or --behind VARIANT), all in nats. The last column is the mean
 difference of average perplexity to --against, over the seeds that both have, with its standard
 error where there are at least two. `--pair A B` adds a line of paired differences of A to B in
-every figure, with the p of a two-sided paired t-test and the range over the seeds.
+every figure: mean and standard error, p of a two-sided paired t-test, and a 95% interval of the
+mean by the bootstrap over seeds (percentiles of 10,000 draws).
 
     python benchmarks/experiments/table.py benchmarks/experiments/results/pilot-en7.json
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import ttest_1samp
+import numpy as np
+from scipy.stats import bootstrap, ttest_1samp
 
 Row = dict[str, Any]
 
@@ -101,13 +103,15 @@ def _print_pairs(rows: list[Row], pairs: list[list[str]], reference: dict[str, f
 
 
 def _difference(values: list[float], form: str, unit: str) -> str:
-    """Mean, its standard error, p that it is 0, and the range over the seeds."""
+    """Mean, its standard error, p that it is 0, and its interval over the seeds."""
     mean = f"{fmean(values):{form}}{unit}"
     if len(values) < 2:
         return mean
     error = f"{stdev(values) / math.sqrt(len(values)):{form[1:]}}"
     p = float(ttest_1samp(values, 0).pvalue)
-    return f"{mean} ± {error} (p {p:.2g}; {min(values):{form}} to {max(values):{form}})"
+    drawn = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=0)
+    low, high = drawn.confidence_interval
+    return f"{mean} ± {error} (p {p:.2g}; {low:{form}} to {high:{form}})"
 
 
 def _mean_losses(rows: list[Row]) -> dict[str, float]:
