@@ -40,6 +40,7 @@ WITHOUT_TORCH = {
     "models.auxiliary_files",
     "models.config_values",
     "models.files",
+    "models.fingerprint",
     "models.inspect",
     "models.memory",
     "models.published_config",
