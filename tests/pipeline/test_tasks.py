@@ -21,7 +21,7 @@ from drpruning.recipe import parse_recipe
 from drpruning.runs.records import load_run
 from helpers.damaged_places import Place
 from helpers.local_tasks import QUESTIONS, TEXTS, write_tasks
-from helpers.small_runs import drprune, only_pretraining, run, write
+from helpers.small_runs import drprune, only_pretraining, run, torchrun, write
 
 PROMPTS = {
     "kinds": {"asked": [f"{{question}}{end}" for end in ("", " one", " two", " red", " cat")]},
@@ -244,3 +244,16 @@ def test_pairs_of_models_are_pooled_and_equal_models_do_not_differ() -> None:
     assert "bootstrap over documents: 95% from +0.00 to +0.00, p 1" in said
     assert "All pairs together: difference" in said
     assert "over 10 pairs of task and prompt" in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+def test_one_of_two_ranks_measures(tmp_path: Path) -> None:
+    done = torchrun(
+        2, "-m", "drpruning.cli", "evaluate", "model", "--tasks", "local_choice,local_absent",
+        "--task-path", "tasks", "--output", "scores", HF_DATASETS_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout.count("local_choice") == 2, "a line of progress, and one of the table"
+    assert done.stderr.count("1 task could not be run (local_absent)") == 1
+    assert len(kept()) == 1
