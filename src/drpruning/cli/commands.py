@@ -138,7 +138,9 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
 
 @command(
     "drprune evaluate runs/a runs/b\n"
-    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
+    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
+    "drprune evaluate runs/a --json numbers.json     everything that was measured, as a file\n"
+    "drprune evaluate runs/a --speed     also tokens per second and memory, against the source"
 )
 def evaluate(
     targets: Annotated[
@@ -151,12 +153,32 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
     ] = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure models that have been measured, too.")
+    ] = False,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed",
+            help="Also measure tokens per second of reading a prompt and of writing, and peak "
+            "memory, each model in turn with the source.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write everything as JSON."),
+    ] = None,
 ) -> None:
-    """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
+    """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
+
+    Prints one table with 95% intervals. What has been measured on the same blocks is not measured
+    again while the model's files stay as they are.
+    """
     from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
 
-    evaluate_targets(run_folders(targets), data)
+    evaluate_targets(run_folders(targets), data, again=again, speed=speed, output=output)
 
 
 @command(
