@@ -111,6 +111,14 @@ def test_a_score_is_measured_once_for_a_model_whatever_its_name(
     assert measured == ["local_choice", "local_texts", "local_choice"]
 
 
+@pytest.mark.usefixtures("home")
+def test_again_measures_what_is_known(measured: list[str]) -> None:
+    evaluate("model")
+    drprune("evaluate", "model", "--tasks", "local_choice", "--task-path", "tasks",
+            "--output", "scores", "--again")  # fmt: skip
+    assert (len(measured), len(kept())) == (2, 1)
+
+
 def test_what_changes_a_score_is_measured_anew(home: Path, measured: list[str]) -> None:
     evaluate("model")
     evaluate("model", tasks="local_choice@1")

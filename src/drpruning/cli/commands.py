@@ -140,6 +140,8 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
 @command(
     "drprune evaluate runs/a runs/b\n"
     "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
+    "drprune evaluate runs/a --json numbers.json     everything that was measured, as a file\n"
+    "drprune evaluate runs/a --speed     also tokens per second and memory, against the source\n"
     "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
     "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores"
 )
@@ -154,6 +156,18 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
     ] = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure models that have been measured, too.")
+    ] = False,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed",
+            help="Also measure tokens per second of reading a prompt and of writing, and peak "
+            "memory, each model in turn with the source.",
+        ),
+    ] = False,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -164,26 +178,35 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     task_path: TaskPath = None,
-    output: ScoresFolder = None,
+    scores: ScoresFolder = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write everything as JSON."),
+    ] = None,
 ) -> None:
     """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
 
-    With --tasks also scores on tasks of lm-eval; a model needs no run for these.
+    Prints one table with 95% intervals. What has been measured on the same blocks is not measured
+    again while the model's files stay as they are. With --tasks also scores on tasks of lm-eval; a
+    model needs no run for these.
     """
     from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
     from drpruning.runs.folder import RunFolder
 
     folders = run_folders(targets)
-    if tasks is None or data is not None or any(RunFolder(each).has_recipe for each in folders):
-        evaluate_targets(folders, data)
     if tasks is not None:
-        from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks
+        from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks, find_tasks
 
-        evaluate_tasks(
-            folders,
-            TaskOptions(tasks=tasks, limit=limit, task_path=task_path, data=data, output=output),
+        options = TaskOptions(
+            tasks=tasks, limit=limit, task_path=task_path, data=data, output=scores, again=again
         )
+        models, plan = find_tasks(folders, options)
+    has_blocks = data is not None or any(RunFolder(folder).has_recipe for folder in folders)
+    if has_blocks or tasks is None or speed or output is not None:
+        evaluate_targets(folders, data, again=again, speed=speed, output=output)
+    if tasks is not None:
+        evaluate_tasks(models, plan)
 
 
 @command(
