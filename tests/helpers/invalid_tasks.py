@@ -28,6 +28,8 @@ REFUSED_TASKS = [
         ("evaluate", "model", "--tasks", "piqa", *SCORES)),
     Row("evaluate-tasks-of-no-model", nothing, ("gone/here/now: neither a run folder",),
         ("evaluate", "gone/here/now", "--tasks", "piqa", *SCORES)),
+    Row("evaluate-scores-of-no-tasks", nothing,
+        ("--output scores: is about tasks; name some with --tasks",), ("evaluate", "model", *SCORES)),
     Row("compare-one", nothing, ("compare: name two models or runs, or several pairs",),
         compare("model", "--tasks", "piqa")),
     Row("compare-itself", nothing, ("compare: a model is named twice",),
