@@ -249,7 +249,7 @@ def test_everything_is_checked_before_anything_is_measured(home: Path) -> None:
     for bad, words in (
         ("small", "MODEL: the tokenizer in"),
         ("small", "does not fit the model: its largest id is 26"),
-        ("other", "other: its tokenizer is not the one that out was made with"),
+        ("other", "other: its tokenizer is not the one that the run was made with, and the text"),
         ("cut", "cut/model.safetensors is not a complete safetensors file"),
         ("numbers.jsonl", "numbers.jsonl: neither a run folder nor a model folder"),
         ("gone/for/good", "gone/for/good: neither a run folder nor a model folder"),

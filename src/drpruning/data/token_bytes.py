@@ -120,11 +120,37 @@ class TokenBytes:
         Returns:
             int64 [k]; -1 for a block with a token of unknown text.
         """
-        ids = blocks[:, 1:]
-        lengths = self.lengths[ids]
-        spaces = self.before_added_space[blocks[:, :-1]] & self._begins_with_space[ids]
-        sums = lengths.sum(axis=1) - spaces.sum(axis=1)
-        return np.where((lengths == _UNKNOWN).any(axis=1), _UNKNOWN, sums)
+        found = self.of_tokens(blocks)[:, 1:]
+        return np.where((found == _UNKNOWN).any(axis=1), _UNKNOWN, found.sum(axis=1))
+
+    def of_tokens(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Bytes that each token stands for, int64 in the shape of `ids`; -1 for unknown text.
+
+        Args:
+            ids: token ids [..., tokens] of texts that follow one another.
+        """
+        found: NDArray[np.int64] = self.lengths[ids]
+        spaces = self.before_added_space[ids[..., :-1]] & self._begins_with_space[ids[..., 1:]]
+        found[..., 1:] -= spaces
+        return found
+
+    def texts(self, block: NDArray[np.integer[Any]]) -> list[bytes]:
+        """The text of a block, cut where special tokens are: at the ends of documents.
+
+        Args:
+            block: token ids [tokens]; none may be of unknown text.
+
+        Returns:
+            One piece more than there are special tokens; pieces may be empty.
+        """
+        pieces = [[b""]]
+        for index, length in zip(block.tolist(), self.of_tokens(block).tolist(), strict=True):
+            piece = self.pieces[index] or b""
+            if piece:
+                pieces[-1].append(piece[len(piece) - length :])  # without a space that was added
+            else:
+                pieces.append([])
+        return [b"".join(parts) for parts in pieces]
 
     @cached_property
     def _begins_with_space(self) -> NDArray[np.bool_]:

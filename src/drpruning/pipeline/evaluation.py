@@ -56,7 +56,7 @@ def evaluate_targets(
 
     Raises:
         BadInput: A target is none of these, a model is given without data, cannot be loaded, or has
-            another tokenizer.
+            another tokenizer that does not say what text its tokens stand for.
     """
     if output is not None:
         check_writable(output, "--json")
@@ -99,11 +99,19 @@ def _find(
     wanted = [(run, model) for run in runs for model in run.models_to_measure()]
     if data is not None:
         home = open_prepared(data)
-        for model in models.values():
-            _check(model, home)
+        others = {model.path: _check(model, home) for model in models.values()}
         names = _evaluation_names(home, list(models.values()))
         wanted += [
-            (home, ModelToMeasure(name=name, label=model.label, path=model.path, field=_FIELD))
+            (
+                home,
+                ModelToMeasure(
+                    name=name,
+                    label=model.label,
+                    path=model.path,
+                    field=_FIELD,
+                    has_other_tokenizer=others[model.path],
+                ),
+            )
             for name, model in zip(names, models.values(), strict=True)
         ]
         if home.folder.resolve() not in {folder.resolve() for folder in folders}:
@@ -156,13 +164,19 @@ def _model(target: Path) -> _Model:
     raise BadInput(f"{name}: neither a run folder nor a model folder, nor a name on the Hub")
 
 
-def _check(model: _Model, home: Run) -> None:
-    """Refuse a model that could not be measured on a run's blocks, from its small files."""
+def _check(model: _Model, home: Run) -> bool:
+    """Refuse a model that could not be measured on a run's text, from its small files.
+
+    Returns:
+        Whether it has another tokenizer than the run.
+    """
     check_model(model.path, _FIELD)
-    if tokenizer_digest(model.path) != home.data.tokenizer_digest:
-        raise BadInput(
-            f"{model.label}: its tokenizer is not the one that {home.folder} was made with"
-        )
+    if tokenizer_digest(model.path) == home.data.tokenizer_digest:
+        return False
+    from drpruning.training.other_tokenizer import OtherTokenizer
+
+    OtherTokenizer.load(model.path, model.label, home.data, home.token_bytes)
+    return True
 
 
 def _evaluation_names(home: Run, models: Sequence[_Model]) -> list[str]:

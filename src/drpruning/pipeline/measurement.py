@@ -28,12 +28,14 @@ class ModelToMeasure:
         label: Name in tables and figures.
         path: A folder, or a name on the Hub.
         field: What named it, for the message where it cannot be loaded.
+        has_other_tokenizer: Whether its tokenizer is not the run's.
     """
 
     name: str
     label: str
     path: str
     field: str = SOURCE_FIELD
+    has_other_tokenizer: bool = False
 
     def fingerprint(self) -> str:
         """The digest of its files; empty where they are not on this machine or not readable."""
@@ -72,7 +74,7 @@ def known_evaluation(
         if known is not None
         and known.fingerprint
         and (known.validation, known.precision) == (data.validation_digests, precision)
-        and known.block_loss.keys() == data.domains.keys()
+        and (known.block_loss.keys() == data.domains.keys() or known.tokenizer)
     ]
     fingerprint = model.fingerprint() if candidates else ""
     same = [known for known in candidates if known.fingerprint == fingerprint]
@@ -100,19 +102,35 @@ def measure_model(
     Raises:
         BadInput: It cannot be loaded.
     """
-    from drpruning.training.perplexity import evaluate_perplexity
+    if model.has_other_tokenizer:
+        from drpruning.training.other_tokenizer import OtherTokenizer, evaluate_bits_per_byte
 
-    record = evaluate_perplexity(
-        model.name,
-        model.label,
-        model.path,
-        data,
-        accelerator,
-        reporter,
-        recipe.training,
-        model.field,
-        token_bytes,
-    )
+        tokenizer = OtherTokenizer.load(model.path, model.label, data, token_bytes)
+        record = evaluate_bits_per_byte(
+            model.name,
+            model.label,
+            model.path,
+            data,
+            tokenizer,
+            accelerator,
+            reporter,
+            recipe.training,
+            model.field,
+        )
+    else:
+        from drpruning.training.perplexity import evaluate_perplexity
+
+        record = evaluate_perplexity(
+            model.name,
+            model.label,
+            model.path,
+            data,
+            accelerator,
+            reporter,
+            recipe.training,
+            model.field,
+            token_bytes,
+        )
     if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
         reporter.warn(
             f"{model.label}: its loss is not finite on {', '.join(lost)}, so it has no average "

@@ -13,7 +13,7 @@ from drpruning.runs.intervals import Difference, Domain, Pair, bootstrap, paired
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-_GAP = 2
+_GAP = 3
 """Columns of text between two columns of a table."""
 _EDGES = 2
 """Columns of text at the edges of a table."""

@@ -128,7 +128,7 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
             if name not in {SOURCE, PRUNED} or not repeated:
                 rows.append(row)
     rows = _with_distinct_names(rows)
-    measured = {name for row in rows for name in row.perplexity}
+    measured = {name for row in rows for name in row.data.domains}
     domains = [name for name in _domains(runs) if name in measured]
     common, differences = common_ground([row.data for row in rows])
     if differences:
@@ -176,10 +176,10 @@ def _row(run: RunRecord, name: str, evaluation: Evaluation) -> Row:
         average=evaluation.average_perplexity,
         worst=math.nan if worst is None else evaluation.perplexity[worst],
         data=ValidationData(
-            domains=list(evaluation.perplexity),
+            domains=list(evaluation.perplexity or evaluation.bits_per_byte),
             blocks=evaluation.blocks,
             sequence_length=evaluation.sequence_length,
-            tokenizer=run.tokenizer,
+            tokenizer="" if evaluation.tokenizer else run.tokenizer,  # bits per byte alone
             digests=evaluation.validation,
         ),
         times_source={} if name == SOURCE else _times_source(evaluation, run.evaluations),
@@ -227,7 +227,7 @@ def times_source(model: Mapping[str, float], source: Mapping[str, float]) -> dic
 
 def _summed_up(row: Row, domains: Sequence[str]) -> Row:
     """The same model with average and worst over these domains."""
-    values = [row.perplexity[name] for name in domains]
+    values = [row.perplexity.get(name, math.nan) for name in domains]
     if not all(math.isfinite(value) and value > 0 for value in values):
         return replace(row, average=math.nan, worst=math.nan)
     mean = sum(map(math.log, values)) / len(values)

@@ -130,6 +130,8 @@ class Evaluation:
         bits_per_byte_interval: Domain -> its 95% bootstrap interval.
         precision: `fp32` or `bf16`; empty where not known.
         fingerprint: Digest of the model's files; empty where not known.
+        tokenizer: Digest of the model's own tokenizer where that is not the run's: then there are
+            bits per byte, and no losses or perplexities.
         note: What a reader must know of these numbers; may be empty.
     """
 
@@ -152,6 +154,7 @@ class Evaluation:
     bits_per_byte_interval: Intervals = field(default_factory=Unknown)
     precision: str = ""
     fingerprint: str = ""
+    tokenizer: str = ""
     note: str = ""
 
 
