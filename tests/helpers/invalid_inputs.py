@@ -629,6 +629,8 @@ PLANS = [
         ("MODEL: there is an adapter", "merge"), ("evaluate", "there", "--data", "run")),
     Row("evaluate-gguf", file("there.gguf", ""),
         ("MODEL: there.gguf", "GGUF"), ("evaluate", "there.gguf", "--data", "run")),
+    Row("evaluate-to-a-folder", nothing, ("--json model: is no name of a file",),
+        ("evaluate", "model", "--data", "run", "--json", "model")),
     Row("evaluate-without-data", nothing, ("model", "--data RUN"), ("evaluate", "model")),
     Row("report-nothing", nothing, ("none is not a run folder",), ("report", "none")),
     Row("report-of-a-model", nothing, ("model has nothing to show",), ("report", "model")),

@@ -10,6 +10,13 @@ import typer
 from drpruning import __version__
 from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
 from drpruning.cli.app import app, command
+from drpruning.cli.task_options import (
+    Limit,
+    ScoresFolder,
+    TaskPath,
+    Tasks,
+    refuse_without_tasks,
+)
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
@@ -138,7 +145,11 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
 
 @command(
     "drprune evaluate runs/a runs/b\n"
-    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
+    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
+    "drprune evaluate runs/a --json numbers.json     everything that was measured, as a file\n"
+    "drprune evaluate runs/a --speed     also tokens per second and memory, against the source\n"
+    "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
+    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores"
 )
 def evaluate(
     targets: Annotated[
@@ -151,12 +162,52 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
     ] = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure models that have been measured, too.")
+    ] = False,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed",
+            help="Also measure tokens per second of reading a prompt and of writing, and peak "
+            "memory, each model in turn with the source.",
+        ),
+    ] = False,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    task_path: TaskPath = None,
+    scores: ScoresFolder = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write everything as JSON."),
+    ] = None,
 ) -> None:
-    """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
+    """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
+
+    Prints one table with 95% intervals. What has been measured on the same blocks is not measured
+    again while the model's files stay as they are. With --tasks also scores on tasks of lm-eval; a
+    model needs no run for these.
+    """
     from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
+    from drpruning.runs.folder import RunFolder
 
-    evaluate_targets(run_folders(targets), data)
+    folders = run_folders(targets)
+    if tasks is None:
+        refuse_without_tasks(limit, task_path, scores)
+    else:
+        from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks, find_tasks
+
+        options = TaskOptions(
+            tasks=tasks, limit=limit, task_path=task_path, data=data, output=scores, again=again
+        )
+        models, plan = find_tasks(folders, options)
+    has_blocks = data is not None or any(RunFolder(folder).has_recipe for folder in folders)
+    if has_blocks or tasks is None or speed or output is not None:
+        evaluate_targets(folders, data, again=again, speed=speed, output=output)
+    if tasks is not None:
+        evaluate_tasks(models, plan)
 
 
 @command(
@@ -370,4 +421,4 @@ def demo(
     run_demo(output)
 
 
-from drpruning.cli import plan_commands  # noqa: E402, F401 - registers them, the last in the help
+from drpruning.cli import compare, plan_commands  # noqa: E402, F401 - registers them, last in the help

@@ -3,13 +3,11 @@
 A stage that has a result is not run again; one that was interrupted is resumed.
 """
 
-import math
 import os
 import platform
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +15,11 @@ from typing import TYPE_CHECKING
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, folder_lock
-from drpruning.data import PreparedData, prepare
+from drpruning.data import InexactBytesError, PreparedData, TokenBytes, prepare
 from drpruning.models.inspect import SOURCE_FIELD
+from drpruning.pipeline.devices import start_accelerator
 from drpruning.pipeline.domain_plans import plan_domains, repetition_warnings
+from drpruning.pipeline.measurement import ModelToMeasure, measure_model, read_token_bytes
 from drpruning.pipeline.preflight import RunPlan, check_results, plan_run
 from drpruning.pipeline.prepared import check_made_from, document_format
 from drpruning.pipeline.reference_losses import (
@@ -27,6 +27,7 @@ from drpruning.pipeline.reference_losses import (
     original_model,
     reference_losses_table,
 )
+from drpruning.pipeline.task_evaluation import TaskPlan, run_models, show_tasks
 from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
 from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
@@ -59,6 +60,8 @@ class Run:
     plain: bool = False  # print lines on a terminal too, in place of a live view
 
     def __post_init__(self) -> None:
+        self._tasks: TaskPlan | None = None
+        self.failed_tasks: dict[str, str] = {}  # task -> why it could not be run
         if self.recipe.model.targets is not None:
             one = next(iter(self.recipe.model.targets))
             raise BadInput(
@@ -96,22 +99,7 @@ class Run:
     @cached_property
     def accelerator(self) -> "Accelerator":
         """Devices and ranks, as `torchrun` or `accelerate launch` set them up."""
-        with self.reporter.status("loading PyTorch and Transformers"):
-            import torch
-            from accelerate import Accelerator, InitProcessGroupKwargs
-
-            from drpruning.models.loading import quiet_libraries
-            from drpruning.training.distributed import check_device
-
-        quiet_libraries()
-        check_device()
-        timeout = timedelta(minutes=self.recipe.training.rank_timeout)
-        # The trainer sets the precision itself, whatever the launcher's configuration says.
-        return Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        )
+        return start_accelerator(self.reporter, self.recipe.training)
 
     @cached_property
     def reporter(self) -> Reporter:
@@ -196,8 +184,11 @@ class Run:
         """Run these stages in their order.
 
         Raises:
-            BadInput: The ranks cannot share the batch of a phase, or its teachers do not fit.
+            BadInput: The ranks cannot share the batch of a phase, its teachers do not fit, or there
+                is no such task.
         """
+        if "evaluate" in stages:
+            self._tasks = TaskPlan.of_recipe(self.recipe.evaluate)
         finished = finished_phases(self.recipe, self.folder)
         for phase in stages:
             if phase in self.recipe.phases and phase not in finished:
@@ -208,7 +199,7 @@ class Run:
             "prepare": self._report_data,
             "prune": self.prune,
             "pretrain": self.pretrain,
-            "evaluate": self.evaluate,
+            "evaluate": self._evaluate,
             "report": self.report,
         }
         for stage in STAGES:
@@ -358,7 +349,8 @@ class Run:
         original = original_model(self.recipe)
         if original == self.recipe.model.reference:
             known = load_evaluation(self.files.evaluation(SOURCE))
-            record = known or self.measure(SOURCE, SOURCE, original)
+            source = ModelToMeasure(name=SOURCE, label=SOURCE, path=original)
+            record = known or self.measure(source)
             size, losses = int(record.parameters.total), record.loss
         else:  # a later target of a chain has lost the file that it began with
             named = ReferenceModels(from_model=original)
@@ -380,15 +372,25 @@ class Run:
         made = [path for path in (self.files.pruned, self.files.model) if path.is_dir()]
         return {SOURCE: self.recipe.model.reference} | {path.name: str(path) for path in made}
 
-    def evaluate(self, *, again: bool = False) -> None:
-        """Measure the perplexity of source, pruned and recovered model on the validation blocks.
+    def evaluate(self) -> None:
+        """Measure source, pruned and recovered model on the validation blocks, each once."""
+        for model in self.models_to_measure():
+            if not self.files.evaluation(model.name).is_file():
+                self.measure(model)
 
-        Args:
-            again: Also those that have been measured.
-        """
-        for name, path in self.models().items():
-            if again or not self.files.evaluation(name).is_file():
-                self.measure(name, self._label(name), path)
+    def models_to_measure(self) -> list[ModelToMeasure]:
+        """The models of this run so far, under their names in tables."""
+        return [
+            ModelToMeasure(name=name, label=self._label(name), path=path)
+            for name, path in self.models().items()
+        ]
+
+    def _evaluate(self) -> None:
+        self.evaluate()
+        if self._tasks is not None:
+            models = run_models(self.recipe, self.models(), self.files)
+            found = show_tasks(models, self._tasks, self.accelerator, self.reporter)
+            self.failed_tasks = found.failures
 
     def _label(self, name: str) -> str:
         if name != MODEL:
@@ -396,35 +398,16 @@ class Run:
         verb = "recovered" if self.recipe.prune else "trained"
         return f"{verb}, {self.recipe.scheduling.policy}"
 
-    def measure(self, name: str, label: str, model: str, field: str = SOURCE_FIELD) -> Evaluation:
-        """Measure a model on this run's validation blocks and write evaluation/NAME.json.
+    @cached_property
+    def token_bytes(self) -> TokenBytes | InexactBytesError:
+        """How many bytes of text tokens stand for, or why that is not known."""
+        return read_token_bytes(self.recipe, self.data)
 
-        Args:
-            name: NAME.
-            label: Name in tables and figures.
-            model: A folder, or a name on the Hub.
-            field: What named it, for the message where it cannot be loaded.
-        """
-        from drpruning.training.perplexity import evaluate_perplexity, write_evaluation
-
-        record = evaluate_perplexity(
-            name,
-            label,
-            model,
-            self.data,
-            self.accelerator,
-            self.reporter,
-            self.recipe.training,
-            field,
+    def measure(self, model: ModelToMeasure) -> Evaluation:
+        """Measure a model on this run's validation blocks and write evaluation/NAME.json."""
+        return measure_model(
+            model, self.recipe, self.data, self.token_bytes, self.accelerator, self.reporter
         )
-        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
-            self.reporter.warn(
-                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
-                "perplexity; do not use the model without finding out why"
-            )
-        if self.accelerator.is_main_process:
-            write_evaluation(record, self.files.evaluation(name))
-        return record
 
     def report(self) -> None:
         """Show the table and write report.html."""

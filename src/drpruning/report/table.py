@@ -39,6 +39,8 @@ class Row:
         times_source: Domain -> perplexity over that of the run's source model, where both were
             measured on the same blocks; empty for the source itself.
         size_times_source: Its total, embedding and other parameters over the source's.
+        evaluation: What was read from the file.
+        source: The evaluation of the run's source model; None for the source itself.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Row:
     data: ValidationData
     times_source: Mapping[str, float]
     size_times_source: tuple[float, float, float]
+    evaluation: Evaluation
+    source: Evaluation | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,7 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
             if name not in {SOURCE, PRUNED} or not repeated:
                 rows.append(row)
     rows = _with_distinct_names(rows)
-    measured = {name for row in rows for name in row.perplexity}
+    measured = {name for row in rows for name in row.data.domains}
     domains = [name for name in _domains(runs) if name in measured]
     common, differences = common_ground([row.data for row in rows])
     if differences:
@@ -172,14 +176,16 @@ def _row(run: RunRecord, name: str, evaluation: Evaluation) -> Row:
         average=evaluation.average_perplexity,
         worst=math.nan if worst is None else evaluation.perplexity[worst],
         data=ValidationData(
-            domains=list(evaluation.perplexity),
+            domains=list(evaluation.perplexity or evaluation.bits_per_byte),
             blocks=evaluation.blocks,
             sequence_length=evaluation.sequence_length,
-            tokenizer=run.tokenizer,
+            tokenizer="" if evaluation.tokenizer else run.tokenizer,  # bits per byte alone
             digests=evaluation.validation,
         ),
         times_source={} if name == SOURCE else _times_source(evaluation, run.evaluations),
         size_times_source=_size_times_source(evaluation, run.evaluations.get(SOURCE)),
+        evaluation=evaluation,
+        source=None if name == SOURCE else run.evaluations.get(SOURCE),
     )
 
 
@@ -221,7 +227,7 @@ def times_source(model: Mapping[str, float], source: Mapping[str, float]) -> dic
 
 def _summed_up(row: Row, domains: Sequence[str]) -> Row:
     """The same model with average and worst over these domains."""
-    values = [row.perplexity[name] for name in domains]
+    values = [row.perplexity.get(name, math.nan) for name in domains]
     if not all(math.isfinite(value) and value > 0 for value in values):
         return replace(row, average=math.nan, worst=math.nan)
     mean = sum(map(math.log, values)) / len(values)

@@ -115,6 +115,16 @@ class RunFolder:
         return self.path / "evaluation"
 
     @property
+    def task_results(self) -> Path:
+        """The folder of the scores on tasks, a file for each; see `runs.task_results`."""
+        return self.evaluations / "tasks"
+
+    @property
+    def speed(self) -> Path:
+        """Speed and memory of the models."""
+        return self.evaluations / "speed.json"
+
+    @property
     def report(self) -> Path:
         """The page about the run."""
         return self.path / "report.html"
@@ -127,6 +137,10 @@ class RunFolder:
     def evaluation(self, name: str) -> Path:
         """The evaluation of one model, by its short name (`source`, `pruned`, `model`)."""
         return self.evaluations / f"{name}.json"
+
+    def evaluation_files(self) -> list[Path]:
+        """The evaluations that are there, by name."""
+        return [file for file in sorted(self.evaluations.glob("*.json")) if file != self.speed]
 
     def result(self, phase: str) -> Path:
         """The model that a phase makes."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json
-from drpruning.common.unknown import Unknown
+from drpruning.common.files import atomic_write, dumps, parse_json
+from drpruning.common.unknown import Unknown, record_fields
 from drpruning.data.blocks import MANIFEST_FILE
 from drpruning.pruning import PruningPlan
 from drpruning.recipe.paths import expand_path
@@ -24,7 +24,17 @@ from drpruning.runs.lines import (
     Warned,
     read_lines,
 )
-from drpruning.runs.typed_json import Number, Numbers, Step, Texts, file_bytes, read_file
+from drpruning.runs.typed_json import (
+    Interval,
+    Intervals,
+    Number,
+    NumberLists,
+    Numbers,
+    Step,
+    Texts,
+    file_bytes,
+    read_file,
+)
 
 
 @dataclass
@@ -111,6 +121,18 @@ class Evaluation:
         blocks: Domain -> validation blocks.
         sequence_length: Tokens of a block.
         validation: Domain -> digest of its validation blocks; empty where not known.
+        block_loss: Domain -> nats per token of each validation block, in their order; empty where
+            not known, as in all that follows.
+        interval: Domain -> 95% bootstrap interval of its loss, in nats per token.
+        average_interval: That of the mean of the losses over domains; None where not known.
+        bytes: Domain -> bytes of UTF-8 text that the scored tokens stand for.
+        bits_per_byte: Domain -> bits per byte of that text.
+        bits_per_byte_interval: Domain -> its 95% bootstrap interval.
+        precision: `fp32` or `bf16`; empty where not known.
+        fingerprint: Digest of the model's files; empty where not known.
+        tokenizer: Digest of the model's own tokenizer where that is not the run's: then there are
+            bits per byte, and no losses or perplexities.
+        note: What a reader must know of these numbers; may be empty.
     """
 
     name: str
@@ -124,6 +146,16 @@ class Evaluation:
     blocks: Numbers
     sequence_length: int
     validation: Texts = field(default_factory=Unknown)
+    block_loss: NumberLists = field(default_factory=Unknown)
+    interval: Intervals = field(default_factory=Unknown)
+    average_interval: Interval | None = None
+    bytes: Numbers = field(default_factory=Unknown)
+    bits_per_byte: Numbers = field(default_factory=Unknown)
+    bits_per_byte_interval: Intervals = field(default_factory=Unknown)
+    precision: str = ""
+    fingerprint: str = ""
+    tokenizer: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +280,7 @@ def load_run(folder: Path) -> RunRecord:
     """
     run = load_phases(folder)
     files = RunFolder(run.folder)
-    run.evaluations = _read_evaluations(files.evaluations)
+    run.evaluations = _read_evaluations(files)
     similarity = read_file(_Similarity, files.similarity)
     run.similarity = similarity.rows if similarity else []
     run.plan = PruningPlan.load(files.plan) if files.plan.is_file() else None
@@ -292,6 +324,12 @@ def load_evaluation(file: Path) -> Evaluation | None:
     return found
 
 
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation to a file; an earlier one is replaced in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, dumps(record_fields(evaluation), indent=1))
+
+
 def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     """Read a recipe.yaml as it is written, and as plain values; both empty where there is none.
 
@@ -332,8 +370,8 @@ def _tokenizer(data: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    read = {path.stem: load_evaluation(path) for path in sorted(folder.glob("*.json"))}
+def _read_evaluations(files: RunFolder) -> dict[str, Evaluation]:
+    read = {file.stem: load_evaluation(file) for file in files.evaluation_files()}
     found = {name: evaluation for name, evaluation in read.items() if evaluation is not None}
     known = [name for name in _MODEL_ORDER if name in found]
     return {name: found[name] for name in [*known, *(n for n in found if n not in known)]}
