@@ -30,6 +30,7 @@ from drpruning.pipeline.reference_losses import (
 from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
 from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
+from drpruning.report.card_results import write_card_results
 from drpruning.report.live_view import OwnRunView
 from drpruning.report.table import fitting_models
 from drpruning.runs.folder import (
@@ -389,6 +390,9 @@ class Run:
         for name, path in self.models().items():
             if again or not self.files.evaluation(name).is_file():
                 self.measure(name, self._label(name), path)
+        if self.accelerator.is_main_process:
+            for warning in write_card_results(self.folder):
+                self.reporter.warn(warning)
 
     def _label(self, name: str) -> str:
         if name != MODEL:
@@ -407,16 +411,8 @@ class Run:
         """
         from drpruning.training.perplexity import evaluate_perplexity, write_evaluation
 
-        record = evaluate_perplexity(
-            name,
-            label,
-            model,
-            self.data,
-            self.accelerator,
-            self.reporter,
-            self.recipe.training,
-            field,
-        )
+        context = (self.data, self.accelerator, self.reporter, self.recipe.training)
+        record = evaluate_perplexity(name, label, model, *context, field)
         if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
             self.reporter.warn(
                 f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from drpruning.report.formats import (
     signed,
 )
 from drpruning.report.own_pages import generator, is_page
-from drpruning.report.results import result_columns, times_columns
+from drpruning.report.results import measured_on, result_columns, times_columns
 from drpruning.report.sections import RunSection, run_section
 from drpruning.report.table import Table, results_table
 from drpruning.report.verdict import runs_verdict, source_name
@@ -122,7 +121,7 @@ def render_page(runs: Sequence[RunRecord]) -> Page:
         table=table,
         columns=result_columns(table),
         times=times_columns(table),
-        measured_on=_measured_on(runs),
+        measured_on=measured_on(runs),
         comparisons=compared,
         runs=sections,
         dimensions=PRUNABLE_LABELS,
@@ -218,21 +217,6 @@ def _summary(run: RunRecord) -> list[str]:
         evaluated = f"; {more} more only evaluated" if more else ""
         sentences.append(f"{' and '.join(steps)} on {domains} domains{evaluated}.")
     return sentences
-
-
-def _measured_on(runs: Sequence[RunRecord]) -> str:
-    """The size of the validation data behind the table of results."""
-    evaluations = [evaluation for run in runs for evaluation in run.evaluations.values()]
-    blocks = [
-        int(count) for e in evaluations for count in e.blocks.values() if math.isfinite(count)
-    ]
-    lengths = sorted({evaluation.sequence_length for evaluation in evaluations})
-    if not blocks:
-        return ""
-    few, many = min(blocks), max(blocks)
-    number = f"{many:,}" if few == many else f"{few:,} to {many:,}"
-    tokens = " or ".join(f"{length:,}" for length in lengths)
-    return f"Measured on {number} blocks of {tokens} tokens per domain."
 
 
 def render(template: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:

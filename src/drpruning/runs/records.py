@@ -69,6 +69,13 @@ class PhaseRecord:
         return self.evals[0].loss if self.evals and self.evals[0].step == 0 else {}
 
     @property
+    def mean_ratio(self) -> dict[str, float]:
+        """Domain -> its mean share of the training data so far; empty where not known."""
+        data = self.evals[-1].data if self.evals else {}
+        total = sum(data.values())
+        return {name: steps / total for name, steps in data.items()} if 0 < total < math.inf else {}
+
+    @property
     def total_steps(self) -> int | None:
         """The steps that the phase was to have, or None where its start was not recorded."""
         return self.start.total_steps if self.start else None
