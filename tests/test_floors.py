@@ -41,6 +41,7 @@ WITHOUT_TORCH = {
     "models.card",
     "models.config_values",
     "models.files",
+    "models.fingerprint",
     "models.inspect",
     "models.memory",
     "models.published_config",

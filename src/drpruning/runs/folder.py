@@ -115,6 +115,11 @@ class RunFolder:
         return self.path / "evaluation"
 
     @property
+    def speed(self) -> Path:
+        """Speed and memory of the models."""
+        return self.evaluations / "speed.json"
+
+    @property
     def report(self) -> Path:
         """The page about the run."""
         return self.path / "report.html"
