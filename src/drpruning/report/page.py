@@ -13,6 +13,7 @@ from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.report.comparison import Comparison, compare_phase
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
 from drpruning.report.exports import check_folder, write_files
+from drpruning.report.extra_tables import extra_tables
 from drpruning.report.figure_parts import Figure
 from drpruning.report.figures import times_source_figure
 from drpruning.report.formats import (
@@ -42,7 +43,11 @@ class Page:
 
 
 def write_report(
-    folders: Sequence[Path], output: Path | None = None, figures: Path | None = None
+    folders: Sequence[Path],
+    output: Path | None = None,
+    figures: Path | None = None,
+    *,
+    png: bool = False,
 ) -> Path:
     """Write the report of one run, or of several side by side.
 
@@ -53,6 +58,7 @@ def write_report(
         output: The HTML file; ``report.html`` in the first folder where it is None.
         figures: A folder for the figures as SVG and the tables as CSV and LaTeX; None: no such
             files.
+        png: Whether the figures are to be there as PNG too.
 
     Returns:
         Where the page was written.
@@ -61,6 +67,8 @@ def write_report(
         BadInput: A folder is missing, holds nothing to show, or has a file that cannot be read; or
             the page cannot be written.
     """
+    if png and figures is None:
+        raise BadInput("--png: needs a folder for the figures; name one with --figures FOLDER")
     if not folders:
         raise BadInput("RUN: a report needs at least one run folder")
     runs = [load_run(folder) for folder in folders]
@@ -81,7 +89,7 @@ def write_report(
     except OSError as error:
         raise BadInput(f"{option} {output}: {error.strerror}; name another file") from None
     if figures is not None:
-        write_files(figures, page.figures, page.text)
+        write_files(figures, page.figures, page.text, png=png)
     return output
 
 
@@ -122,6 +130,7 @@ def render_page(runs: Sequence[RunRecord]) -> Page:
         columns=result_columns(table),
         times=times_columns(table),
         measured_on=measured_on(runs),
+        extra_tables=extra_tables(named, table),
         comparisons=compared,
         runs=sections,
         dimensions=PRUNABLE_LABELS,

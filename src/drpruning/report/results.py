@@ -11,11 +11,19 @@ from drpruning.runs.records import RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class ResultCell:
-    """One number in both units, and whether it is the best of its line."""
+    """One number of a table.
+
+    Attributes:
+        ratio: As perplexity or factor; or in its only unit.
+        nats: The same as a loss; empty where there is only one unit.
+        is_best: Whether it is the best of those that it is compared with.
+        note: In small print beside it.
+    """
 
     ratio: str
-    nats: str
+    nats: str = ""
     is_best: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
