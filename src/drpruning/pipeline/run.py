@@ -28,7 +28,7 @@ from drpruning.pipeline.reference_losses import (
     reference_losses_table,
 )
 from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
-from drpruning.recipe import Prune, Recipe, ReferenceModels
+from drpruning.recipe import Prune, Recipe, ReferenceModels, Training
 from drpruning.report import render_table_text, results_table, write_report
 from drpruning.report.card_results import write_card_results
 from drpruning.report.live_view import OwnRunView
@@ -97,22 +97,7 @@ class Run:
     @cached_property
     def accelerator(self) -> "Accelerator":
         """Devices and ranks, as `torchrun` or `accelerate launch` set them up."""
-        with self.reporter.status("loading PyTorch and Transformers"):
-            import torch
-            from accelerate import Accelerator, InitProcessGroupKwargs
-
-            from drpruning.models.loading import quiet_libraries
-            from drpruning.training.distributed import check_device
-
-        quiet_libraries()
-        check_device()
-        timeout = timedelta(minutes=self.recipe.training.rank_timeout)
-        # The trainer sets the precision itself, whatever the launcher's configuration says.
-        return Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        )
+        return start_accelerator(self.reporter, self.recipe.training)
 
     @cached_property
     def reporter(self) -> Reporter:
@@ -430,6 +415,26 @@ class Run:
             if result := next(filter(Path.is_dir, (self.files.model, self.files.pruned)), None):
                 self.reporter.line(f"model:  {result}")
             self.reporter.line(f"report: {path}")
+
+
+def start_accelerator(reporter: Reporter, training: Training) -> "Accelerator":
+    """Load PyTorch and find the devices and ranks, as a launcher set them up."""
+    with reporter.status("loading PyTorch and Transformers"):
+        import torch
+        from accelerate import Accelerator, InitProcessGroupKwargs
+
+        from drpruning.models.loading import quiet_libraries
+        from drpruning.training.distributed import check_device
+
+    quiet_libraries()
+    check_device()
+    timeout = timedelta(minutes=training.rank_timeout)
+    # The trainer sets the precision itself, whatever the launcher's configuration says.
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+    )
 
 
 def show_table(folders: list[Path], reporter: Reporter) -> None:
