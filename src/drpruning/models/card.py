@@ -88,7 +88,7 @@ def model_card(
     details = [
         _training(recipe, phases, metadata),
         _data(recipe, phases),
-        f"## Perplexity\n\n{RESULTS_BEGIN}\n{_NO_RESULTS}\n{RESULTS_END}",
+        f"## Results\n\n{RESULTS_BEGIN}\n{_NO_RESULTS}\n{RESULTS_END}",
     ]
     return _card(title, summary, shape, plan, details, source, metadata)
 

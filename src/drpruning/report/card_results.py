@@ -8,6 +8,7 @@ from drpruning.models.auxiliary_files import CARD
 from drpruning.models.card import markdown_table, with_results
 from drpruning.report.results import measured_on, result_columns
 from drpruning.report.table import results_table
+from drpruning.report.task_scores import scored_models, task_rows
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE
 from drpruning.runs.records import RunRecord, load_run
 
@@ -45,7 +46,7 @@ def write_card_results(folder: Path) -> list[str]:
 
 
 def card_results(run: RunRecord) -> str:
-    """The evaluations of a run as the table of a model card."""
+    """Perplexities and scores of the models of a run as the tables of a model card."""
     table = results_table([run])
     columns = result_columns(table)
     rows = [
@@ -53,4 +54,14 @@ def card_results(run: RunRecord) -> str:
         for index, name in enumerate(table.columns)
     ]
     head = ["domain", *(column.head for column in columns)]
-    return f"{markdown_table(head, rows)}\n\n{measured_on([run])}"
+    parts = [markdown_table(head, rows), measured_on([run])]
+    models = [m for m in scored_models([("", run)]) if m.stage in run.evaluations]
+    if models:
+        scores = [
+            [title, *(f"{cell.ratio} {cell.note}" for cell in cells)]
+            for rows_of_tasks in task_rows(models)
+            for title, cells in rows_of_tasks
+        ]
+        head = ["task", *(model.name for model in models)]
+        parts += [markdown_table(head, scores), "Scores from 0 to 1 in percent, ± standard error."]
+    return "\n\n".join(parts)

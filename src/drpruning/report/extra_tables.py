@@ -6,13 +6,14 @@ and after recovery, Table 11 compares what was pruned.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.pruning.similarity import compare_plans
+from drpruning.report.folded import FoldedTable, Group, Labelled, Row
 from drpruning.report.formats import UNKNOWN, decimals, exp_text, format_perplexity, loss_text
 from drpruning.report.results import ResultCell
 from drpruning.report.table import Table
+from drpruning.report.task_scores import tasks_table
 from drpruning.report.verdict import short
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
 from drpruning.runs.records import Evaluation, RunRecord, section
@@ -27,38 +28,6 @@ _KINDS = {
 """Granularity of masks -> head of its column."""
 _STAGES = {SOURCE: "Source", PRUNED: "After pruning", MODEL: "After recovery"}
 
-Labelled = Sequence[tuple[str, RunRecord]]
-"""Runs with their names on the page."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Rows of a table under a title of their own; one without a title is the only one."""
-
-    title: str
-    rows: list[tuple[str, list[ResultCell]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldedTable:
-    """A table of the page that is folded.
-
-    Attributes:
-        ident: Its ``id``, and the name of its files.
-        title: What it shows.
-        about: More of that, in small print.
-        head: Of the columns.
-        groups: The rows.
-        caption: How to read it.
-    """
-
-    ident: str
-    title: str
-    about: str
-    head: list[str]
-    groups: list[Group]
-    caption: str
-
 
 def extra_tables(runs: Labelled, table: Table) -> list[FoldedTable]:
     """All such tables that there is something to show in.
@@ -67,7 +36,7 @@ def extra_tables(runs: Labelled, table: Table) -> list[FoldedTable]:
         runs: Those of the page.
         table: Their results.
     """
-    found = [measured_table([run for _, run in runs], table)]
+    found = [tasks_table(runs), measured_table([run for _, run in runs], table)]
     if len(runs) > 1:
         found += [recovery_table(runs, table), domain_table(runs, table), similarity_table(runs)]
     return [folded for folded in found if folded is not None]
@@ -77,7 +46,7 @@ def measured_table(runs: Sequence[RunRecord], table: Table) -> FoldedTable | Non
     """Perplexities with their intervals and bits per byte of each model; None without either."""
     names = {row.file: row.model for row in table.rows}
     groups = [
-        Group(title=model, rows=_measured_rows(evaluation, table))
+        _measured(model, evaluation, table)
         for run in runs
         for name, evaluation in run.evaluations.items()
         if (model := names.get(RunFolder(run.folder).evaluation(name)))
@@ -96,27 +65,29 @@ def measured_table(runs: Sequence[RunRecord], table: Table) -> FoldedTable | Non
     )
 
 
-def _measured_rows(evaluation: Evaluation, table: Table) -> list[tuple[str, list[ResultCell]]]:
-    rows = []
+def _measured(model: str, evaluation: Evaluation, table: Table) -> Group:
+    rows: list[Row] = []
+    sums: list[Row] = []
+    bits: list[float] = []
     for name in table.domains:
         if name not in {*evaluation.loss, *evaluation.bits_per_byte}:
             continue
         perplexity = _cell(evaluation.perplexity.get(name, math.nan))
         low, high = evaluation.interval.get(name, (math.nan, math.nan))
-        bits = evaluation.bits_per_byte.get(name, math.nan)
-        rows.append((name, [perplexity, _range(low, high), _bits(bits)]))
+        bits.append(evaluation.bits_per_byte.get(name, math.nan))
+        rows.append((name, [perplexity, _range(low, high), _bits(bits[-1])]))
     if len(rows) > 1:
         average = _cell(evaluation.average_perplexity)
         low, high = evaluation.average_interval or (math.nan, math.nan)
-        rows.append(("average", [average, _range(low, high), _bits(math.nan)]))
-    return rows
+        sums = [("average", [average, _range(low, high), _bits(_mean(bits))])]
+    return Group(title=model, rows=rows, sums=sums)
 
 
 def recovery_table(runs: Labelled, table: Table) -> FoldedTable | None:
     """Average perplexity after pruning and after recovery of each policy, by shape (Table 1)."""
     if not table.common:
         return None
-    groups: dict[str, list[tuple[str, list[ResultCell]]]] = {}
+    groups: dict[str, list[Row]] = {}
     for label, run in runs:
         stages = [_average(run.evaluations.get(name), table.common) for name in _STAGES]
         if all(map(math.isnan, stages[1:])):
@@ -132,7 +103,7 @@ def recovery_table(runs: Labelled, table: Table) -> FoldedTable | None:
         about="average perplexity by shape and policy",
         head=["Run", "policy", *(title.lower() for title in _STAGES.values())],
         groups=[Group(title=shape, rows=rows) for shape, rows in groups.items()],
-        caption="exp of the mean loss over the domains common to all models. In the form of the "
+        caption="Average: exp of the mean loss over the domains common to all models. In the form of the "
         "paper's Table 1.",
     )
 
@@ -186,11 +157,11 @@ def domain_table(runs: Labelled, table: Table) -> FoldedTable | None:
     )
 
 
-def _plain(values: Mapping[str, Sequence[float]]) -> list[tuple[str, list[ResultCell]]]:
+def _plain(values: Mapping[str, Sequence[float]]) -> list[Row]:
     return [(label, [_cell(value) for value in row]) for label, row in values.items()]
 
 
-def _ranked(values: Mapping[str, Sequence[float]]) -> list[tuple[str, list[ResultCell]]]:
+def _ranked(values: Mapping[str, Sequence[float]]) -> list[Row]:
     """The same with the least of each column marked."""
     columns = zip(*values.values(), strict=True)
     least = [min((v for v in column if not math.isnan(v)), default=math.nan) for column in columns]
@@ -224,6 +195,7 @@ def similarity_table(runs: Labelled) -> FoldedTable | None:
         ]
 
     rows = [(f"{p.first} and {p.second}", cells(p.similarity, p.chance)) for p in pairs]
+    sums: list[Row] = []
     if len(pairs) > 1:
         similarity, chance = (
             {
@@ -232,9 +204,9 @@ def similarity_table(runs: Labelled) -> FoldedTable | None:
             }
             for name in ("similarity", "chance")
         )
-        rows.append(("mean of the pairs", cells(similarity, chance)))
+        sums.append(("mean of the pairs", cells(similarity, chance)))
     if one_chance:
-        rows.append(
+        sums.append(
             ("by chance", [ResultCell(ratio=_share(pairs[0].chance[kind])) for kind in kinds])
         )
     left_out = [label for label in plans if label not in alike]
@@ -243,7 +215,7 @@ def similarity_table(runs: Labelled) -> FoldedTable | None:
         title="What the runs prune alike",
         about="similarity of masks, pair by pair",
         head=["Runs", *(_KINDS.get(kind, kind) for kind in kinds)],
-        groups=[Group(title="", rows=rows)],
+        groups=[Group(title="", rows=rows, sums=sums)],
         caption="Share of the source's parts that both runs keep or both remove, and what two "
         f"random plans of these shapes would have in common"
         f"{'' if one_chance else ' (in brackets)'}. In the form of the paper's Table 11."
