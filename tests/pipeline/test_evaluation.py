@@ -217,10 +217,10 @@ def test_a_recipe_of_another_program_does_not_make_a_model_a_run() -> None:
 def test_losses_that_are_not_finite_are_warned_of(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = perplexity.domain_losses
+    original = perplexity.block_losses
     monkeypatch.setattr(
-        perplexity, "domain_losses",
-        lambda *rest, **options: original(*rest, **options) | {"colours": float("nan")},
+        perplexity, "block_losses",
+        lambda *rest, **options: original(*rest, **options) | {"colours": np.array([3, np.nan])},
     )  # fmt: skip
     table = drprune("evaluate", model("m", 1), "--data", "out")
     assert "warning: m: its loss is not finite on colours, so it has no average" in table

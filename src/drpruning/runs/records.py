@@ -135,6 +135,7 @@ class Evaluation:
         average_interval: That of the mean of the losses over domains; None where not known.
         bytes: Domain -> bytes of UTF-8 text that the scored tokens stand for.
         bits_per_byte: Domain -> bits per byte of that text.
+        bits_per_byte_interval: Domain -> its 95% bootstrap interval.
         precision: `fp32` or `bf16`; empty where not known.
         fingerprint: Digest of the model's files; empty where not known.
         note: What a reader must know of these numbers; may be empty.
@@ -156,6 +157,7 @@ class Evaluation:
     average_interval: Interval | None = None
     bytes: Numbers = field(default_factory=Unknown)
     bits_per_byte: Numbers = field(default_factory=Unknown)
+    bits_per_byte_interval: Intervals = field(default_factory=Unknown)
     precision: str = ""
     fingerprint: str = ""
     note: str = ""
