@@ -68,7 +68,9 @@ def test_intervals_and_bits_per_byte_are_those_that_were_measured(fake_run: Make
     loss = load_run(run.folder).evaluations["source"].loss["web"]
     low, high = (f"{math.exp(loss + part):.2f}" for part in (-0.01, 0.01))
     assert rows[1] == ["web", f"{math.exp(loss):.2f}", f"{low}–{high}", f"{loss / 4:.3f}"]
+    bits = load_run(run.folder).evaluations["source"].bits_per_byte
     assert rows[3][0] == "average"
+    assert rows[3][-1] == f"{sum(bits.values()) / 2:.3f}"
     assert f'<span class="unit-nats">{loss - 0.01:.3f}–{loss + 0.01:.3f}</span>' in page.text
 
 
@@ -86,8 +88,11 @@ def test_a_model_of_another_tokenizer_has_bits_per_byte_alone(fake_run: MakeRun)
         average_perplexity=None,
         average_interval=None,
         worst_domain=None,
+        note="Its tokenizer is another.",
     )
-    cells = report(run).cells("measured-table")
+    page = report(run)
+    assert "Its tokenizer is another." in page.text
+    cells = page.cells("measured-table")
     bits = json.loads((run.folder / "evaluation" / "model.json").read_text())["bits_per_byte"]
     assert cells[-3] == ["web", "–", "–", f"{bits['web']:.3f}"]
 

@@ -45,23 +45,30 @@ def extra_tables(runs: Labelled, table: Table) -> list[FoldedTable]:
 def measured_table(runs: Sequence[RunRecord], table: Table) -> FoldedTable | None:
     """Perplexities with their intervals and bits per byte of each model; None without either."""
     names = {row.file: row.model for row in table.rows}
-    groups = [
-        _measured(model, evaluation, table)
+    measured = [
+        (model, evaluation)
         for run in runs
         for name, evaluation in run.evaluations.items()
         if (model := names.get(RunFolder(run.folder).evaluation(name)))
         and (evaluation.interval or evaluation.bits_per_byte)
     ]
-    if not groups:
+    if not measured:
         return None
+    notes = dict.fromkeys(evaluation.note for _, evaluation in measured if evaluation.note)
     return FoldedTable(
         ident="measured-table",
         title="Intervals and bits per byte",
         about="how sure each perplexity is",
         head=["Domain", "perplexity", "95% interval", "bits per byte"],
-        groups=groups,
-        caption="Interval: 95%, from bootstrap samples of the validation blocks. Bits per byte of "
-        "the text that the tokens stand for can be compared between tokenizers, perplexity cannot.",
+        groups=[_measured(model, evaluation, table) for model, evaluation in measured],
+        caption=" ".join(
+            [
+                "Interval: 95%, from bootstrap samples of the validation blocks. Bits per byte of the "
+                "text that the tokens stand for can be compared between tokenizers, perplexity "
+                "cannot.",
+                *notes,
+            ]
+        ),
     )
 
 
@@ -103,8 +110,8 @@ def recovery_table(runs: Labelled, table: Table) -> FoldedTable | None:
         about="average perplexity by shape and policy",
         head=["Run", "policy", *(title.lower() for title in _STAGES.values())],
         groups=[Group(title=shape, rows=rows) for shape, rows in groups.items()],
-        caption="Average: exp of the mean loss over the domains common to all models. In the form of the "
-        "paper's Table 1.",
+        caption="Average: exp of the mean loss over the domains common to all models. In the form "
+        "of the paper's Table 1.",
     )
 
 
