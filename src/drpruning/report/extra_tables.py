@@ -26,6 +26,10 @@ _KINDS = {
     "intermediate": "intermediate dimensions",
 }
 """Granularity of masks -> head of its column."""
+_ABOUT_INTERVALS = (
+    "Interval: 95%, from bootstrap samples of the validation blocks. Bits per byte of the text that "
+    "the tokens stand for can be compared between tokenizers, perplexity cannot."
+)
 _STAGES = {SOURCE: "Source", PRUNED: "After pruning", MODEL: "After recovery"}
 
 
@@ -61,14 +65,7 @@ def measured_table(runs: Sequence[RunRecord], table: Table) -> FoldedTable | Non
         about="how sure each perplexity is",
         head=["Domain", "perplexity", "95% interval", "bits per byte"],
         groups=[_measured(model, evaluation, table) for model, evaluation in measured],
-        caption=" ".join(
-            [
-                "Interval: 95%, from bootstrap samples of the validation blocks. Bits per byte of the "
-                "text that the tokens stand for can be compared between tokenizers, perplexity "
-                "cannot.",
-                *notes,
-            ]
-        ),
+        caption=" ".join([_ABOUT_INTERVALS, *notes]),
     )
 
 
