@@ -136,9 +136,29 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
     _run(recipe, overrides, "prepare", "pretrain", plain=plain)
 
 
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Documents of each task, the first ones; default: all.")
+]
+TaskPath = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Your own tasks, as YAML files of lm-eval."),
+]
+ScoresFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FOLDER",
+        help="Where the scores on tasks of models from elsewhere are kept; default: in the run "
+        "that --data names. Those of a run's models are in its folder.",
+    ),
+]
+
+
 @command(
     "drprune evaluate runs/a runs/b\n"
-    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
+    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
+    "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
+    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores"
 )
 def evaluate(
     targets: Annotated[
@@ -151,12 +171,77 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,...",
+            help="Also measure on tasks of lm-eval: NAME, NAME@EXAMPLES, or a group: paper-15, "
+            "paper-multilingual.",
+        ),
+    ] = None,
+    limit: Limit = None,
+    task_path: TaskPath = None,
+    output: ScoresFolder = None,
 ) -> None:
-    """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
+    """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
+
+    With --tasks also scores on tasks of lm-eval; a model needs no run for these.
+    """
     from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
+    from drpruning.runs.folder import RunFolder
 
-    evaluate_targets(run_folders(targets), data)
+    folders = run_folders(targets)
+    if tasks is None or data is not None or any(RunFolder(each).has_recipe for each in folders):
+        evaluate_targets(folders, data)
+    if tasks is not None:
+        from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks
+
+        evaluate_tasks(
+            folders,
+            TaskOptions(tasks=tasks, limit=limit, task_path=task_path, data=data, output=output),
+        )
+
+
+@command(
+    "drprune compare runs/a runs/b --tasks paper-15\n"
+    "drprune compare small-a small-b large-a large-b --tasks paper-15 --output scores\n"
+    "drprune compare runs/a runs/b --tasks mine --task-path tasks --prompts prompts.yaml"
+)
+def compare(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FIRST SECOND...",
+            help="Two run folders, model folders or names on the Hub, or several pairs, which are "
+            "tested together too. A run stands for the model that it ended with.",
+        ),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK,...", help="Tasks of lm-eval: NAME, NAME@EXAMPLES, or paper-15."
+        ),
+    ],
+    *,
+    limit: Limit = None,
+    task_path: TaskPath = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="More prompts, for tasks that the package has none for."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The run that keeps the scores of models from elsewhere."),
+    ] = None,
+    output: ScoresFolder = None,
+) -> None:
+    """Say whether two models differ on tasks, each under five prompts: t-test and bootstrap."""
+    from drpruning.pipeline.targets import run_folders
+    from drpruning.pipeline.task_command import TaskOptions, compare_models
+
+    options = TaskOptions(tasks=tasks, limit=limit, task_path=task_path, data=data, output=output)
+    compare_models(run_folders(targets), options, prompts)
 
 
 @command(

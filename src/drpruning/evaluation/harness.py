@@ -177,10 +177,14 @@ class Catalogue:
     def _has(self, name: str) -> bool:
         return name in _OWN_TASKS or name in self._tasks.task_index
 
+    def settings(self, name: str) -> Mapping[str, Any]:
+        """A task's settings, or a group's, as its file has them."""
+        settings: Mapping[str, Any] = _OWN_TASKS.get(name) or self._tasks.task_index[name].cfg
+        return settings
+
     def settings_digest(self, name: str, changes: Mapping[str, str]) -> str:
         """A digest of a task's settings, as far as they are known without its data."""
-        settings = _OWN_TASKS.get(name) or self._tasks.task_index[name].cfg
-        text = dumps(_readable([settings, dict(changes)]))
+        text = dumps(_readable([self.settings(name), dict(changes)]))
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     def load(self, name: str, changes: Mapping[str, str]) -> Any:
@@ -203,7 +207,10 @@ class Catalogue:
         loaded["groups"].pop(_PROMPTED, None)
         for task in loaded["tasks"].values():
             # Tasks that are classes have their prompt in code, not in settings.
-            if "doc_to_text" in changes and type(task).doc_to_text is not ConfigurableTask.doc_to_text:
+            if (
+                "doc_to_text" in changes
+                and type(task).doc_to_text is not ConfigurableTask.doc_to_text
+            ):
                 task.doc_to_text = _rendered(changes["doc_to_text"])
         return loaded
 

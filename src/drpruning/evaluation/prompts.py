@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from drpruning.common.errors import BadInput
 from drpruning.recipe import Section
@@ -15,7 +15,15 @@ from drpruning.recipe.yaml_io import read_yaml
 _FILE = Path(__file__).with_name("prompts.yaml")
 _PLACE = re.compile(r"\{(\w+)\}")
 _LAST = "{text}"
-Template = Annotated[str, Field(pattern=r"^(?s:(?!.*(\{\{|\{%|\{#)).+)$")]
+
+
+def _template(text: str) -> str:
+    if re.search(r"\{[{%#]", text):
+        raise ValueError("write a field as {name}; {{, {% and {# are Jinja's")
+    return text
+
+
+Template = Annotated[str, AfterValidator(_template)]
 """Text with `{field}` in it, and nothing that Jinja would read."""
 
 
@@ -24,7 +32,7 @@ class TaskPrompt(Section):
 
     kind: str
     """Name of the kind."""
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field(default_factory=dict)
     """Name in the templates -> Jinja expression over the columns of a document."""
     contexts: Annotated[list[str], Field(min_length=2)] | None = None
     """In place of fields: a Jinja expression for each context that the continuation may have."""
@@ -33,9 +41,9 @@ class TaskPrompt(Section):
 class Prompts(Section):
     """Templates of each kind of task, and the kind of each task."""
 
-    kinds: dict[str, Annotated[list[Template], Field(min_length=1)]] = {}
+    kinds: dict[str, Annotated[list[Template], Field(min_length=1)]] = Field(default_factory=dict)
     """Kind -> templates."""
-    tasks: dict[str, TaskPrompt] = {}
+    tasks: dict[str, TaskPrompt] = Field(default_factory=dict)
     """Task, as lm-eval names it -> how it fills them."""
 
     @model_validator(mode="after")
@@ -100,9 +108,7 @@ def load_prompts(file: Path | None) -> Prompts:
     if not isinstance(own, dict):
         raise BadInput(f"--prompts {file}: expected a mapping with kinds and tasks")
     merged = {
-        key: value | own[key]
-        if key in own and isinstance(own[key], dict)
-        else own.get(key, value)
+        key: value | own[key] if key in own and isinstance(own[key], dict) else own.get(key, value)
         for key, value in package.model_dump().items()
     }
     try:

@@ -79,7 +79,7 @@ def parse_tasks(texts: Iterable[str], field: str) -> list[TaskSpec]:
         BadInput: One is not written so, or there are none.
     """
     found: dict[str, TaskSpec] = {}
-    for text in (part.strip() for text in texts for part in text.split(",")):
+    for text in (part.strip() for each in texts for part in each.split(",")):
         name, _, shots = text.partition("@")
         if not TASK.fullmatch(text) or (shots and name in GROUPS):
             raise BadInput(

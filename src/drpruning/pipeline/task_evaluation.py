@@ -1,24 +1,23 @@
 """Tasks of lm-eval on the models of runs and on models from elsewhere, each score measured once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drpruning.common.console import Reporter
-from drpruning.common.errors import BadInput
-from drpruning.common.files import check_folder
+from drpruning.common.errors import BadInput, EvaluationIncomplete
 from drpruning.data.document_format import DocumentFormat, markers_of
 from drpruning.evaluation.prompts import Prompts
 from drpruning.evaluation.task_groups import TaskSpec, parse_tasks
 from drpruning.models.fingerprint import model_fingerprint, model_folder
-from drpruning.models.inspect import SOURCE_FIELD, check_model
-from drpruning.pipeline.evaluation import _model as named_model
+from drpruning.models.inspect import SOURCE_FIELD
 from drpruning.pipeline.prepared import document_format
-from drpruning.pipeline.run import Run, start_accelerator
-from drpruning.recipe import Evaluate, Training
-from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
+from drpruning.recipe import Evaluate, Recipe, Training
+from drpruning.report.task_table import task_table
+from drpruning.runs.folder import SOURCE, RunFolder
 from drpruning.runs.task_results import TaskKey, TaskResult, read_task_result, write_task_result
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from drpruning.evaluation.harness import Catalogue, LanguageModel
 
 RECIPE_FIELD, OPTION = "evaluate.tasks", "--tasks"
-_FIELD = "MODEL"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +74,15 @@ class TaskPlan:
         """What a recipe asks for; None for nothing.
 
         Raises:
-            BadInput: A task is not written as one.
+            BadInput: lm-eval is not installed, or has no such task.
         """
         if not evaluate.tasks:
             return None
         path = None if evaluate.task_path is None else Path(evaluate.task_path)
         specs = parse_tasks(evaluate.tasks, RECIPE_FIELD)
-        return cls(specs=specs, limit=evaluate.limit, task_path=path, field=RECIPE_FIELD)
+        plan = cls(specs=specs, limit=evaluate.limit, task_path=path, field=RECIPE_FIELD)
+        plan.catalogue  # noqa: B018 - finds the tasks, before days of training
+        return plan
 
     @property
     def items(self) -> list["TaskItem"]:
@@ -95,8 +95,9 @@ class TaskPlan:
             for number in range(self.prompts.count(spec.name))
         ]
 
-    def check(self) -> "Catalogue":
-        """Find the tasks, before any model is loaded.
+    @cached_property
+    def catalogue(self) -> "Catalogue":
+        """The tasks as lm-eval has them, without their data.
 
         Raises:
             BadInput: lm-eval is not installed, or has no such task.
@@ -144,80 +145,30 @@ class TaskOutcome:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def run_models(run: Run, prefix: str = "") -> list[TaskModel]:
-    """The models of a run so far.
+def run_models(
+    recipe: Recipe, models: Mapping[str, str], files: RunFolder, prefix: str = ""
+) -> list[TaskModel]:
+    """The models of a run.
 
     Args:
-        run: The run.
-        prefix: Of their labels.
-
-    Raises:
-        BadInput: One that the run has written is not complete.
+        recipe: Of the run.
+        models: Name -> folder or Hub name.
+        files: The run folder.
+        prefix: Of the models' labels.
     """
-    model = run.recipe.model
-    tokenizers = {SOURCE: model.tokenizer_source}
+    tokenizers = {SOURCE: recipe.model.tokenizer_source}
     return [
         TaskModel(
             label=prefix + name,
             path=path,
             field=SOURCE_FIELD,
             tokenizer=tokenizers.get(name, path),
-            folder=run.files.task_results,
-            documents=document_format(run.recipe),
-            training=run.recipe.training,
+            folder=files.task_results,
+            documents=document_format(recipe),
+            training=recipe.training,
         )
-        for name, path in run.models().items()
+        for name, path in models.items()
     ]
-
-
-def models_to_measure(
-    targets: Sequence[Path], data: Path | None, output: Path | None, *, last_only: bool = False
-) -> list[TaskModel]:
-    """The models of runs, and models from elsewhere.
-
-    Args:
-        targets: Run folders, model folders, and names on the Hub.
-        data: The run beside which the scores of models from elsewhere are kept, and whose precision
-            they are measured in.
-        output: In place of it, a folder for these scores.
-        last_only: Whether a run stands for the model that it ended with.
-
-    Raises:
-        BadInput: A target is none of these, a model has no place for its scores, or cannot be used.
-    """
-    runs = [target for target in targets if RunFolder(target).has_recipe]
-    found: list[TaskModel] = []
-    for target in targets:
-        if target in runs:
-            several = last_only or len(runs) > 1
-            models = run_models(Run.open(target), f"{target.name} " if several else "")
-            found += models[-1:] if last_only else models
-            continue
-        named = named_model(target)
-        if data is not None:
-            home = Run.open(data)
-            folder, training = home.files.task_results, home.recipe.training
-        elif output is not None:
-            check_folder(output, "--output")
-            folder, training = output, Training()
-        else:
-            raise BadInput(
-                f"{named.label}: name a folder for its scores with --output FOLDER, or with "
-                "--data RUN the run that it is compared with"
-            )
-        check_model(named.path, _FIELD)
-        found.append(
-            TaskModel(
-                label=named.label,
-                path=named.path,
-                field=_FIELD,
-                tokenizer=named.path,
-                folder=folder,
-                documents=None,
-                training=training,
-            )
-        )
-    return found
 
 
 def measure_tasks(
@@ -225,7 +176,6 @@ def measure_tasks(
     plan: TaskPlan,
     accelerator: "Accelerator",
     reporter: Reporter,
-    catalogue: "Catalogue | None" = None,
 ) -> TaskOutcome:
     """Measure models on tasks, but for the scores that are known.
 
@@ -236,7 +186,6 @@ def measure_tasks(
         plan: The tasks.
         accelerator: Gives the device, and which rank this is.
         reporter: Shows progress.
-        catalogue: From `plan.check`, where that was called already.
 
     Raises:
         BadInput: lm-eval is not installed, has no such task, or a model cannot be loaded.
@@ -245,8 +194,8 @@ def measure_tasks(
     measuring = None
     if accelerator.is_main_process:
         with reporter.status("loading lm-eval"):
-            catalogue = catalogue or plan.check()
-        measuring = _Measuring(plan, catalogue, accelerator, reporter, models, outcome)
+            plan.catalogue  # noqa: B018 - takes seconds
+        measuring = _Measuring(plan, accelerator, reporter, models, outcome)
     for model in models:
         if measuring is not None:
             measuring.begin(model)
@@ -257,19 +206,27 @@ def measure_tasks(
     return outcome
 
 
+def show_tasks(
+    models: Sequence[TaskModel], plan: TaskPlan, accelerator: "Accelerator", reporter: Reporter
+) -> TaskOutcome:
+    """Measure models on tasks and print the table; see `measure_tasks`."""
+    outcome = measure_tasks(models, plan, accelerator, reporter)
+    reporter.console.print(task_table(outcome.results))
+    return outcome
+
+
 class _Measuring:
     """Models one after the other; each is loaded when the first score is not known."""
 
     def __init__(
         self,
         plan: TaskPlan,
-        catalogue: "Catalogue",
         accelerator: "Accelerator",
         reporter: Reporter,
         models: Iterable[TaskModel],
         outcome: TaskOutcome,
     ):
-        self._plan, self._catalogue = plan, catalogue
+        self._plan, self._catalogue = plan, plan.catalogue
         self._accelerator, self._reporter = accelerator, reporter
         self._folders = list(dict.fromkeys(model.folder for model in models))
         self._outcome = outcome
@@ -347,7 +304,7 @@ class _Measuring:
         model = self._model
         with self._reporter.status(f"loading {model.path}"):
             network = load_model(model.path, model.field)
-            network.to(self._accelerator.device).eval()  # type: ignore[arg-type]
+            network.to(self._accelerator.device).eval()
         self._loaded = LanguageModel(
             network,
             self._tokenizer,
@@ -357,3 +314,20 @@ class _Measuring:
             batch_size=model.training.micro_batch,
         )
         return self._loaded
+
+
+def complain_of_failures(failures: Mapping[str, str]) -> None:
+    """End a command after everything else was done.
+
+    Args:
+        failures: Title of a task -> why it could not be run, which was said when it failed.
+
+    Raises:
+        EvaluationIncomplete: There are some.
+    """
+    if failures:
+        raise EvaluationIncomplete(
+            f"{len(failures)} {'task' if len(failures) == 1 else 'tasks'} could not be run "
+            f"({', '.join(failures)}); the scores of the others are kept, and the same command "
+            "tries these again"
+        )

@@ -23,8 +23,8 @@ def _task(text: str) -> str:
 class Evaluate(Section):
     """What the stage `evaluate` measures beside perplexity."""
 
-    tasks: list[Annotated[str, AfterValidator(_task), Field(max_length=200)]] = []
-    """Tasks of lm-eval (NAME or NAME@EXAMPLES) and groups (paper-15, paper-multilingual)."""
+    tasks: list[Annotated[str, AfterValidator(_task), Field(max_length=200)]] | None = None
+    """Tasks of lm-eval (NAME or NAME@EXAMPLES), paper-15, paper-multilingual; absent: none."""
     limit: Count | None = None
     """Documents of each task, the first ones; absent: all."""
     task_path: PathText | None = None
