@@ -381,6 +381,9 @@ class Run:
         for name, path in self.models().items():
             if again or not self.files.evaluation(name).is_file():
                 self.measure(name, self._label(name), path)
+        self._complete_cards()
+
+    def _complete_cards(self) -> None:
         if self.accelerator.is_main_process:
             for warning in write_card_results(self.folder):
                 self.reporter.warn(warning)
@@ -391,6 +394,7 @@ class Run:
             models = run_models(self.recipe, self.models(), self.files)
             found = show_tasks(models, self._tasks, self.accelerator, self.reporter)
             self.failed_tasks = found.failures
+            self._complete_cards()
 
     def _label(self, name: str) -> str:
         if name != MODEL:

@@ -27,8 +27,8 @@ _KINDS = {
 }
 """Granularity of masks -> head of its column."""
 _ABOUT_INTERVALS = (
-    "Interval: 95%, from bootstrap samples of the validation blocks. Bits per byte of the text that "
-    "the tokens stand for can be compared between tokenizers, perplexity cannot."
+    "Interval: 95%, from bootstrap samples of the validation blocks. Bits per byte of the text "
+    "that the tokens stand for can be compared between tokenizers, perplexity cannot."
 )
 _STAGES = {SOURCE: "Source", PRUNED: "After pruning", MODEL: "After recovery"}
 
