@@ -1,9 +1,7 @@
 """lm-eval itself on local task files with a tiny model: the same numbers as ours, offline."""
 
-import json
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 
 pytest.importorskip("lm_eval")
@@ -29,65 +26,7 @@ from drpruning.evaluation.harness import (
 from drpruning.evaluation.task_groups import TaskSpec
 from drpruning.models.loading import load_model
 from drpruning.training.validation import domain_losses
-
-TEXTS = ["one two three four five", "red green blue", "cat dog cow hen fox owl bee ant cat dog"]
-QUESTIONS = [
-    {"question": f"one {word} two", "choices": ["three four", "red", "cat"], "label": label}
-    for label, word in enumerate(["five", "six", "seven"])
-]
-
-
-def write_tasks(folder: Path, **more: Mapping[str, Any]) -> Path:
-    """A task of rolling log-likelihoods, one of multiple choice, and others."""
-    folder.mkdir(exist_ok=True)
-    for name, rows in (("texts", [{"text": text} for text in TEXTS]), ("questions", QUESTIONS)):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(lines)
-
-    def local(name: str) -> dict[str, Any]:
-        file = str(folder / f"{name}.jsonl")
-        return {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": file}}}
-
-    choice = local("questions") | {
-        "output_type": "multiple_choice",
-        "test_split": "test",
-        "fewshot_split": "test",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "label",
-        "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True}
-            for name in ("acc", "acc_norm")
-        ],
-    }
-    tasks: dict[str, dict[str, Any]] = {
-        "local_texts": local("texts")
-        | {
-            "output_type": "loglikelihood_rolling",
-            "test_split": "test",
-            "doc_to_text": "",
-            "doc_to_target": "{{text}}",
-            "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
-        },
-        "local_choice": choice,
-        "local_fixed": choice | {"num_fewshot": 0},
-        "local_absent": choice | {"dataset_path": "nobody/has-this", "dataset_kwargs": {}},
-        "local_continued": local("questions")
-        | {
-            "output_type": "generate_until",
-            "test_split": "test",
-            "doc_to_text": "{{question}}",
-            "doc_to_target": "red",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3},
-            "metric_list": [
-                {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
-            ],
-        },
-        **{name: choice | dict(settings) for name, settings in more.items()},
-    }
-    for name, settings in tasks.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **settings}))
-    return folder
+from helpers.local_tasks import QUESTIONS, TEXTS, write_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +192,7 @@ def test_data_that_cannot_be_had_are_said_so(catalogue: Catalogue, with_bos: Pat
         (
             {"metric_list": [{"metric": "rouge", "hf_evaluate": True, "aggregation": "mean",
                               "higher_is_better": True}]},
-            "cannot be downloaded",
+            "lm-eval has no rouge here; if it is a metric of the package evaluate",
         ),
     ],
 )  # fmt: skip

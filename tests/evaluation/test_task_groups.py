@@ -32,7 +32,7 @@ def test_what_is_no_name_is_refused(text: str) -> None:
 
 
 def test_no_task_at_all_is_refused() -> None:
-    with pytest.raises(BadInput, match="evaluate.tasks: names no task"):
+    with pytest.raises(BadInput, match=r"evaluate\.tasks: names no task"):
         parse_tasks([], "evaluate.tasks")
 
 

@@ -263,7 +263,10 @@ def _score(found: Mapping[str, Any], spec: TaskSpec, tasks: list[str]) -> TaskSc
         metric = next((name for name in PREFERRED_METRICS if name in better), next(iter(better)))
     keys = [key for key in found["results"][first] if key.partition(",")[0] == metric]
     if not keys:
-        raise TaskFailed(f"lm-eval gives no {metric}")
+        raise TaskFailed(
+            f"lm-eval has no {metric} here; if it is a metric of the package evaluate, which "
+            "downloads a program for it and runs it, HF_EVALUATE_OFFLINE=0 allows that"
+        )
     filtered = keys[0].partition(",")[2]
     samples = [s for task in tasks for s in found["samples"][task] if s["filter"] == filtered]
     values = [_number(sample[metric]) for sample in samples if metric in sample]

@@ -17,7 +17,7 @@ from drpruning.evaluation.significance import (
     compare_pairs,
     paired_bootstrap,
 )
-from drpruning.evaluation.task_groups import parse_tasks
+from drpruning.evaluation.task_groups import TaskSpec, parse_tasks
 from drpruning.models.inspect import check_model
 from drpruning.pipeline.devices import start_accelerator
 from drpruning.pipeline.evaluation import _model as named_model
@@ -58,6 +58,15 @@ class TaskOptions:
     data: Path | None = None
     output: Path | None = None
 
+    @property
+    def specs(self) -> list[TaskSpec]:
+        """The tasks by name.
+
+        Raises:
+            BadInput: One is not written as a task.
+        """
+        return parse_tasks([self.tasks], OPTION)
+
     def plan(self, prompts: Prompts | None = None) -> TaskPlan:
         """The tasks, found in lm-eval.
 
@@ -68,7 +77,7 @@ class TaskOptions:
             BadInput: lm-eval is not installed, or has no such task.
         """
         plan = TaskPlan(
-            specs=parse_tasks([self.tasks], OPTION),
+            specs=self.specs,
             limit=self.limit,
             task_path=self.task_path,
             prompts=prompts,
@@ -88,6 +97,7 @@ def evaluate_tasks(targets: Sequence[Path], options: TaskOptions) -> None:
         BadInput: A target, a task or a folder cannot be used.
         EvaluationIncomplete: A task could not be run; the others were.
     """
+    options.specs  # noqa: B018 - checks how they are written
     models = _models(targets, options, last_only=False)
     plan = options.plan()
     reporter = _reporter()
@@ -115,16 +125,15 @@ def compare_models(targets: Sequence[Path], options: TaskOptions, prompts: Path 
     """
     if len(targets) % 2:
         raise BadInput("compare: name two models or runs, or several pairs of them")
-    models = _models(targets, options, last_only=True)
-    if len({model.label for model in models}) < len(models):
+    if len({target.resolve() for target in targets}) < len(targets):
         raise BadInput("compare: a model is named twice; name different ones")
-    templates = load_prompts(prompts)
-    specs = parse_tasks([options.tasks], OPTION)
+    specs, templates = options.specs, load_prompts(prompts)
     if missing := [spec.name for spec in specs if spec.name not in templates.tasks]:
         raise BadInput(
             f"{OPTION}: there are no prompts for {', '.join(missing)}, only for "
             f"{', '.join(templates.tasks)}; give some with --prompts FILE"
         )
+    models = _models(targets, options, last_only=True)
     plan = options.plan(templates)
     reporter = _reporter()
     outcome = measure_tasks(models, plan, start_accelerator(reporter, models[0].training), reporter)
@@ -167,7 +176,7 @@ def significance_lines(tasks: Sequence[ComparedTask], documents: Bootstrap | Non
 
 
 def _pairs_line(found: Significance) -> str:
-    t_test = "too few to test"
+    t_test = "no t-test, as all differences are equal"
     if not np.isnan(found.t_test.t):
         t_test = f"paired t-test t {found.t_test.t:.2f}, p {found.t_test.p:.2g}"
     return (
