@@ -26,19 +26,6 @@ def rewrite(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
-def with_intervals(run: Any) -> None:
-    """Add what later versions measure: an interval of 2% and bits per byte."""
-    for file in (run.folder / "evaluation").glob("*.json"):
-        loss = json.loads(file.read_text())["loss"]
-        mean = sum(loss.values()) / len(loss)
-        rewrite(
-            file,
-            interval={name: [value - 0.01, value + 0.01] for name, value in loss.items()},
-            average_interval=[mean - 0.005, mean + 0.005],
-            bits_per_byte={name: value / 4 for name, value in loss.items()},
-        )
-
-
 @pytest.fixture
 def several(fake_run: MakeRun) -> list[Any]:
     """Three complete runs; the plan of the second has other layers."""
@@ -60,7 +47,7 @@ def test_intervals_and_bits_per_byte_are_those_that_were_measured(fake_run: Make
     run = fake_run("one", ["web", "code"])
     run.recipe()
     run.evaluations()
-    with_intervals(run)
+    run.intervals()
     page = report(run)
     head, *rows = page.cells("measured-table")
     assert head == ["Domain", "perplexity", "95% interval", "bits per byte"]
@@ -78,7 +65,7 @@ def test_a_model_of_another_tokenizer_has_bits_per_byte_alone(fake_run: MakeRun)
     run = fake_run("one", ["web", "code"])
     run.recipe()
     run.evaluations("source", "model")
-    with_intervals(run)
+    run.intervals()
     nothing = {"web": None, "code": None}
     rewrite(
         run.folder / "evaluation" / "model.json",

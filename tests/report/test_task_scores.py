@@ -10,37 +10,8 @@ from drpruning.common.errors import BadInput
 from drpruning.models.card import RESULTS_BEGIN, RESULTS_END
 from drpruning.report.card_results import write_card_results
 from drpruning.runs.folder import RunFolder
-from drpruning.runs.task_results import TaskKey, TaskResult, TaskScore, write_task_result
 
 MakeRun = Callable[..., Any]
-
-
-def score(run: Any, model: str, task: str, value: float, **changes: Any) -> None:
-    """Write the score of a model on a task as `drprune evaluate --tasks` does."""
-    key = TaskKey(
-        fingerprint=changes.get("fingerprint", f"{run.folder.name}-{model}"),
-        task=task,
-        shots=None,
-        settings="0",
-        limit=changes.get("limit"),
-        bos=None,
-        precision="fp32",
-        lm_eval="0.4.13",
-    )
-    result = TaskScore(
-        shots=changes.get("shots", 0),
-        metric="acc",
-        higher_is_better=changes.get("higher_is_better", True),
-        score=value,
-        documents=100,
-        standard_error=changes.get("error", 0.02),
-        document_scores=[0.0, 1.0],
-    )
-    folder = RunFolder(run.folder).task_results
-    prompt = changes.get("prompt")
-    write_task_result(
-        folder, TaskResult(model=model, path=model, prompt=prompt, key=key, result=result)
-    )
 
 
 @pytest.fixture
@@ -49,9 +20,9 @@ def run(fake_run: MakeRun) -> Any:
     made.recipe()
     made.evaluations()
     for number, model in enumerate(("source", "pruned", "model")):
-        score(made, model, "piqa", 0.7 - 0.1 * number)
-        score(made, model, "hellaswag", 0.5 - 0.1 * number, shots=10)
-        score(made, model, "wikitext", 20.0 + number, higher_is_better=False, error=float("nan"))
+        made.score(model, "piqa", 0.7 - 0.1 * number)
+        made.score(model, "hellaswag", 0.5 - 0.1 * number, shots=10)
+        made.score(model, "wikitext", 20.0 + number, higher_is_better=False, error=float("nan"))
     return made
 
 
@@ -71,8 +42,8 @@ def test_tasks_stand_beside_the_models_of_a_run(run: Any) -> None:
 
 
 def test_an_average_is_only_over_tasks_that_all_models_have(run: Any) -> None:
-    score(run, "model", "sciq", 0.9)
-    score(run, "elsewhere", "piqa", 0.8)
+    run.score("model", "sciq", 0.9)
+    run.score("elsewhere", "piqa", 0.8)
     found = rows(report(run))
     assert found["Task"] == ["source", "as cut", "recovered", "elsewhere"]
     assert found["sciq"] == ["–", "–", "90.0 ±2.0", "–"]
@@ -81,8 +52,8 @@ def test_an_average_is_only_over_tasks_that_all_models_have(run: Any) -> None:
 
 
 def test_prompts_for_significance_are_left_out_and_a_limit_is_named(run: Any) -> None:
-    score(run, "model", "boolq", 0.1, prompt=2)
-    score(run, "model", "piqa", 0.2, limit=50)
+    run.score("model", "boolq", 0.1, prompt=2)
+    run.score("model", "piqa", 0.2, limit=50)
     found = rows(report(run))
     assert "boolq" not in found
     assert found["piqa, first 50 documents"] == ["–", "–", "20.0 ±2.0"]
@@ -96,9 +67,9 @@ def test_the_best_of_several_runs_is_bold_and_their_source_is_there_once(
     other.recipe()
     other.evaluations()
     for task, shots in (("piqa", 0), ("hellaswag", 10)):
-        score(other, "source", task, 0.9, fingerprint="one-source", shots=shots)
-        score(other, "model", task, 0.45, shots=shots)
-    score(other, "model", "wikitext", 19.0, higher_is_better=False)
+        other.score("source", task, 0.9, fingerprint="one-source", shots=shots)
+        other.score("model", task, 0.45, shots=shots)
+    other.score("model", "wikitext", 19.0, higher_is_better=False)
     page = report(run, other)
     found = rows(page)
     assert found["Task"] == ["source", "as cut (one)", "recovered (one)", "recovered (other)"]
