@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,10 +22,10 @@ from drpruning.training import objective, perplexity
 from drpruning.training import trainer as loop_module
 from drpruning.training.optimizer import step_unless
 from drpruning.training.perplexity import perplexity_fields
-from drpruning.training.validation import block_losses
 from drpruning.training.pruning_trainer import deviation_text
 from drpruning.training.skipped_steps import StepMetrics
 from drpruning.training.trainer import Trainer
+from drpruning.training.validation import block_losses
 from helpers.interrupted_runs import assert_same_outcome, run_until
 from helpers.small_runs import (
     altered_model,

@@ -158,7 +158,9 @@ ScoresFolder = Annotated[
     "drprune evaluate runs/a runs/b\n"
     "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
     "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
-    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores"
+    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores\n"
+    "drprune evaluate runs/a --json numbers.json     everything that was measured, as a file\n"
+    "drprune evaluate runs/a --speed     also tokens per second and memory, against the source"
 )
 def evaluate(
     targets: Annotated[
@@ -170,6 +172,22 @@ def evaluate(
     ],
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
+    ] = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure models that have been measured, too.")
+    ] = False,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed",
+            help="Also measure tokens per second of reading a prompt and of writing, and peak "
+            "memory, each model in turn with the source.",
+        ),
+    ] = False,
+    numbers: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write everything as JSON."),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -185,6 +203,9 @@ def evaluate(
 ) -> None:
     """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
 
+    Prints one table with 95% intervals. What has been measured on the same blocks is not measured
+    again while the model's files stay as they are.
+
     With --tasks also scores on tasks of lm-eval; a model needs no run for these.
     """
     from drpruning.pipeline.evaluation import evaluate_targets
@@ -193,7 +214,7 @@ def evaluate(
 
     folders = run_folders(targets)
     if tasks is None or data is not None or any(RunFolder(each).has_recipe for each in folders):
-        evaluate_targets(folders, data)
+        evaluate_targets(folders, data, again=again, speed=speed, output=numbers)
     if tasks is not None:
         from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks
 

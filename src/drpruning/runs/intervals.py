@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import ndtr, ndtri, stdtr
 
 LEVEL = 0.95
 SAMPLES = 2000
@@ -123,9 +123,9 @@ def _bca(samples: Array, estimate: float, influence: Array) -> Pair:
     apart = samples - estimate
     equal = np.abs(apart) <= 1e-9 * math.sqrt(square)  # of a few blocks many samples are
     share = np.mean(np.where(equal, 0.5, apart < 0))
-    shift = stats.norm.ppf(np.clip(share, 0.5 / len(samples), 1 - 0.5 / len(samples)))
-    z = shift + stats.norm.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    low, high = np.quantile(samples, stats.norm.cdf(shift + z / (1 - acceleration * z)))
+    shift = ndtri(np.clip(share, 0.5 / len(samples), 1 - 0.5 / len(samples)))
+    z = shift + ndtri([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(samples, ndtr(shift + z / (1 - acceleration * z)))
     return float(low), float(high)
 
 
@@ -198,5 +198,5 @@ def _difference(domains: Sequence[Domain], samples: Array, interval: Pair) -> Di
         interval=interval,
         # 1 added to both: a bootstrap of so many samples cannot say that p is 0.
         p_bootstrap=float((as_large + 1) / (len(samples) + 1)),
-        p_t=float(2 * stats.t.sf(abs(nats) / error, freedom)),
+        p_t=float(2 * stdtr(freedom, -abs(nats) / error)),
     )

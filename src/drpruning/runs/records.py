@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json
-from drpruning.common.unknown import Unknown
+from drpruning.common.files import atomic_write, dumps, parse_json
+from drpruning.common.unknown import Unknown, record_fields
 from drpruning.data.blocks import MANIFEST_FILE
 from drpruning.pruning import PruningPlan
 from drpruning.recipe.paths import expand_path
@@ -288,7 +288,7 @@ def load_run(folder: Path) -> RunRecord:
     """
     run = load_phases(folder)
     files = RunFolder(run.folder)
-    run.evaluations = _read_evaluations(files.evaluations)
+    run.evaluations = _read_evaluations(files)
     run.tasks = read_task_results(files.task_results)
     similarity = read_file(_Similarity, files.similarity)
     run.similarity = similarity.rows if similarity else []
@@ -333,6 +333,12 @@ def load_evaluation(file: Path) -> Evaluation | None:
     return found
 
 
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation to a file; an earlier one is replaced in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, dumps(record_fields(evaluation), indent=1))
+
+
 def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     """Read a recipe.yaml as it is written, and as plain values; both empty where there is none.
 
@@ -373,9 +379,8 @@ def _tokenizer(data: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    files = (file for file in sorted(folder.glob("*.json")) if file.name != _NAMES.speed.name)
-    read = {file.stem: load_evaluation(file) for file in files}
+def _read_evaluations(files: RunFolder) -> dict[str, Evaluation]:
+    read = {file.stem: load_evaluation(file) for file in files.evaluation_files()}
     found = {name: evaluation for name, evaluation in read.items() if evaluation is not None}
     known = [name for name in _MODEL_ORDER if name in found]
     return {name: found[name] for name in [*known, *(n for n in found if n not in known)]}

@@ -1,9 +1,7 @@
 """Perplexity of a model on the validation blocks of every domain."""
 
-import hashlib
 import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,6 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from drpruning.common.console import Reporter
-from drpruning.common.files import atomic_write, dumps
-from drpruning.common.unknown import record_fields
 from drpruning.data import InexactBytesError, PreparedData, TokenBlocks, TokenBytes
 from drpruning.models.loading import load_model
 from drpruning.pruning import ModelShape
@@ -72,16 +68,11 @@ def evaluate_perplexity(
         **perplexity_fields(mean_losses(found)),
         blocks={domain: len(b) for domain, b in blocks.items()},
         sequence_length=data.sequence_length,
-        validation=validation_digests(data),
+        validation=data.validation_digests,
         **interval_fields(found),
         **byte_fields(found, blocks, token_bytes),
         precision=training.precision,
     )
-
-
-def validation_digests(data: PreparedData) -> dict[str, str]:
-    """Domain -> digest of its validation blocks."""
-    return {name: _digest(domain.validation) for name, domain in data.domains.items()}
 
 
 def interval_fields(block_loss: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
@@ -130,14 +121,6 @@ def byte_fields(
     } | ({"note": note} if unknown else {})
 
 
-def _digest(blocks: TokenBlocks) -> str:
-    """A digest of all token ids of validation blocks, 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for first in range(0, len(blocks), 64):  # not all at once, for they lie in a memory map
-        digest.update(blocks[slice(first, first + 64)].tobytes())
-    return digest.hexdigest()
-
-
 def perplexity_fields(losses: Mapping[str, float]) -> dict[str, Any]:
     """The fields of an evaluation that follow from the loss of each domain, in nats.
 
@@ -164,9 +147,3 @@ def _exp(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write an evaluation to a file; an earlier one is replaced in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, dumps(record_fields(evaluation), indent=1))
