@@ -10,6 +10,7 @@ import typer
 from drpruning import __version__
 from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
 from drpruning.cli.app import app, command
+from drpruning.cli.task_options import Limit, ScoresFolder, TaskPath
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
@@ -136,24 +137,6 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
     _run(recipe, overrides, "prepare", "pretrain", plain=plain)
 
 
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="Documents of each task, the first ones; default: all.")
-]
-TaskPath = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Your own tasks, as YAML files of lm-eval."),
-]
-ScoresFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        metavar="FOLDER",
-        help="Where the scores on tasks of models from elsewhere are kept; default: in the run "
-        "that --data names. Those of a run's models are in its folder.",
-    ),
-]
-
-
 @command(
     "drprune evaluate runs/a runs/b\n"
     "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
@@ -222,47 +205,6 @@ def evaluate(
             folders,
             TaskOptions(tasks=tasks, limit=limit, task_path=task_path, data=data, output=output),
         )
-
-
-@command(
-    "drprune compare runs/a runs/b --tasks paper-15\n"
-    "drprune compare small-a small-b large-a large-b --tasks paper-15 --output scores\n"
-    "drprune compare runs/a runs/b --tasks mine --task-path tasks --prompts prompts.yaml"
-)
-def compare(
-    targets: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FIRST SECOND...",
-            help="Two run folders, model folders or names on the Hub, or several pairs, which are "
-            "tested together too. A run stands for the model that it ended with.",
-        ),
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            metavar="TASK,...", help="Tasks of lm-eval: NAME, NAME@EXAMPLES, or paper-15."
-        ),
-    ],
-    *,
-    limit: Limit = None,
-    task_path: TaskPath = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="More prompts, for tasks that the package has none for."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The run that keeps the scores of models from elsewhere."),
-    ] = None,
-    output: ScoresFolder = None,
-) -> None:
-    """Say whether two models differ on tasks, each under five prompts: t-test and bootstrap."""
-    from drpruning.pipeline.targets import run_folders
-    from drpruning.pipeline.task_command import TaskOptions, compare_models
-
-    options = TaskOptions(tasks=tasks, limit=limit, task_path=task_path, data=data, output=output)
-    compare_models(run_folders(targets), options, prompts)
 
 
 @command(
@@ -481,4 +423,4 @@ def demo(
     run_demo(output)
 
 
-from drpruning.cli import plan_commands  # noqa: E402, F401 - registers them, the last in the help
+from drpruning.cli import compare, plan_commands  # noqa: E402, F401 - registers them, last in the help
