@@ -65,7 +65,7 @@ def loaded(folder: Path, wanted: DocumentFormat | None, **settings: Any) -> Lang
     return LanguageModel(model.eval(), tokenizer, bos=bos, before=before, **values)
 
 
-def own_log_likelihoods(folder: Path, first: str) -> list[float]:
+def own_log_likelihoods(folder: Path, first: str, precision: str = "fp32") -> list[float]:
     """Of the texts after a token, as a run's evaluation measures blocks; in nats."""
     tokenizer, model = load_tokenizer(str(folder)), load_model(str(folder)).eval()
     found = []
@@ -75,8 +75,10 @@ def own_log_likelihoods(folder: Path, first: str) -> list[float]:
             *tokenizer.encode(text, add_special_tokens=False),
         ]
         blocks: Any = {"text": np.array([ids])}
-        loss = domain_losses(model, blocks, Accelerator(cpu=True), batch_size=1)["text"]
-        found.append(-loss * (len(ids) - 1))
+        loss = domain_losses(
+            model, blocks, Accelerator(cpu=True), batch_size=1, precision=precision
+        )
+        found.append(-loss["text"] * (len(ids) - 1))
     return found
 
 
@@ -107,6 +109,14 @@ def test_perplexity_of_a_model_without_bos_follows_its_end_of_document(
 ) -> None:
     found = run_task(loaded(model_folder, DocumentFormat()), catalogue, TaskSpec("local_texts"))
     assert found.document_scores == pytest.approx(own_log_likelihoods(model_folder, "</s>"))
+
+
+def test_perplexity_in_bfloat16_is_that_of_a_run_too(catalogue: Catalogue, with_bos: Path) -> None:
+    model = loaded(with_bos, None, precision="bf16", batch_size=1)
+    found = run_task(model, catalogue, TaskSpec("local_texts"))
+    own = own_log_likelihoods(with_bos, "<s>", "bf16")
+    assert found.document_scores == pytest.approx(own, rel=1e-6)
+    assert own != pytest.approx(own_log_likelihoods(with_bos, "<s>"), rel=1e-6)
 
 
 def test_texts_begin_with_one_bos_and_end_with_no_eos(with_bos: Path) -> None:

@@ -21,7 +21,7 @@ from drpruning.recipe import parse_recipe
 from drpruning.runs.records import load_run
 from helpers.damaged_places import Place
 from helpers.local_tasks import QUESTIONS, TEXTS, write_tasks
-from helpers.small_runs import drprune, only_pretraining, run, write
+from helpers.small_runs import drprune, only_pretraining, run, torchrun, write
 
 PROMPTS = {
     "kinds": {"asked": [f"{{question}}{end}" for end in ("", " one", " two", " red", " cat")]},
@@ -109,6 +109,14 @@ def test_a_score_is_measured_once_for_a_model_whatever_its_name(
     other_model("copy", 1)
     evaluate("copy")
     assert measured == ["local_choice", "local_texts", "local_choice"]
+
+
+@pytest.mark.usefixtures("home")
+def test_again_measures_what_is_known(measured: list[str]) -> None:
+    evaluate("model")
+    drprune("evaluate", "model", "--tasks", "local_choice", "--task-path", "tasks",
+            "--output", "scores", "--again")  # fmt: skip
+    assert (len(measured), len(kept())) == (2, 1)
 
 
 def test_what_changes_a_score_is_measured_anew(home: Path, measured: list[str]) -> None:
@@ -244,3 +252,16 @@ def test_pairs_of_models_are_pooled_and_equal_models_do_not_differ() -> None:
     assert "bootstrap over documents: 95% from +0.00 to +0.00, p 1" in said
     assert "All pairs together: difference" in said
     assert "over 10 pairs of task and prompt" in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+def test_one_of_two_ranks_measures(tmp_path: Path) -> None:
+    done = torchrun(
+        2, "-m", "drpruning.cli", "evaluate", "model", "--tasks", "local_choice,local_absent",
+        "--task-path", "tasks", "--output", "scores", HF_DATASETS_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout.count("local_choice") == 2, "a line of progress, and one of the table"
+    assert done.stderr.count("1 task could not be run (local_absent)") == 1
+    assert len(kept()) == 1

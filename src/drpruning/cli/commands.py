@@ -140,10 +140,10 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
 @command(
     "drprune evaluate runs/a runs/b\n"
     "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
-    "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
-    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores\n"
     "drprune evaluate runs/a --json numbers.json     everything that was measured, as a file\n"
-    "drprune evaluate runs/a --speed     also tokens per second and memory, against the source"
+    "drprune evaluate runs/a --speed     also tokens per second and memory, against the source\n"
+    "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
+    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores"
 )
 def evaluate(
     targets: Annotated[
@@ -168,10 +168,6 @@ def evaluate(
             "memory, each model in turn with the source.",
         ),
     ] = False,
-    numbers: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Also write everything as JSON."),
-    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -182,36 +178,41 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     task_path: TaskPath = None,
-    output: ScoresFolder = None,
+    scores: ScoresFolder = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write everything as JSON."),
+    ] = None,
 ) -> None:
     """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
 
     Prints one table with 95% intervals. What has been measured on the same blocks is not measured
-    again while the model's files stay as they are.
-
-    With --tasks also scores on tasks of lm-eval; a model needs no run for these.
+    again while the model's files stay as they are. With --tasks also scores on tasks of lm-eval; a
+    model needs no run for these.
     """
     from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
     from drpruning.runs.folder import RunFolder
 
     folders = run_folders(targets)
-    if tasks is None or data is not None or any(RunFolder(each).has_recipe for each in folders):
-        evaluate_targets(folders, data, again=again, speed=speed, output=numbers)
     if tasks is not None:
-        from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks
+        from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks, find_tasks
 
-        evaluate_tasks(
-            folders,
-            TaskOptions(tasks=tasks, limit=limit, task_path=task_path, data=data, output=output),
+        options = TaskOptions(
+            tasks=tasks, limit=limit, task_path=task_path, data=data, output=scores, again=again
         )
+        models, plan = find_tasks(folders, options)
+    has_blocks = data is not None or any(RunFolder(folder).has_recipe for folder in folders)
+    if has_blocks or tasks is None or speed or output is not None:
+        evaluate_targets(folders, data, again=again, speed=speed, output=output)
+    if tasks is not None:
+        evaluate_tasks(models, plan)
 
 
 @command(
     "drprune report runs/a\n"
     "drprune report runs/a runs/b --output compare.html     several runs on one page\n"
-    "drprune report runs/a --figures figures     its figures and tables as files, too\n"
-    "drprune report runs/a --figures figures --png     the figures as PNG beside the SVG"
+    "drprune report runs/a --figures figures     its figures and tables as files, too"
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
@@ -224,17 +225,13 @@ def report(
             metavar="FOLDER", help="For the figures as SVG and the tables as CSV and LaTeX."
         ),
     ] = None,
-    *,
-    png: Annotated[
-        bool, typer.Option("--png", help="With --figures: the figures as PNG, too (takes longer).")
-    ] = False,
 ) -> None:
     """Write one HTML page about one or several runs, also while they are running."""
     from drpruning.pipeline.targets import run_folders
     from drpruning.report import write_report
     from drpruning.runs.folder import RunFolder
 
-    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures, png=png)
+    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures)
     typer.echo(f"report: {page}")
     if figures is not None:
         typer.echo(f"figures and tables: {figures}")

@@ -105,6 +105,7 @@ class LanguageModel(HFLM):  # type: ignore[misc]
             tokenizer=tokenizer,
             batch_size=batch_size,
             mixed_precision_dtype=None if precision == "fp32" else torch.bfloat16,
+            softmax_dtype=torch.float32,  # as in our loss; bfloat16 has steps of 0.125 at 20 nats
             prefix_token_id=None if before is None else before.id,
         )
 

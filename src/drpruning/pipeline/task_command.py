@@ -50,6 +50,7 @@ class TaskOptions:
         task_path: A folder of the user's own tasks.
         data: The run beside which the scores of models from elsewhere are kept.
         output: In place of it, a folder for these scores.
+        again: Whether to measure what is known, too.
     """
 
     tasks: str
@@ -57,6 +58,7 @@ class TaskOptions:
     task_path: Path | None = None
     data: Path | None = None
     output: Path | None = None
+    again: bool = False
 
     @property
     def specs(self) -> list[TaskSpec]:
@@ -81,30 +83,46 @@ class TaskOptions:
             limit=self.limit,
             task_path=self.task_path,
             prompts=prompts,
+            again=self.again,
         )
         plan.catalogue  # noqa: B018 - finds the tasks
         return plan
 
 
-def evaluate_tasks(targets: Sequence[Path], options: TaskOptions) -> None:
-    """Measure the models of runs and models from elsewhere on tasks, and print one table.
+def find_tasks(
+    targets: Sequence[Path], options: TaskOptions
+) -> tuple[list[TaskModel], TaskPlan]:
+    """Find models and tasks, before anything is measured.
 
     Args:
         targets: Run folders, model folders, and names on the Hub.
         options: The tasks, and places.
 
     Raises:
-        BadInput: A target, a task or a folder cannot be used.
-        EvaluationIncomplete: A task could not be run; the others were.
+        BadInput: A target, a task or a folder cannot be used, or lm-eval is not installed.
     """
     options.specs  # noqa: B018 - checks how they are written
     models = _models(targets, options, last_only=False)
-    plan = options.plan()
+    return models, options.plan()
+
+
+def evaluate_tasks(models: Sequence[TaskModel], plan: TaskPlan) -> None:
+    """Measure models on tasks and print one table.
+
+    Args:
+        models: From `find_tasks`.
+        plan: Likewise.
+
+    Raises:
+        BadInput: A model cannot be loaded.
+        EvaluationIncomplete: A task could not be run; the others were.
+    """
     reporter = _reporter()
     accelerator = start_accelerator(reporter, models[0].training)
     outcome = show_tasks(models, plan, accelerator, reporter)
     if accelerator.is_main_process:
-        for run in (target for target in targets if RunFolder(target).has_recipe):
+        places = {model.folder.parent.parent for model in models}  # of RUN/evaluation/tasks
+        for run in sorted(place for place in places if RunFolder(place).has_recipe):
             for warning in write_card_results(run):
                 reporter.warn(warning)
     complain_of_failures(outcome.failures)
@@ -120,7 +138,7 @@ def compare_models(targets: Sequence[Path], options: TaskOptions, prompts: Path 
         prompts: A file with more templates.
 
     Raises:
-        BadInput: They are no pairs, a task has no templates, or as `evaluate_tasks`.
+        BadInput: They are no pairs, a task has no templates, or as `find_tasks`.
         EvaluationIncomplete: A task could not be run; the others are compared.
     """
     if len(targets) % 2:

@@ -60,6 +60,7 @@ class TaskPlan:
         limit: Documents of each at most; None: all.
         task_path: A folder of the user's own tasks.
         prompts: Templates under which each task is run; None: the task's own prompt.
+        again: Whether scores that are known are measured, too.
         field: What named the tasks, for messages.
     """
 
@@ -67,6 +68,7 @@ class TaskPlan:
     limit: int | None = None
     task_path: Path | None = None
     prompts: Prompts | None = None
+    again: bool = False
     field: str = OPTION
 
     @classmethod
@@ -257,15 +259,20 @@ class _Measuring:
         """Measure a task, unless its score is known or it has failed before."""
         if item.spec.title in self._outcome.failures:
             return
-        model, known = self._model, None
-        key = self._key(item)
-        for folder in dict.fromkeys((model.folder, *self._folders)):
-            known = known or read_task_result(folder, key)
-        known = known or self._measured(item, key)
-        if known is not None:
-            self._outcome.results[model.label][item.title] = known
-            if not (model.folder / key.file_name).is_file():
-                write_task_result(model.folder, known)
+        key, folder = self._key(item), self._model.folder
+        found = None if self._plan.again else self._known(key)
+        if found is None:
+            found = self._measured(item, key)
+        if found is not None:
+            self._outcome.results[self._model.label][item.title] = found
+            if self._plan.again or not (folder / key.file_name).is_file():
+                write_task_result(folder, found)
+
+    def _known(self, key: TaskKey) -> TaskResult | None:
+        """A score of the same model, wherever it is kept."""
+        folders = dict.fromkeys((self._model.folder, *self._folders))
+        results = (read_task_result(folder, key) for folder in folders)
+        return next((result for result in results if result is not None), None)
 
     def _key(self, item: TaskItem) -> TaskKey:
         from drpruning.evaluation.harness import VERSION
