@@ -10,7 +10,13 @@ import typer
 from drpruning import __version__
 from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
 from drpruning.cli.app import app, command
-from drpruning.cli.task_options import Limit, ScoresFolder, TaskPath
+from drpruning.cli.task_options import (
+    Limit,
+    ScoresFolder,
+    TaskPath,
+    Tasks,
+    refuse_without_tasks,
+)
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
@@ -168,14 +174,7 @@ def evaluate(
             "memory, each model in turn with the source.",
         ),
     ] = False,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK,...",
-            help="Also measure on tasks of lm-eval: NAME, NAME@EXAMPLES, or a group: paper-15, "
-            "paper-multilingual.",
-        ),
-    ] = None,
+    tasks: Tasks = None,
     limit: Limit = None,
     task_path: TaskPath = None,
     scores: ScoresFolder = None,
@@ -195,7 +194,9 @@ def evaluate(
     from drpruning.runs.folder import RunFolder
 
     folders = run_folders(targets)
-    if tasks is not None:
+    if tasks is None:
+        refuse_without_tasks(limit, task_path, scores)
+    else:
         from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks, find_tasks
 
         options = TaskOptions(

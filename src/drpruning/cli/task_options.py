@@ -5,6 +5,16 @@ from typing import Annotated
 
 import typer
 
+from drpruning.common.errors import BadInput
+
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK,...",
+        help="Also measure on tasks of lm-eval: NAME, NAME@EXAMPLES, or a group: paper-15, "
+        "paper-multilingual.",
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Documents of each task, the first ones; default: all.")
 ]
@@ -21,3 +31,15 @@ ScoresFolder = Annotated[
         "that --data names. Those of a run's models are in its folder.",
     ),
 ]
+
+
+def refuse_without_tasks(limit: int | None, task_path: Path | None, output: Path | None) -> None:
+    """Refuse options that say something of tasks where none are named.
+
+    Raises:
+        BadInput: One is given.
+    """
+    options = {"--limit": limit, "--task-path": task_path, "--output": output}
+    for option, value in options.items():
+        if value is not None:
+            raise BadInput(f"{option} {value}: is about tasks; name some with --tasks")

@@ -89,9 +89,7 @@ class TaskOptions:
         return plan
 
 
-def find_tasks(
-    targets: Sequence[Path], options: TaskOptions
-) -> tuple[list[TaskModel], TaskPlan]:
+def find_tasks(targets: Sequence[Path], options: TaskOptions) -> tuple[list[TaskModel], TaskPlan]:
     """Find models and tasks, before anything is measured.
 
     Args:
