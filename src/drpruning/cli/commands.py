@@ -213,7 +213,8 @@ def evaluate(
 @command(
     "drprune report runs/a\n"
     "drprune report runs/a runs/b --output compare.html     several runs on one page\n"
-    "drprune report runs/a --figures figures     its figures and tables as files, too"
+    "drprune report runs/a --figures figures     its figures and tables as files, too\n"
+    "drprune report runs/a --figures figures --png     the figures as PNG beside the SVG"
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
@@ -226,13 +227,17 @@ def report(
             metavar="FOLDER", help="For the figures as SVG and the tables as CSV and LaTeX."
         ),
     ] = None,
+    *,
+    png: Annotated[
+        bool, typer.Option("--png", help="With --figures: the figures as PNG, too (takes longer).")
+    ] = False,
 ) -> None:
     """Write one HTML page about one or several runs, also while they are running."""
     from drpruning.pipeline.targets import run_folders
     from drpruning.report import write_report
     from drpruning.runs.folder import RunFolder
 
-    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures)
+    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures, png=png)
     typer.echo(f"report: {page}")
     if figures is not None:
         typer.echo(f"figures and tables: {figures}")

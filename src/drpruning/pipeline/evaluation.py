@@ -64,6 +64,9 @@ def evaluate_targets(
         check_speed()
     runs, wanted = _find(targets, data)
     _measure(wanted, again=again)
+    if _is_first_rank():
+        for run in runs:
+            run.complete_cards()
     table = results_table([load_run(run.folder) for run in runs])
     for part in evaluation_tables(table, runs[0].reporter.console.width):
         runs[0].reporter.console.print(part)

@@ -31,6 +31,7 @@ from drpruning.pipeline.task_evaluation import TaskPlan, run_models, show_tasks
 from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
 from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
+from drpruning.report.card_results import write_card_results
 from drpruning.report.live_view import OwnRunView
 from drpruning.report.table import fitting_models
 from drpruning.runs.folder import (
@@ -378,12 +379,13 @@ class Run:
             if not self.files.evaluation(model.name).is_file():
                 self.measure(model)
 
-    def models_to_measure(self) -> list[ModelToMeasure]:
-        """The models of this run so far, under their names in tables."""
-        return [
-            ModelToMeasure(name=name, label=self._label(name), path=path)
-            for name, path in self.models().items()
-        ]
+        if self.accelerator.is_main_process:
+            self.complete_cards()
+
+    def complete_cards(self) -> None:
+        """Put what was measured into the model cards."""
+        for warning in write_card_results(self.folder):
+            self.reporter.warn(warning)
 
     def _evaluate(self) -> None:
         self.evaluate()
@@ -391,6 +393,15 @@ class Run:
             models = run_models(self.recipe, self.models(), self.files)
             found = show_tasks(models, self._tasks, self.accelerator, self.reporter)
             self.failed_tasks = found.failures
+            if self.accelerator.is_main_process:
+                self.complete_cards()
+
+    def models_to_measure(self) -> list[ModelToMeasure]:
+        """The models of this run so far, under their names in tables."""
+        return [
+            ModelToMeasure(name=name, label=self._label(name), path=path)
+            for name, path in self.models().items()
+        ]
 
     def _label(self, name: str) -> str:
         if name != MODEL:

@@ -32,6 +32,7 @@ from drpruning.pipeline.task_evaluation import (
     show_tasks,
 )
 from drpruning.recipe import Training
+from drpruning.report.card_results import write_card_results
 from drpruning.report.task_table import ComparedTask, comparison_table
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.task_results import TaskResult
@@ -115,7 +116,13 @@ def evaluate_tasks(models: Sequence[TaskModel], plan: TaskPlan) -> None:
         EvaluationIncomplete: A task could not be run; the others were.
     """
     reporter = _reporter()
-    outcome = show_tasks(models, plan, start_accelerator(reporter, models[0].training), reporter)
+    accelerator = start_accelerator(reporter, models[0].training)
+    outcome = show_tasks(models, plan, accelerator, reporter)
+    if accelerator.is_main_process:
+        places = {model.folder.parent.parent for model in models}  # of RUN/evaluation/tasks
+        for run in sorted(place for place in places if RunFolder(place).has_recipe):
+            for warning in write_card_results(run):
+                reporter.warn(warning)
     complain_of_failures(outcome.failures)
 
 

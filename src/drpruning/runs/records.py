@@ -24,6 +24,7 @@ from drpruning.runs.lines import (
     Warned,
     read_lines,
 )
+from drpruning.runs.task_results import TaskResult, read_task_results
 from drpruning.runs.typed_json import (
     Interval,
     Intervals,
@@ -77,6 +78,13 @@ class PhaseRecord:
         Of pruning it is that of the source: all masks are within 1% of one.
         """
         return self.evals[0].loss if self.evals and self.evals[0].step == 0 else {}
+
+    @property
+    def mean_ratio(self) -> dict[str, float]:
+        """Domain -> its mean share of the training data so far; empty where not known."""
+        data = self.evals[-1].data if self.evals else {}
+        total = sum(data.values())
+        return {name: steps / total for name, steps in data.items()} if 0 < total < math.inf else {}
 
     @property
     def total_steps(self) -> int | None:
@@ -185,6 +193,7 @@ class RunRecord:
         evaluations: Model name to its evaluation, in the order source, pruned, model, others.
         similarity: Rows of ``prune/similarity.json``.
         plan: ``prune/plan.json``, or None.
+        tasks: Scores on tasks, the latest last.
         tokenizer: Digest of the tokenizer that the data were prepared with; empty if not known.
     """
 
@@ -195,6 +204,7 @@ class RunRecord:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     similarity: list[SimilarityPoint] = field(default_factory=list)
     plan: PruningPlan | None = None
+    tasks: list[TaskResult] = field(default_factory=list)
     tokenizer: str = ""
 
     @property
@@ -211,7 +221,8 @@ class RunRecord:
     def is_empty(self) -> bool:
         """Whether there is nothing that a report could show."""
         has_points = any(phase.steps or phase.evals for phase in self.phases.values())
-        return not (has_points or self.evaluations or self.similarity or self.plan)
+        parts = (self.evaluations, self.tasks, self.similarity, self.plan)
+        return not has_points and not any(parts)
 
     @property
     def initial_ratio(self) -> dict[str, float]:
@@ -281,6 +292,7 @@ def load_run(folder: Path) -> RunRecord:
     run = load_phases(folder)
     files = RunFolder(run.folder)
     run.evaluations = _read_evaluations(files)
+    run.tasks = read_task_results(files.task_results)
     similarity = read_file(_Similarity, files.similarity)
     run.similarity = similarity.rows if similarity else []
     run.plan = PruningPlan.load(files.plan) if files.plan.is_file() else None
