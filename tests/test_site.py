@@ -9,7 +9,9 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=\"?(https?:[^\">\s]+)", re.I)
+LOADED = re.compile(
+    r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=\"?(https?:[^\">\s]+)", re.I
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""All texts in the package's source, with `…` for what is filled in."""
+"""The texts in the package's source that a user may meet, with `…` for what is filled in."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,20 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 
 def texts() -> Iterator[str]:
-    """Every string of the source, f-strings with `…` in place of their values."""
+    """Every string of the source that is no docstring; f-strings with `…` in place of values."""
     for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+        tree = ast.parse(path.read_text())
+        skipped = set()
+        for node in ast.walk(tree):  # from the outside to the inside
+            if isinstance(node, ast.Expr):
+                skipped.add(node.value)
             elif isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-                yield "".join(map(str, parts))
+                skipped.update(node.values)
+                yield "".join(_text(part) for part in node.values)
+            elif isinstance(node, ast.Constant) and node not in skipped:
+                yield _text(node)
+
+
+def _text(node: ast.expr) -> str:
+    constant = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return re.sub(r"%[sd]", "…", str(node.value)) if constant else "…"
