@@ -30,7 +30,7 @@ from drpruning.recipe.yaml_io import parse_yaml
 T = TypeVar("T")
 NO_PRUNING = "none"
 SCHEMA_FILE = "recipe.schema.json"
-"""Where the schema is looked for, beside a recipe, so that its first line can lead editors there."""
+"""The schema beside a recipe to which the recipe's first line can lead editors."""
 STEPS = {"prune": "--prune-steps", "pretrain": "--pretrain-steps"}
 
 
