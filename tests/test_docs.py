@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from drpruning.cli.commands import app
+from drpruning.evaluation.prompts import load_prompts
 from drpruning.recipe import load_recipe
 from drpruning.recipe.yaml_io import dump_yaml, parse_yaml
 from helpers.messages import texts
@@ -133,6 +134,10 @@ def test_recipes_on_a_page_are_valid(
     start.parent.mkdir(parents=True)
     start.write_text("reference_loss: {books: 2.5, code: 1.2}\n")
     for _, text in blocks(page, "yaml"):
+        if text.startswith("kinds:"):  # the one other file of YAML that users write
+            (tmp_path / "prompts.yaml").write_text(text)
+            load_prompts(tmp_path / "prompts.yaml")
+            continue
         for number, values in enumerate(recipes(text)):
             file = tmp_path / f"{number}.yaml"
             file.write_text(dump_yaml(values))

@@ -20,7 +20,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from lo
     {"common"},
     {"recipe", "scheduling", "pruning", "distillation", "data"},  # planned: domains
     {"runs", "models"},  # planned: endpoints
-    {"training", "report"},  # planned: evaluation
+    {"training", "report", "evaluation"},
     {"pipeline", "integrations"},  # planned: tuning
     {"cli"},
 ]
@@ -31,6 +31,9 @@ WITHOUT_TORCH = {
     "scheduling",
     "data",
     "runs",
+    "evaluation.prompts",
+    "evaluation.significance",
+    "evaluation.task_groups",
     "pruning.clients",
     "pruning.families",
     "pruning.plan",
@@ -40,6 +43,7 @@ WITHOUT_TORCH = {
     "models.auxiliary_files",
     "models.config_values",
     "models.files",
+    "models.fingerprint",
     "models.inspect",
     "models.memory",
     "models.published_config",

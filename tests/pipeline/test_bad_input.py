@@ -23,9 +23,10 @@ from helpers.invalid_init import REFUSED_INIT
 from helpers.invalid_inputs import DEEP, lines, parquet, source
 from helpers.invalid_inputs import EARLY as COMMON
 from helpers.invalid_models import REFUSED_MODELS
+from helpers.invalid_tasks import REFUSED_TASKS
 from helpers.invalid_teachers import REFUSED_TEACHERS
 
-EARLY = [*COMMON, *REFUSED_INIT, *REFUSED_MODELS, *REFUSED_TEACHERS]
+EARLY = [*COMMON, *REFUSED_INIT, *REFUSED_MODELS, *REFUSED_TASKS, *REFUSED_TEACHERS]
 
 CHILD = """
 import json, os, signal, sys, traceback

@@ -16,7 +16,12 @@ from typing import Any, NoReturn
 import typer
 
 from drpruning.common.console import detach_closed_terminal, warnings_shown
-from drpruning.common.errors import BadInput, Interrupted, TrainingError
+from drpruning.common.errors import (
+    BadInput,
+    EvaluationIncomplete,
+    Interrupted,
+    TrainingError,
+)
 from drpruning.training.signals import SIGNALS, is_ignored
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -148,7 +153,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     match error:
         case BadInput():
             status, message = BAD_INPUT, str(error)
-        case TrainingError():
+        case TrainingError() | EvaluationIncomplete():
             status, message = FAILED, str(error)
         case Interrupted():
             status, message = INTERRUPTED, "interrupted; saved. The same command resumes."

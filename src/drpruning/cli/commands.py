@@ -10,6 +10,7 @@ import typer
 from drpruning import __version__
 from drpruning.cli import recipe_commands  # noqa: F401 - registers them, the first in the help
 from drpruning.cli.app import app, command
+from drpruning.cli.task_options import Limit, ScoresFolder, TaskPath
 from drpruning.common.errors import BadInput
 
 __all__ = ["app"]
@@ -138,7 +139,9 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
 
 @command(
     "drprune evaluate runs/a runs/b\n"
-    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks"
+    "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
+    "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
+    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores"
 )
 def evaluate(
     targets: Annotated[
@@ -151,12 +154,36 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,...",
+            help="Also measure on tasks of lm-eval: NAME, NAME@EXAMPLES, or a group: paper-15, "
+            "paper-multilingual.",
+        ),
+    ] = None,
+    limit: Limit = None,
+    task_path: TaskPath = None,
+    output: ScoresFolder = None,
 ) -> None:
-    """Measure perplexity by domain: of all models of a run, or of a model on a run's data."""
+    """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
+
+    With --tasks also scores on tasks of lm-eval; a model needs no run for these.
+    """
     from drpruning.pipeline.evaluation import evaluate_targets
     from drpruning.pipeline.targets import run_folders
+    from drpruning.runs.folder import RunFolder
 
-    evaluate_targets(run_folders(targets), data)
+    folders = run_folders(targets)
+    if tasks is None or data is not None or any(RunFolder(each).has_recipe for each in folders):
+        evaluate_targets(folders, data)
+    if tasks is not None:
+        from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks
+
+        evaluate_tasks(
+            folders,
+            TaskOptions(tasks=tasks, limit=limit, task_path=task_path, data=data, output=output),
+        )
 
 
 @command(
@@ -370,4 +397,4 @@ def demo(
     run_demo(output)
 
 
-from drpruning.cli import plan_commands  # noqa: E402, F401 - registers them, the last in the help
+from drpruning.cli import compare, plan_commands  # noqa: E402, F401 - registers them, last in the help

@@ -19,6 +19,10 @@ class TrainingError(RuntimeError):
     """Training cannot continue; what was saved remains. The command line exits with status 1."""
 
 
+class EvaluationIncomplete(RuntimeError):  # noqa: N818 - the rest was done
+    """Some of what was to be measured could not be. The command line exits with status 1."""
+
+
 def shown(value: object) -> str:
     """Quote a value for a message: its `repr`, cut off where it is long."""
     text = repr(value)

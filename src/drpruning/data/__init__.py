@@ -17,6 +17,7 @@ from drpruning.data.sources import (
     may_be_hub_name,
     skipped_lines,
 )
+from drpruning.data.token_bytes import InexactBytesError, TokenBytes
 from drpruning.data.token_estimate import estimate_tokens
 from drpruning.data.tokenization import tokenizer_digest
 
@@ -29,11 +30,13 @@ __all__ = [
     "DomainBlocks",
     "DomainCounts",
     "DomainSource",
+    "InexactBytesError",
     "Mixture",
     "OnExhausted",
     "PreparedData",
     "Segment",
     "TokenBlocks",
+    "TokenBytes",
     "check_prepared_folder",
     "check_sources",
     "describe_documents",

@@ -114,7 +114,7 @@ class DocumentTokenizer:
             markers=markers,
             special_tokens=wanted.special_tokens,
             largest_id=int(largest),
-            digest=_digest(splitter.tokenizer),
+            digest=digest_of(splitter.tokenizer),
         )
 
     def encode(self, texts: Sequence[bytes], workers: int) -> EncodedDocuments:
@@ -327,10 +327,18 @@ def _names_any(merge: Any, tokens: dict[str, str]) -> bool:
 @functools.lru_cache(maxsize=1)
 def _load(name: str, special_tokens: SpecialTokens) -> _Splitter:
     """Load a tokenizer once per process; forked workers inherit the one of their parent."""
-    return _Splitter(_load_tokenizer(name), special_tokens)
+    return _Splitter(load_tokenizer(name), special_tokens)
 
 
-def _load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
+    """Load a tokenizer with Transformers, without code of its own.
+
+    Args:
+        name: folder or Hub name.
+
+    Raises:
+        BadInput: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     place, revision = split_revision(name)
@@ -355,10 +363,11 @@ def tokenizer_digest(name: str | Path) -> str:
     Raises:
         BadInput: it cannot be loaded.
     """
-    return _digest(_load_tokenizer(str(name)))
+    return digest_of(load_tokenizer(str(name)))
 
 
-def _digest(tokenizer: Any) -> str:
+def digest_of(tokenizer: Any) -> str:
+    """The digest of a tokenizer that is loaded; see `tokenizer_digest`."""
     if tokenizer.is_fast:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         for part in ("post_processor", "truncation", "padding"):  # they do not split text

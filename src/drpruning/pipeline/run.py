@@ -9,7 +9,6 @@ import platform
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, folder_lock
 from drpruning.data import PreparedData, prepare
 from drpruning.models.inspect import SOURCE_FIELD
+from drpruning.pipeline.devices import start_accelerator
 from drpruning.pipeline.domain_plans import plan_domains, repetition_warnings
 from drpruning.pipeline.preflight import RunPlan, check_results, plan_run
 from drpruning.pipeline.prepared import check_made_from, document_format
@@ -27,6 +27,7 @@ from drpruning.pipeline.reference_losses import (
     original_model,
     reference_losses_table,
 )
+from drpruning.pipeline.task_evaluation import TaskPlan, run_models, show_tasks
 from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
 from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
@@ -59,6 +60,8 @@ class Run:
     plain: bool = False  # print lines on a terminal too, in place of a live view
 
     def __post_init__(self) -> None:
+        self._tasks: TaskPlan | None = None
+        self.failed_tasks: dict[str, str] = {}  # task -> why it could not be run
         if self.recipe.model.targets is not None:
             one = next(iter(self.recipe.model.targets))
             raise BadInput(
@@ -96,22 +99,7 @@ class Run:
     @cached_property
     def accelerator(self) -> "Accelerator":
         """Devices and ranks, as `torchrun` or `accelerate launch` set them up."""
-        with self.reporter.status("loading PyTorch and Transformers"):
-            import torch
-            from accelerate import Accelerator, InitProcessGroupKwargs
-
-            from drpruning.models.loading import quiet_libraries
-            from drpruning.training.distributed import check_device
-
-        quiet_libraries()
-        check_device()
-        timeout = timedelta(minutes=self.recipe.training.rank_timeout)
-        # The trainer sets the precision itself, whatever the launcher's configuration says.
-        return Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        )
+        return start_accelerator(self.reporter, self.recipe.training)
 
     @cached_property
     def reporter(self) -> Reporter:
@@ -196,8 +184,11 @@ class Run:
         """Run these stages in their order.
 
         Raises:
-            BadInput: The ranks cannot share the batch of a phase, or its teachers do not fit.
+            BadInput: The ranks cannot share the batch of a phase, its teachers do not fit, or there
+                is no such task.
         """
+        if "evaluate" in stages:
+            self._tasks = TaskPlan.of_recipe(self.recipe.evaluate)
         finished = finished_phases(self.recipe, self.folder)
         for phase in stages:
             if phase in self.recipe.phases and phase not in finished:
@@ -208,7 +199,7 @@ class Run:
             "prepare": self._report_data,
             "prune": self.prune,
             "pretrain": self.pretrain,
-            "evaluate": self.evaluate,
+            "evaluate": self._evaluate,
             "report": self.report,
         }
         for stage in STAGES:
@@ -389,6 +380,13 @@ class Run:
         for name, path in self.models().items():
             if again or not self.files.evaluation(name).is_file():
                 self.measure(name, self._label(name), path)
+
+    def _evaluate(self) -> None:
+        self.evaluate()
+        if self._tasks is not None:
+            models = run_models(self.recipe, self.models(), self.files)
+            found = show_tasks(models, self._tasks, self.accelerator, self.reporter)
+            self.failed_tasks = found.failures
 
     def _label(self, name: str) -> str:
         if name != MODEL:

@@ -16,6 +16,7 @@ from drpruning.common.files import atomic_write
 from drpruning.pipeline.preflight import RunPlan, check_results, plan_run
 from drpruning.pipeline.reference_losses import measure_reference_losses
 from drpruning.pipeline.run import Run, show_table
+from drpruning.pipeline.task_evaluation import complain_of_failures
 from drpruning.pruning import ModelShape
 from drpruning.pruning.shapes import PRUNABLE
 from drpruning.recipe import Phase, Recipe, Target
@@ -84,11 +85,13 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str], *, plain: bo
 
     Raises:
         BadInput: Something in the recipe cannot work; every problem found is named.
+        EvaluationIncomplete: A task could not be run; everything else was done.
         Interrupted: A signal asked to stop; the state is saved, and the same call resumes.
     """
     if recipe.model.targets is None:
         with Run(recipe, plain).session(command) as run:
             run.run(stages)
+        complain_of_failures(run.failed_tasks)
         return
     plan = plan_recipe(recipe)
     if plan.problems:
@@ -113,6 +116,7 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str], *, plain: bo
         with run.session(command):
             data = run.data
             run.run(stages)
+    failed = dict(run.failed_tasks)
     others = others if set(stages) - {"prepare"} else []
     for own in others:
         run = Run(own, plain)
@@ -123,11 +127,13 @@ def run_recipe(recipe: Recipe, command: str, stages: Sequence[str], *, plain: bo
         with run.session(command):
             _take_reference_losses(run, Path(first.output))
             run.run([stage for stage in stages if stage != "prepare"])
+        failed |= run.failed_tasks
     if "report" in stages and run.accelerator.is_main_process:
         folders = [Path(own.output) for own in (first, *others)]
         page = write_report(folders, RunFolder(Path(recipe.output)).report)
         show_table(folders, run.reporter)
         run.reporter.line(f"report: {page}")
+    complain_of_failures(failed)
 
 
 def run_folders(folders: Iterable[Path]) -> list[Path]:

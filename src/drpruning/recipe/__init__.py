@@ -2,6 +2,7 @@
 
 from drpruning.recipe.distillation import Distill
 from drpruning.recipe.domains import Domain
+from drpruning.recipe.evaluate import Evaluate
 from drpruning.recipe.load import load_recipe, parse_recipe, read_values
 from drpruning.recipe.model import ModelSection, Target
 from drpruning.recipe.phases import Phase, Pretrain, Prune, Stop
@@ -14,6 +15,7 @@ __all__ = [
     "Data",
     "Distill",
     "Domain",
+    "Evaluate",
     "ModelSection",
     "Phase",
     "Pretrain",

@@ -22,6 +22,7 @@ def fixed_settings(recipe: Recipe) -> dict[str, Any]:
         mode="json",
         exclude={
             "output": True,
+            "evaluate": True,
             "model": {
                 **dict.fromkeys(_OF_FILES, True),
                 "target": _ORIGIN,

@@ -14,6 +14,7 @@ from drpruning.common.errors import BadInput
 from drpruning.common.files import FOLDER_NAME
 from drpruning.recipe.distillation import Distill, default_distillation
 from drpruning.recipe.domains import Domain, checked_shares, shares_by_size
+from drpruning.recipe.evaluate import Evaluate
 from drpruning.recipe.model import ModelSection
 from drpruning.recipe.paths import IN_A_FILE, PathText
 from drpruning.recipe.phases import PHASES, Phase, Pretrain, Prune
@@ -160,6 +161,7 @@ class Recipe(Section):
     pretrain: Pretrain | None = None
     """The continued-pretraining phase; absent: only pruning."""
     training: Training = Training()
+    evaluate: Evaluate = Evaluate()
     output: FolderName
     """The run folder."""
 

@@ -115,6 +115,16 @@ class RunFolder:
         return self.path / "evaluation"
 
     @property
+    def task_results(self) -> Path:
+        """The folder of the scores on tasks, a file for each; see `runs.task_results`."""
+        return self.evaluations / "tasks"
+
+    @property
+    def speed(self) -> Path:
+        """Speed and memory of the models."""
+        return self.evaluations / "speed.json"
+
+    @property
     def report(self) -> Path:
         """The page about the run."""
         return self.path / "report.html"

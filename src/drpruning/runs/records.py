@@ -24,7 +24,17 @@ from drpruning.runs.lines import (
     Warned,
     read_lines,
 )
-from drpruning.runs.typed_json import Number, Numbers, Step, Texts, file_bytes, read_file
+from drpruning.runs.typed_json import (
+    Interval,
+    Intervals,
+    Number,
+    NumberLists,
+    Numbers,
+    Step,
+    Texts,
+    file_bytes,
+    read_file,
+)
 
 
 @dataclass
@@ -111,6 +121,15 @@ class Evaluation:
         blocks: Domain -> validation blocks.
         sequence_length: Tokens of a block.
         validation: Domain -> digest of its validation blocks; empty where not known.
+        block_loss: Domain -> nats per token of each validation block, in their order; empty where
+            not known, as in all that follows.
+        interval: Domain -> 95% bootstrap interval of its loss, in nats per token.
+        average_interval: That of the mean of the losses over domains; None where not known.
+        bytes: Domain -> bytes of UTF-8 text that the scored tokens stand for.
+        bits_per_byte: Domain -> bits per byte of that text.
+        precision: `fp32` or `bf16`; empty where not known.
+        fingerprint: Digest of the model's files; empty where not known.
+        note: What a reader must know of these numbers; may be empty.
     """
 
     name: str
@@ -124,6 +143,14 @@ class Evaluation:
     blocks: Numbers
     sequence_length: int
     validation: Texts = field(default_factory=Unknown)
+    block_loss: NumberLists = field(default_factory=Unknown)
+    interval: Intervals = field(default_factory=Unknown)
+    average_interval: Interval | None = None
+    bytes: Numbers = field(default_factory=Unknown)
+    bits_per_byte: Numbers = field(default_factory=Unknown)
+    precision: str = ""
+    fingerprint: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +360,8 @@ def _tokenizer(data: Path) -> str:
 
 
 def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    read = {path.stem: load_evaluation(path) for path in sorted(folder.glob("*.json"))}
+    files = (file for file in sorted(folder.glob("*.json")) if file.name != _NAMES.speed.name)
+    read = {file.stem: load_evaluation(file) for file in files}
     found = {name: evaluation for name, evaluation in read.items() if evaluation is not None}
     known = [name for name in _MODEL_ORDER if name in found]
     return {name: found[name] for name in [*known, *(n for n in found if n not in known)]}

@@ -55,6 +55,14 @@ Numbers = Annotated[Mapping[str, Number], WrapValidator(_unknown_for_null)]
 """A number for each name; empty where the file has null or nothing, NaN for a null inside."""
 Texts = Annotated[Mapping[str, str], WrapValidator(_unknown_for_null)]
 """A text for each name, likewise."""
+NumberLists = Annotated[Mapping[str, list[Number]], WrapValidator(_unknown_for_null)]
+"""A list of numbers for each name, likewise."""
+Interval = Annotated[
+    tuple[Number, Number], BeforeValidator(lambda raw: tuple(raw) if isinstance(raw, list) else raw)
+]
+"""A lower and an upper end."""
+Intervals = Annotated[Mapping[str, Interval], WrapValidator(_unknown_for_null)]
+"""An interval for each name; empty where the file has null or nothing."""
 Blocks = Annotated[Mapping[str, list[int]], WrapValidator(_unknown_for_null)]
 """Ids of blocks for each domain, likewise."""
 Explained = Annotated[Explanation, BeforeValidator(_explanation)]
