@@ -56,7 +56,7 @@ def on_page_content(content: str, **_: object) -> str:
         if found[1] == "span":
             return convert(html.unescape(found[2]))
         made = convert(html.unescape(found[2]), display="block")
-        return f'<div style="overflow-x: auto" data-search-exclude>{made}</div>'
+        return f'<div style="overflow: auto hidden; padding: 0.6em 0" data-search-exclude>{made}</div>'
 
     return _FORMULA.sub(formula, content)
 
