@@ -41,6 +41,7 @@ WITHOUT_TORCH = {
     "pruning.shapes",
     "pruning.similarity",
     "models.auxiliary_files",
+    "models.card",
     "models.config_values",
     "models.files",
     "models.fingerprint",

@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from drpruning.runs.folder import RunFolder
+from drpruning.runs.task_results import TaskKey, TaskResult, TaskScore, write_task_result
+
 DOMAINS = ("web", "code", "papers", "talk", "wiki")
 GRANULARITIES = {"layer": 0.25, "hidden": 0.375, "head": 0.375, "intermediate": 0.375}
 PARAMETERS = {
@@ -246,6 +249,46 @@ class FakeRun:
                 "sequence_length": 256,
             }
             (folder / f"{name}.json").write_text(json.dumps(content))
+
+    def intervals(self) -> None:
+        """Complete the evaluations: intervals of 2% and bits per byte."""
+        for file in (self.folder / "evaluation").glob("*.json"):
+            content = json.loads(file.read_text())
+            loss = content["loss"]
+            mean = sum(loss.values()) / len(loss)
+            content |= {
+                "interval": {name: [value - 0.01, value + 0.01] for name, value in loss.items()},
+                "average_interval": [mean - 0.005, mean + 0.005],
+                "bits_per_byte": {name: value / 4 for name, value in loss.items()},
+            }
+            file.write_text(json.dumps(content))
+
+    def score(self, model: str, task: str, value: float, **changes: Any) -> None:
+        """Write the score of a model on a task."""
+        key = TaskKey(
+            fingerprint=changes.get("fingerprint", f"{self.folder.name}-{model}"),
+            task=task,
+            shots=None,
+            settings="0",
+            limit=changes.get("limit"),
+            bos=None,
+            precision="fp32",
+            lm_eval="0.4.13",
+        )
+        result = TaskScore(
+            shots=changes.get("shots", 0),
+            metric="acc",
+            higher_is_better=changes.get("higher_is_better", True),
+            score=value,
+            documents=100,
+            standard_error=changes.get("error", 0.02),
+            document_scores=[0.0, 1.0],
+        )
+        prompt = changes.get("prompt")
+        write_task_result(
+            RunFolder(self.folder).task_results,
+            TaskResult(model=model, path=model, prompt=prompt, key=key, result=result),
+        )
 
     def plan(self) -> None:
         source = {"num_layers": 8, "hidden_size": 256, "intermediate_size": 704, "num_heads": 8}

@@ -633,6 +633,8 @@ PLANS = [
     Row("report-nothing", nothing, ("none is not a run folder",), ("report", "none")),
     Row("report-of-a-model", nothing, ("model has nothing to show",), ("report", "model")),
     Row("report-long-name", nothing, ("File name too long",), ("report", "x" * 5000)),
+    Row("report-png-without-folder", nothing, ("--png: needs", "--figures FOLDER"),
+        ("report", "model", "--png")),
     Row("report-broken-log", both(logged(), file("run/metrics.jsonl", "{}\n")),
         ("metrics.jsonl, line 1", "'kind'"), ("report", "run")),
     Row("report-deep-log", both(logged(), file("run/metrics.jsonl", DEEP + "\n")),

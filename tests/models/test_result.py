@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tiny_models import TOKENS, VARIANTS, masked, targets_of, tiny
 
 from drpruning.common.errors import BadInput
 from drpruning.models.auxiliary_files import card_metadata, generation_warnings
-from drpruning.models.card import cut_model_card, model_card
+from drpruning.models.card import TrainedPhase, cut_model_card, model_card, with_results
 from drpruning.models.inspect import check_weights
 from drpruning.models.loading import load_model
 from drpruning.models.result import Origin, save_model
@@ -395,6 +396,12 @@ def test_weights_beyond_float16_are_refused_and_nothing_is_written(llama: Path) 
 
 # Cards.
 
+
+def done(**steps: int) -> dict[str, TrainedPhase]:
+    """Phases of so many steps each, of whose data nothing is known."""
+    return {name: TrainedPhase(steps=count, mean_ratio={}) for name, count in steps.items()}
+
+
 ODD_NAMES = ["a: b", "it's", '"quoted"', "tail #1", "- list", "two\nlines", "модель", "{x}", "`c`"]
 
 
@@ -418,32 +425,86 @@ def test_a_card_is_readable_and_has_nothing_local_whatever_the_path(
     metadata = Origin.of(str(source)).card
     plan = masked(load_model(str(source)), **TARGET).plan()
     cards = [
-        model_card(recipe, ModelShape.of(model), "prune", metadata, {"prune": 20}),
-        model_card(
-            recipe, ModelShape.of(model), "pretrain", metadata, {"prune": 20, "pretrain": 12}
-        ),
+        model_card(recipe, ModelShape.of(model), "prune", metadata, done(prune=20), plan),
+        model_card(recipe, ModelShape.of(model), "pretrain", metadata, done(prune=20, pretrain=12)),
         cut_model_card(str(source), plan, metadata),
     ]
     for card in cards:
         assert front_matter(card) == {
-            "library_name": "transformers", "tags": ["pruning", "drpruning"],
+            "library_name": "transformers", "pipeline_tag": "text-generation",
+            "tags": ["pruning", "drpruning"],
         }  # fmt: skip
-        assert ModelCard(card).data.to_dict().keys() == {"library_name", "tags"}
+        assert ModelCard(card).data.to_dict() == front_matter(card)
         assert "private" not in card
         assert " ".join(name.replace("`", "'").split()) in card.split("\n# ")[1]
 
 
-def test_a_card_lists_the_phases_behind_it_with_the_steps_that_were_done(
+def test_a_card_says_what_was_trained_and_on_what(
     llama: Path, recipe_values: dict[str, Any]
 ) -> None:
-    recipe, shape, steps = parse_recipe(recipe_values), ModelShape.of(llama), {"prune": 3}
-    assert {name: phase.steps for name, phase in recipe.phases.items()} != steps
-    pruned = model_card(recipe, shape, "prune", {}, steps)
-    assert "- prune: 3 steps of" in pruned
-    assert "- pretrain" not in pruned
-    trained = model_card(recipe, shape, "pretrain", {}, steps | {"pretrain": 7})
-    assert "- prune: 3 steps of" in trained
-    assert "- pretrain: 7 steps of" in trained
+    recipe, shape = parse_recipe(recipe_values), ModelShape.of(llama)
+    first, *_, last = recipe.initial_ratio
+    tokens = recipe.phases["prune"].global_batch * recipe.data.sequence_length
+    trained = done(prune=3)
+    trained["prune"] = replace(trained["prune"], mean_ratio={first: 0.25, last: 0.75})
+    pruned = model_card(recipe, shape, "prune", {}, trained)
+    assert "- pruning: 3 steps of " in pruned
+    assert f", {3 * tokens:,} in all\n" in pruned
+    assert "- continued pretraining" not in pruned
+    assert "| domain | initial share | mean share, pruning |" in pruned
+    share = f"{100 * recipe.initial_ratio[last]:.2f}%"
+    assert f"| {last} | {share} | 75.00% |" in pruned
+    both = model_card(recipe, shape, "pretrain", {}, trained | done(pretrain=7))
+    assert "- pruning: 3 steps of" in both
+    assert "- continued pretraining: 7 steps of" in both
+    assert "| domain | initial share | mean share, pruning |" in both
+
+
+def test_a_card_names_the_programs_that_load_the_model_and_those_that_do_not() -> None:
+    """Qwen 2 whose heads do not fill the hidden size, Gemma 2 whose layers do not alternate."""
+    cards = {}
+    for family, target in {
+        "llama": {"num_layers": 2},
+        "qwen2": {"hidden_size": 16},
+    }.items():
+        plan = masked(tiny(family, plain=True), **target).plan()
+        cards[family] = cut_model_card("org/name", plan, {})
+        assert "| layers | 4 |" in cards[family]
+        assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")' in cards[family]
+    assert "vllm serve path/to/this/folder" in cards["llama"]
+    assert "convert_hf_to_gguf.py path/to/this/folder" in cards["llama"]
+    assert "Not with vLLM: heads x head size (4 x 8) is not the hidden size (16)." in cards["qwen2"]
+    assert "Not with llama.cpp: heads x head size" in cards["qwen2"]
+    assert "vllm serve" not in cards["qwen2"]
+    mixed = replace(masked(tiny("gemma2", plain=True), num_layers=2).plan(), layers=(0, 2))
+    card = cut_model_card("org/name", mixed, {})
+    assert "Not with llama.cpp: sliding and full attention do not take turns" in card
+    assert "With vLLM:" in card
+
+
+def test_a_card_names_the_terms_of_the_source(llama: Path) -> None:
+    plan = masked(load_model(str(llama)), **TARGET).plan()
+    known = {"license": "other", "license_name": "llama2", "license_link": "LICENSE.txt"}
+    known["base_model"] = "a/b"
+    assert "The terms of `a/b` apply: [llama2](LICENSE.txt).\n" in cut_model_card(
+        "a/b", plan, known
+    )
+    assert "apply: `mit`.\n" in cut_model_card("a/b", plan, {"base_model": "a/b", "license": "mit"})
+    card = cut_model_card("a/b", plan, {"base_model": "a/b"})
+    assert "The terms of `a/b` apply; see there.\n" in card
+    assert "deng-etal-2025-drpruning" in card
+
+
+def test_results_are_put_between_the_marks_of_a_card_and_nowhere_else(
+    llama: Path, recipe_values: dict[str, Any]
+) -> None:
+    card = model_card(parse_recipe(recipe_values), ModelShape.of(llama), "prune", {}, done(prune=3))
+    assert "\nNot measured yet.\n" in card
+    once = with_results(card, "| a | 1.00 |")
+    assert once == card.replace("Not measured yet.", "| a | 1.00 |")
+    assert with_results(with_results(once, "other"), "| a | 1.00 |") == once
+    for own in ("# Mine\n", card.replace("<!-- end of results -->", ""), ""):
+        assert with_results(own, "| a | 1.00 |") == own
 
 
 def test_a_card_names_the_teachers_of_a_phase(llama: Path, recipe_values: dict[str, Any]) -> None:
@@ -452,8 +513,8 @@ def test_a_card_names_the_teachers_of_a_phase(llama: Path, recipe_values: dict[s
         "teachers": {"/private/large-model": 1, "meta/code-model": 2}
     }
     recipe, shape = parse_recipe(recipe_values), ModelShape.of(llama)
-    card = model_card(recipe, shape, "pretrain", {}, {"prune": 3, "pretrain": 7})
-    assert "tokens, taught by itself without masks\n" in card
+    card = model_card(recipe, shape, "pretrain", {}, done(prune=3, pretrain=7))
+    assert "in all, taught by itself without masks\n" in card
     assert ", taught by `large-model` and `" in card
     assert "private" not in card
     del recipe_values["prune"]["distill"]
@@ -463,7 +524,7 @@ def test_a_card_names_the_teachers_of_a_phase(llama: Path, recipe_values: dict[s
         shape,
         "pretrain",
         {"base_model": "meta/llama"},
-        {"prune": 3, "pretrain": 7},
+        done(prune=3, pretrain=7),
     )
     assert card.count("taught by") == 1
     assert ", taught by `meta/llama`\n" in card

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from drpruning.data import TokenBlocks
+from drpruning.data import blocks as blocks_module
 from drpruning.models import files
 from drpruning.pipeline import evaluation
 from drpruning.report import results_table
@@ -217,10 +218,10 @@ def test_a_recipe_of_another_program_does_not_make_a_model_a_run() -> None:
 def test_losses_that_are_not_finite_are_warned_of(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = perplexity.domain_losses
+    original = perplexity.block_losses
     monkeypatch.setattr(
-        perplexity, "domain_losses",
-        lambda *rest, **options: original(*rest, **options) | {"colours": float("nan")},
+        perplexity, "block_losses",
+        lambda *rest, **options: original(*rest, **options) | {"colours": np.array([3, np.nan])},
     )  # fmt: skip
     table = drprune("evaluate", model("m", 1), "--data", "out")
     assert "warning: m: its loss is not finite on colours, so it has no average" in table
@@ -283,7 +284,7 @@ def test_a_change_of_any_validation_block_shows() -> None:
         changed = blocks.copy()
         if place is not None:
             changed[place, -1] = 7
-        digests.add(perplexity._digest(cast("TokenBlocks", changed)))
+        digests.add(blocks_module._digest(cast("TokenBlocks", changed)))
     assert len(digests) == 5
 
 
@@ -304,3 +305,100 @@ def test_models_on_other_validation_text_are_not_ranked(home: Path) -> None:
     (home / "out/evaluation/source.json").write_text(json.dumps(record))
     runs = [load_run(Path(run)) for run in ("out", "other")]
     assert results_table(runs).note == "", "not known of an evaluation of an earlier version"
+
+
+# What was measured before, and what is written.
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the models that are measured, as they are."""
+    names: list[str] = []
+    original = perplexity.evaluate_perplexity
+
+    def counted(name: str, *rest: Any, **options: Any) -> Evaluation:
+        names.append(name)
+        return original(name, *rest, **options)
+
+    monkeypatch.setattr(perplexity, "evaluate_perplexity", counted)
+    return names
+
+
+@pytest.mark.usefixtures("home")
+def test_a_model_is_measured_again_only_if_something_has_changed(measured: list[str]) -> None:
+    model("m", 1)
+    arguments = ("evaluate", "out", "m", "--data", "out")
+    drprune(*arguments)
+    first = evaluated()
+    assert measured == ["source", "home-m"]
+    assert "m: measured before (out/evaluation/home-m.json)" in drprune(*arguments)
+    assert (len(measured), evaluated()) == (2, first)
+    drprune(*arguments, "--again")
+    assert measured[2:] == ["source", "home-m"]
+    Path("m/README.md").write_text("a card")
+    shutil.move("m", "moved")
+    drprune("evaluate", "moved", "--data", "out")
+    assert len(measured) == 4, "the files are the same in another place"
+    assert evaluated()["moved"].loss == first["m"].loss
+    model("moved", 2)
+    drprune("evaluate", "moved", "--data", "out")
+    assert measured[4:] == ["home-moved"]
+
+
+@pytest.mark.parametrize("change", ["precision", "blocks", "damaged", "earlier version"])
+def test_an_evaluation_of_other_circumstances_does_not_count(
+    home: Path, measured: list[str], change: str
+) -> None:
+    drprune("evaluate", "out")
+    file = home / "out/evaluation/source.json"
+    record = json.loads(file.read_text())
+    if change == "precision":
+        text = Path("out/recipe.yaml").read_text()
+        Path("out/recipe.yaml").write_text(text.replace("precision: fp32", "precision: bf16"))
+    elif change == "blocks":
+        blocks = Path("out/data/colours/validation.bin")
+        blocks.write_bytes(np.fromfile(blocks, np.uint16)[::-1].tobytes())
+    elif change == "damaged":
+        file.write_text("{")
+    else:
+        for name in ("block_loss", "fingerprint", "precision"):
+            del record[name]
+        file.write_text(json.dumps(record))
+    drprune("evaluate", "out")
+    assert measured == ["source", "source"]
+    again = json.loads(file.read_text())
+    assert again["block_loss"].keys() == record["blocks"].keys()
+    assert again["precision"] == ("bf16" if change == "precision" else "fp32")
+
+
+@pytest.mark.usefixtures("home")
+def test_all_numbers_are_written_as_json() -> None:
+    model("m", 1)
+    table = drprune("evaluate", "out", "m", "--data", "out", "--json", "deep/numbers.json")
+    assert "±" in table
+    written = json.loads(Path("deep/numbers.json").read_text())
+    source, other = written["models"]
+    assert (source["label"], other["label"]) == ("source", "m")
+    assert source["times_source"] == source["difference_from_source"] == {}
+    for name in written["domains"]:
+        low, high = other["interval"][name]
+        assert low < other["loss"][name] < high
+        assert np.mean(other["block_loss"][name]) == pytest.approx(other["loss"][name])
+        found = other["difference_from_source"][name]
+        assert found["nats"] == pytest.approx(other["loss"][name] - source["loss"][name])
+        assert math.exp(found["nats"]) == pytest.approx(other["times_source"][name])
+        assert 0 < found["p_bootstrap"] <= 1
+    average = other["average_difference_from_source"]
+    assert math.exp(average["nats"]) == pytest.approx(other["times_source"]["average"])
+    assert average["interval"][0] <= average["nats"] <= average["interval"][1]
+    assert "bits_per_byte" not in source, "words between which white space is left out"
+    assert source["note"] == (
+        "No bits per byte. The tokenizer: it leaves out characters between tokens (Whitespace)."
+    )
+    assert "No bits per byte." in table
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(home: Path) -> None:
+    said = drprune("evaluate", "out", "--json", "out", status=2)
+    assert "--json out: is no name of a file" in said
+    assert not (home / "out/evaluation").exists()

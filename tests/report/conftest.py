@@ -18,3 +18,17 @@ def page(complete_run: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str
     """The report of the complete run."""
     output = tmp_path_factory.mktemp("page") / "report.html"
     return write_report([complete_run.folder], output).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def page_of_several(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of two runs with all that can be measured."""
+    folder = tmp_path_factory.mktemp("several")
+    runs = [FakeRun(folder / name, policy=name).everything() for name in ("drpruning", "constant")]
+    for run in runs:
+        run.intervals()
+        for model in ("source", "pruned", "model"):
+            run.score(model, "piqa", 0.5)
+            run.score(model, "truthfulqa_mc2", 0.4)
+    output = folder / "report.html"
+    return write_report([run.folder for run in runs], output).read_text(encoding="utf-8")

@@ -34,6 +34,8 @@ addEventListener("load", () => {
     }));
   }
   const outside = plots.filter((svg) => svg.getBoundingClientRect().right > innerWidth + 1);
+  const cut = [...document.querySelectorAll("td, th")].filter(seen)
+    .filter((cell) => cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.innerText);
   const [sorted] = document.querySelectorAll("table");
   const column = sorted.rows[0].cells[1].querySelector("button");
   column?.click();
@@ -48,6 +50,7 @@ addEventListener("load", () => {
     plots: plots.length,
     smallest: Math.min(...sizes),
     clashes,
+    cut,
     outside: outside.map((svg) => svg.id),
     values,
     before,
@@ -88,11 +91,21 @@ def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return done
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize(
+    ("which", "width", "scheme"),
+    [
+        ("page", 400, "light"),
+        ("page", 400, "dark"),
+        ("page", 1280, "light"),
+        ("page", 1280, "dark"),
+        ("page_of_several", 400, "light"),
+        ("page_of_several", 1280, "dark"),
+    ],
+)
 def test_everything_is_readable_at_any_width(
-    page: str, tmp_path: Path, width: int, scheme: str
+    request: pytest.FixtureRequest, tmp_path: Path, which: str, width: int, scheme: str
 ) -> None:
+    page: str = request.getfixturevalue(which)
     file = tmp_path / "report.html"
     # The page's own policy would keep the probe from running.
     probed = re.sub('<meta http-equiv="Content-Security-Policy".*?>', "", page)
@@ -106,6 +119,7 @@ def test_everything_is_readable_at_any_width(
     assert found["smallest"] >= 10
     assert found["clashes"] == []
     assert found["outside"] == []
+    assert found["cut"] == []
     assert found["values"] == sorted(found["values"])
     assert (found["before"], found["after"] > 0) == (0, True)
     assert found["dark"] == (scheme == "dark")

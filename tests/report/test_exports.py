@@ -42,6 +42,33 @@ def test_every_figure_and_table_of_the_page_is_a_file(complete_run: Any, tmp_pat
             assert top <= y <= y + h <= height
 
 
+def test_figures_are_there_as_png_where_asked_for(fake_run: MakeRun, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    run = fake_run("one", ["web", "code"])
+    run.recipe()
+    run.metrics("pretrain", total_steps=40, every=20)
+    run.evaluations()
+    folder = tmp_path / "files"
+    arguments = ["report", str(run.folder), "--figures", str(folder)]
+    result = CliRunner().invoke(app, [*arguments, "--png"])
+    assert result.exit_code == 0, result.output
+    drawn = {path.stem: path for path in folder.glob("*.svg")}
+    assert {path.stem for path in folder.glob("*.png")} == drawn.keys() != set()
+    for name, svg in drawn.items():
+        pixels = imread(folder / f"{name}.png")
+        root = ET.fromstring(svg.read_text())  # noqa: S314
+        for size, side in zip(pixels.shape, ("height", "width"), strict=False):
+            assert size == pytest.approx(float(root.get(side, "nan")) * 200 / 72, abs=30)
+        assert (pixels[0, 0] == 1).all(), "white"
+        assert (pixels[..., :3] < 0.5).all(axis=-1).sum() > 300, "something is drawn in ink"
+
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert list(folder.glob("*.png")) == [], "those of an earlier report are gone"
+    result = CliRunner().invoke(app, ["report", str(run.folder), "--png"])
+    assert result.exit_code == 2
+
+
 def test_a_later_report_replaces_its_own_files_alone(fake_run: MakeRun, tmp_path: Path) -> None:
     run = fake_run()
     run.recipe()

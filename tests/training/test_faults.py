@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,7 @@ from drpruning.training.perplexity import perplexity_fields
 from drpruning.training.pruning_trainer import deviation_text
 from drpruning.training.skipped_steps import StepMetrics
 from drpruning.training.trainer import Trainer
+from drpruning.training.validation import block_losses
 from helpers.interrupted_runs import assert_same_outcome, run_until
 from helpers.small_runs import (
     altered_model,
@@ -376,8 +378,12 @@ def test_a_domain_that_is_never_measured_leaves_the_ratio_and_the_others_their_n
     def losses(*arguments: Any, **settings: Any) -> dict[str, float]:
         return plain(*arguments, **settings) | {"colours": math.nan}
 
-    for module in (loop_module, perplexity):
-        monkeypatch.setattr(module, "domain_losses", losses)
+    def by_block(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        found = block_losses(*arguments, **settings)
+        return found | {"colours": np.full(len(found["colours"]), np.nan)}
+
+    monkeypatch.setattr(loop_module, "domain_losses", losses)
+    monkeypatch.setattr(perplexity, "block_losses", by_block)
     said = drprune("run", write(values, tmp_path / "recipe.yaml"))
     folder = Path(values["output"])
     evals = logged(folder, "eval")

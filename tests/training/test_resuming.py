@@ -312,7 +312,7 @@ def test_changed_recipe_is_refused_unless_accepted(
     warnings = [line for line in logged(folder) if line["kind"] == "warning"]
     assert [line["step"] for line in warnings] == [4]
     assert "learning_rate (saved 0.01, now 0.005)" in warnings[0]["message"]
-    assert "- pretrain: 10 steps" in (folder / "model/README.md").read_text()
+    assert "- continued pretraining: 10 steps" in (folder / "model/README.md").read_text()
 
 
 def test_fewer_steps_than_done_are_refused_and_the_recipe_stays(

@@ -66,6 +66,30 @@ def test_whole_run_leaves_what_the_documents_promise(complete: dict[str, Any]) -
     assert not list(folder.rglob("*.pt"))
 
 
+def test_the_models_have_cards_that_say_what_was_done_and_measured(
+    complete: dict[str, Any], model_folder: Path
+) -> None:
+    folder = Path(complete["output"])
+    for name, phases in (("pruned", ["pruning"]), ("model", ["pruning", "continued pretraining"])):
+        for file in ("generation_config.json", "tokenizer.json"):
+            copied = (folder / name / file).read_bytes()
+            assert copied == (model_folder / file).read_bytes(), file
+        card = (folder / name / "README.md").read_text()
+        head, rows = card.split("## Data\n\n")[1].split("\n| --- |")[0], card.split("\n| ")
+        assert head.split(" | ")[2:] == [f"mean share, {phase}" for phase in phases[:-1]] + [
+            f"mean share, {phases[-1]} |"
+        ]
+        shares = [row for row in rows if row.endswith("% |") or "% |\n" in row]
+        assert len(shares) == len(complete["data"]["domains"])
+        for column in range(1, 2 + len(phases)):
+            total = sum(float(row.split(" | ")[column].split("%")[0]) for row in shares)
+            assert total == pytest.approx(100, abs=0.1)
+        assert "| layers | 3 | 2 |" in card
+        measured = json.loads((folder / "evaluation" / f"{name}.json").read_text())
+        assert f"| {measured['average_perplexity']:.2f} | " in card
+        assert "Not measured yet" not in card
+
+
 def test_files_have_the_mode_that_umask_gives(recipe_values: dict[str, Any]) -> None:
     for phase in ("prune", "pretrain"):
         recipe_values[phase]["steps"] = 2

@@ -141,7 +141,9 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, plain: Plain = 
     "drprune evaluate runs/a runs/b\n"
     "drprune evaluate path/to/model --data runs/a     a model on a run's validation blocks\n"
     "drprune evaluate runs/a --tasks paper-15,gsm8k@8     also tasks of lm-eval\n"
-    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores"
+    "drprune evaluate path/to/model --tasks hellaswag --limit 200 --output scores\n"
+    "drprune evaluate runs/a --json numbers.json     everything that was measured, as a file\n"
+    "drprune evaluate runs/a --speed     also tokens per second and memory, against the source"
 )
 def evaluate(
     targets: Annotated[
@@ -153,6 +155,22 @@ def evaluate(
     ],
     data: Annotated[
         Path | None, typer.Option(help="The run whose validation blocks models are measured on.")
+    ] = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure models that have been measured, too.")
+    ] = False,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed",
+            help="Also measure tokens per second of reading a prompt and of writing, and peak "
+            "memory, each model in turn with the source.",
+        ),
+    ] = False,
+    numbers: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write everything as JSON."),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -168,6 +186,9 @@ def evaluate(
 ) -> None:
     """Measure perplexity by domain: of all models of a run, or of a model on a run's data.
 
+    Prints one table with 95% intervals. What has been measured on the same blocks is not measured
+    again while the model's files stay as they are.
+
     With --tasks also scores on tasks of lm-eval; a model needs no run for these.
     """
     from drpruning.pipeline.evaluation import evaluate_targets
@@ -176,7 +197,7 @@ def evaluate(
 
     folders = run_folders(targets)
     if tasks is None or data is not None or any(RunFolder(each).has_recipe for each in folders):
-        evaluate_targets(folders, data)
+        evaluate_targets(folders, data, again=again, speed=speed, output=numbers)
     if tasks is not None:
         from drpruning.pipeline.task_command import TaskOptions, evaluate_tasks
 
@@ -189,7 +210,8 @@ def evaluate(
 @command(
     "drprune report runs/a\n"
     "drprune report runs/a runs/b --output compare.html     several runs on one page\n"
-    "drprune report runs/a --figures figures     its figures and tables as files, too"
+    "drprune report runs/a --figures figures     its figures and tables as files, too\n"
+    "drprune report runs/a --figures figures --png     the figures as PNG beside the SVG"
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
@@ -202,13 +224,17 @@ def report(
             metavar="FOLDER", help="For the figures as SVG and the tables as CSV and LaTeX."
         ),
     ] = None,
+    *,
+    png: Annotated[
+        bool, typer.Option("--png", help="With --figures: the figures as PNG, too (takes longer).")
+    ] = False,
 ) -> None:
     """Write one HTML page about one or several runs, also while they are running."""
     from drpruning.pipeline.targets import run_folders
     from drpruning.report import write_report
     from drpruning.runs.folder import RunFolder
 
-    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures)
+    page = write_report(run_folders(runs), output or RunFolder(runs[0]).report, figures, png=png)
     typer.echo(f"report: {page}")
     if figures is not None:
         typer.echo(f"figures and tables: {figures}")

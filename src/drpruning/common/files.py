@@ -25,8 +25,8 @@ LARGEST_JSON = 100_000_000
 """Bytes of a JSON file that is read, unless a reader says otherwise."""
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Write UTF-8 text to a file under a temporary name, and rename it in one step.
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, to a file under a temporary name; rename it in one step.
 
     Raises:
         OSError: It cannot be written; an earlier file stays, and no draft is left behind.
@@ -34,8 +34,8 @@ def atomic_write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.partial")
     try:
         draft.unlink(missing_ok=True)  # of a crash, or a link that someone has put there
-        with draft.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("xb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
         atomic_replace(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """Tokenized data on disk: blocks of equal length, memory-mapped, and the manifest over them."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,6 +202,11 @@ class PreparedData:
             document_format=DocumentFormat(**manifest["document_format"]),
         )
 
+    @cached_property
+    def validation_digests(self) -> dict[str, str]:
+        """Domain -> a digest of all token ids of its validation blocks, 32 hexadecimal digits."""
+        return {name: _digest(domain.validation) for name, domain in self.domains.items()}
+
     def overlap_warnings(self) -> list[str]:
         """One line for each domain that lost training text to the validation of other domains."""
         return [
@@ -227,6 +233,13 @@ class PreparedData:
             {"domain": name, "train_tokens": domain.train_tokens, **vars(domain.counts)}
             for name, domain in self.domains.items()
         ]
+
+
+def _digest(blocks: TokenBlocks) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for first in range(0, len(blocks), 64):  # not all at once, for they lie in a memory map
+        digest.update(blocks[slice(first, first + 64)].tobytes())
+    return digest.hexdigest()
 
 
 def _most_frequent(found: Mapping[str, int]) -> str:

@@ -22,6 +22,13 @@ _NOT_KEPT = {
 """Fields that name what a result does not have: code, other weights, a place."""
 _BY_LAYER = ("layer_types", "max_window_layers")
 """Fields that surgery adapts to the layers that stay."""
+_READ_AS_WRITTEN = {
+    "vocab_size", "max_position_embeddings", "rms_norm_eps", "layer_norm_eps",
+    "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar",
+    "use_parallel_residual",
+}  # fmt: skip
+"""Fields that a source may leave out, because Transformers has a default for them, and that a
+reader without its classes (llama.cpp's converter) does not find then."""
 _ROTARY_NAMES = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
 """Family -> its own names for the rotary base and the part of a head that is rotated."""
 _TYPE_ONLY = {"phi3", "olmo2"}
@@ -35,7 +42,8 @@ def published_config(
     """The source's config.json with a result's dimensions, and its rotary settings in both forms.
 
     Args:
-        original: Content of the source's config.json; what is not changed here stays as it is.
+        original: Content of the source's config.json; what is not changed here stays as it is, and
+            what other readers need and it leaves out is added.
         model: The result.
         dtype: Type of the weights as they are written, such as `bfloat16`.
     """
@@ -43,6 +51,8 @@ def published_config(
     current = model.config.to_dict()
     output = f"{shape.family.output}.weight"
     config = {key: value for key, value in original.items() if key not in _NOT_KEPT}
+    left_out = _READ_AS_WRITTEN & current.keys() - config.keys()
+    config |= {key: current[key] for key in sorted(left_out) if current[key] is not None}
     config |= {"architectures": [shape.family.architecture], "model_type": shape.model_type}
     config |= shape.config_fields()
     config |= {key: current[key] for key in _BY_LAYER if current.get(key) is not None}

@@ -23,6 +23,7 @@ from drpruning.models.auxiliary_files import (
     copy_auxiliary_files,
 )
 from drpruning.models.files import INDEX, LARGEST_CONFIG, weight_files
+from drpruning.models.layout import check_layout
 from drpruning.models.published_config import published_config
 from drpruning.models.weight_headers import read_header
 from drpruning.pruning import ModelShape
@@ -123,6 +124,7 @@ def save_model(
 
     Raises:
         BadInput: A weight is too large for the type.
+        LayoutError: Another program could not read what was written.
         OSError: The file system refuses.
     """
     dtype = dtype or model.dtype
@@ -130,6 +132,7 @@ def save_model(
         _write_weights(model, temporary, dtype, max_shard_size, origin.original_dtype)
         config = published_config(origin.config, model, dtype_name(dtype))
         origin.write_small_files(temporary, config)
+        check_layout(temporary)
         if card:
             (temporary / CARD).write_text(card, encoding="utf-8")
         mode = (temporary / "config.json").stat().st_mode

@@ -1,19 +1,26 @@
 """`drprune evaluate`: the models of runs, and models from elsewhere on the data of a run."""
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drpruning.common.errors import BadInput
+from drpruning.common.files import atomic_write, check_writable, dumps
 from drpruning.common.hub import HUB_NAME, split_revision
+from drpruning.common.unknown import record_fields
 from drpruning.data import tokenizer_digest
 from drpruning.models.files import refuse_other_formats
 from drpruning.models.inspect import check_model
-from drpruning.pipeline.run import Run, open_prepared, show_table
+from drpruning.pipeline.measurement import ModelToMeasure, known_evaluation
+from drpruning.pipeline.run import Run, open_prepared
+from drpruning.pipeline.speed import check_speed, measure_speed
+from drpruning.report import results_table
+from drpruning.report.evaluation_table import evaluation_tables, evaluation_values
 from drpruning.runs.folder import MODEL, PRUNED, SOURCE, RunFolder
-from drpruning.runs.records import load_evaluation
+from drpruning.runs.records import Evaluation, load_evaluation, load_run, write_evaluation
 
 _FIELD = "MODEL"
 _OWN = {SOURCE, PRUNED, MODEL}
@@ -27,19 +34,57 @@ class _Model:
     path: str
 
 
-def evaluate_targets(targets: Sequence[Path], data: Path | None) -> None:
+def evaluate_targets(
+    targets: Sequence[Path],
+    data: Path | None,
+    *,
+    again: bool = False,
+    speed: bool = False,
+    output: Path | None = None,
+) -> None:
     """Measure every model of the runs, and single models on a run's validation blocks.
 
-    Everything is looked at before the first model is measured, which may take hours.
+    Everything is looked at before the first model is measured, which may take hours. A model whose
+    files, blocks and precision are those of an evaluation in the run folder is not measured again.
 
     Args:
         targets: Run folders, model folders, and names on the Hub.
         data: The run whose blocks the models are measured on.
+        again: Measure those too that have been measured.
+        speed: Also measure speed and memory, each model against the source of its run.
+        output: A file for everything as JSON.
 
     Raises:
         BadInput: A target is none of these, a model is given without data, cannot be loaded, or has
             another tokenizer.
     """
+    if output is not None:
+        check_writable(output, "--json")
+    if speed:
+        check_speed()
+    runs, wanted = _find(targets, data)
+    _measure(wanted, again=again)
+    if _is_first_rank():
+        for run in runs:
+            run.complete_cards()
+    table = results_table([load_run(run.folder) for run in runs])
+    for part in evaluation_tables(table, runs[0].reporter.console.width):
+        runs[0].reporter.console.print(part)
+    values = evaluation_values(table)
+    if speed:
+        values["speed"] = [
+            {"run": str(run.folder)}
+            | record_fields(measure_speed(run, [model for one, model in wanted if one is run]))
+            for run in {id(run): run for run, _ in wanted}.values()
+        ]
+    if output is not None and _is_first_rank():
+        atomic_write(output, dumps(values, indent=1) + "\n")
+
+
+def _find(
+    targets: Sequence[Path], data: Path | None
+) -> tuple[list[Run], list[tuple[Run, ModelToMeasure]]]:
+    """The runs of the table, and the models to measure, each on the blocks of a run."""
     folders = list(
         {path.resolve(): path for path in targets if RunFolder(path).has_recipe}.values()
     )
@@ -54,20 +99,48 @@ def evaluate_targets(targets: Sequence[Path], data: Path | None) -> None:
             "whose data it is measured on with --data RUN"
         )
     runs = [open_prepared(folder) for folder in folders]
-    home = None if data is None else open_prepared(data)
-    if home is not None:
+    wanted = [(run, model) for run in runs for model in run.models_to_measure()]
+    if data is not None:
+        home = open_prepared(data)
         for model in models.values():
             _check(model, home)
+        names = _evaluation_names(home, list(models.values()))
+        wanted += [
+            (home, ModelToMeasure(name=name, label=model.label, path=model.path, field=_FIELD))
+            for name, model in zip(names, models.values(), strict=True)
+        ]
         if home.folder.resolve() not in {folder.resolve() for folder in folders}:
             runs.append(home)
-    for run in runs:
-        if run is not home:
-            run.evaluate(again=True)
-    for model in models.values():
-        assert home is not None  # noqa: S101 - checked above
-        home.measure(_evaluation_name(home, model), model.label, model.path, _FIELD)
-    if runs[0].accelerator.is_main_process:
-        show_table([run.folder for run in runs], runs[0].reporter)
+    return runs, wanted
+
+
+def _measure(wanted: Sequence[tuple[Run, ModelToMeasure]], *, again: bool) -> None:
+    """Measure the models that are not known yet.
+
+    Every rank has looked for all of them before the first writes a file. PyTorch, which takes
+    seconds to load, is not, where nothing is measured.
+    """
+    known: list[Evaluation | None] = [None] * len(wanted)
+    if not again:
+        known = [
+            known_evaluation(model, run.files, run.data, run.recipe.training.precision)
+            for run, model in wanted
+        ]
+    if wanted and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        wanted[0][0].accelerator.wait_for_everyone()
+    for (run, model), record in zip(wanted, known, strict=True):
+        if record is None:
+            run.measure(model)
+        elif _is_first_rank():
+            named = replace(record, name=model.name, label=model.label, path=model.path)
+            file = run.files.evaluation(model.name)
+            if named != record or not file.is_file():
+                write_evaluation(named, file)
+            run.reporter.line(f"{model.label}: measured before ({file})")
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _model(target: Path) -> _Model:
@@ -95,22 +168,28 @@ def _check(model: _Model, home: Run) -> None:
         )
 
 
-def _evaluation_name(home: Run, model: _Model) -> str:
-    """The name of a model's evaluation: that which it has, or else PARENT-FOLDER.
+def _evaluation_names(home: Run, models: Sequence[_Model]) -> list[str]:
+    """The name of each model's evaluation: that which it has, or else PARENT-FOLDER.
 
     Numbers are added where another model's evaluation has that name, in capitals or not, as the run
     folder may lie on, or move to, a file system that does not tell them apart. Characters that are
     no ASCII letters or digits are replaced, and the length is bounded, for the same reason.
     """
-    taken = set(_OWN)
-    for file in home.files.evaluations.glob("*.json"):
+    taken = {*_OWN, home.files.speed.stem}
+    own: dict[str, str] = {}
+    for file in home.files.evaluation_files():
         known = load_evaluation(file)
-        path = known.path if known is not None and file.stem not in _OWN else None
-        if path is not None and model.path in {path, str(Path(path).resolve())}:
-            return file.stem
+        if known is not None and known.path is not None and file.stem not in _OWN:
+            own |= {known.path: file.stem, str(Path(known.path).resolve()): file.stem}
         taken.add(file.stem.lower())
-    place = Path(model.path)
+    return [own.get(model.path) or _new_name(Path(model.path), taken) for model in models]
+
+
+def _new_name(place: Path, taken: set[str]) -> str:
+    """A name for a model's evaluation that no other has; it is then taken."""
     name = re.sub(r"[^\w.-]+", "-", f"{place.parent.name}-{place.name}", flags=re.ASCII)
     name = name.strip("-.")[:100] or "evaluation"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(name for name in names if name.lower() not in taken)
+    found = next(name for name in names if name.lower() not in taken)
+    taken.add(found.lower())
+    return found

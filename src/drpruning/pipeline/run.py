@@ -3,7 +3,6 @@
 A stage that has a result is not run again; one that was interrupted is resumed.
 """
 
-import math
 import os
 import platform
 from collections.abc import Callable, Collection, Iterator
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, folder_lock
-from drpruning.data import PreparedData, prepare
+from drpruning.data import InexactBytesError, PreparedData, TokenBytes, prepare
 from drpruning.models.inspect import SOURCE_FIELD
 from drpruning.pipeline.devices import start_accelerator
 from drpruning.pipeline.domain_plans import plan_domains, repetition_warnings
+from drpruning.pipeline.measurement import ModelToMeasure, measure_model, read_token_bytes
 from drpruning.pipeline.preflight import RunPlan, check_results, plan_run
 from drpruning.pipeline.prepared import check_made_from, document_format
 from drpruning.pipeline.reference_losses import (
@@ -31,6 +31,7 @@ from drpruning.pipeline.task_evaluation import TaskPlan, run_models, show_tasks
 from drpruning.pipeline.teachers import check_teacher_memory, check_teacher_tokenizers
 from drpruning.recipe import Prune, Recipe, ReferenceModels
 from drpruning.report import render_table_text, results_table, write_report
+from drpruning.report.card_results import write_card_results
 from drpruning.report.live_view import OwnRunView
 from drpruning.report.table import fitting_models
 from drpruning.runs.folder import (
@@ -349,7 +350,8 @@ class Run:
         original = original_model(self.recipe)
         if original == self.recipe.model.reference:
             known = load_evaluation(self.files.evaluation(SOURCE))
-            record = known or self.measure(SOURCE, SOURCE, original)
+            source = ModelToMeasure(name=SOURCE, label=SOURCE, path=original)
+            record = known or self.measure(source)
             size, losses = int(record.parameters.total), record.loss
         else:  # a later target of a chain has lost the file that it began with
             named = ReferenceModels(from_model=original)
@@ -371,15 +373,19 @@ class Run:
         made = [path for path in (self.files.pruned, self.files.model) if path.is_dir()]
         return {SOURCE: self.recipe.model.reference} | {path.name: str(path) for path in made}
 
-    def evaluate(self, *, again: bool = False) -> None:
-        """Measure the perplexity of source, pruned and recovered model on the validation blocks.
+    def evaluate(self) -> None:
+        """Measure source, pruned and recovered model on the validation blocks, each once."""
+        for model in self.models_to_measure():
+            if not self.files.evaluation(model.name).is_file():
+                self.measure(model)
 
-        Args:
-            again: Also those that have been measured.
-        """
-        for name, path in self.models().items():
-            if again or not self.files.evaluation(name).is_file():
-                self.measure(name, self._label(name), path)
+        if self.accelerator.is_main_process:
+            self.complete_cards()
+
+    def complete_cards(self) -> None:
+        """Put what was measured into the model cards."""
+        for warning in write_card_results(self.folder):
+            self.reporter.warn(warning)
 
     def _evaluate(self) -> None:
         self.evaluate()
@@ -387,6 +393,15 @@ class Run:
             models = run_models(self.recipe, self.models(), self.files)
             found = show_tasks(models, self._tasks, self.accelerator, self.reporter)
             self.failed_tasks = found.failures
+            if self.accelerator.is_main_process:
+                self.complete_cards()
+
+    def models_to_measure(self) -> list[ModelToMeasure]:
+        """The models of this run so far, under their names in tables."""
+        return [
+            ModelToMeasure(name=name, label=self._label(name), path=path)
+            for name, path in self.models().items()
+        ]
 
     def _label(self, name: str) -> str:
         if name != MODEL:
@@ -394,35 +409,16 @@ class Run:
         verb = "recovered" if self.recipe.prune else "trained"
         return f"{verb}, {self.recipe.scheduling.policy}"
 
-    def measure(self, name: str, label: str, model: str, field: str = SOURCE_FIELD) -> Evaluation:
-        """Measure a model on this run's validation blocks and write evaluation/NAME.json.
+    @cached_property
+    def token_bytes(self) -> TokenBytes | InexactBytesError:
+        """How many bytes of text tokens stand for, or why that is not known."""
+        return read_token_bytes(self.recipe, self.data)
 
-        Args:
-            name: NAME.
-            label: Name in tables and figures.
-            model: A folder, or a name on the Hub.
-            field: What named it, for the message where it cannot be loaded.
-        """
-        from drpruning.training.perplexity import evaluate_perplexity, write_evaluation
-
-        record = evaluate_perplexity(
-            name,
-            label,
-            model,
-            self.data,
-            self.accelerator,
-            self.reporter,
-            self.recipe.training,
-            field,
+    def measure(self, model: ModelToMeasure) -> Evaluation:
+        """Measure a model on this run's validation blocks and write evaluation/NAME.json."""
+        return measure_model(
+            model, self.recipe, self.data, self.token_bytes, self.accelerator, self.reporter
         )
-        if lost := [domain for domain, loss in record.loss.items() if not math.isfinite(loss)]:
-            self.reporter.warn(
-                f"{label}: its loss is not finite on {', '.join(lost)}, so it has no average "
-                "perplexity; do not use the model without finding out why"
-            )
-        if self.accelerator.is_main_process:
-            write_evaluation(record, self.files.evaluation(name))
-        return record
 
     def report(self) -> None:
         """Show the table and write report.html."""

@@ -32,6 +32,7 @@ from drpruning.pipeline.task_evaluation import (
     show_tasks,
 )
 from drpruning.recipe import Training
+from drpruning.report.card_results import write_card_results
 from drpruning.report.task_table import ComparedTask, comparison_table
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.task_results import TaskResult
@@ -100,7 +101,12 @@ def evaluate_tasks(targets: Sequence[Path], options: TaskOptions) -> None:
     models = _models(targets, options, last_only=False)
     plan = options.plan()
     reporter = _reporter()
-    outcome = show_tasks(models, plan, start_accelerator(reporter, models[0].training), reporter)
+    accelerator = start_accelerator(reporter, models[0].training)
+    outcome = show_tasks(models, plan, accelerator, reporter)
+    if accelerator.is_main_process:
+        for run in (target for target in targets if RunFolder(target).has_recipe):
+            for warning in write_card_results(run):
+                reporter.warn(warning)
     complain_of_failures(outcome.failures)
 
 

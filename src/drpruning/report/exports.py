@@ -1,4 +1,4 @@
-"""The figures and tables of a page as files: SVG, CSV and LaTeX."""
+"""The figures and tables of a page as files: SVG and PNG, CSV and LaTeX."""
 
 import csv
 import io
@@ -12,14 +12,15 @@ from xml.etree import ElementTree as ET
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write
 from drpruning.report.drawing import FONT, INK, LIGHT, MUTED, PAPER
-from drpruning.report.figure_parts import Figure
+from drpruning.report.figure_parts import SAMPLE, Figure
+from drpruning.report.png import as_png
 from drpruning.report.scales import NATS
 
 LIST = "report-files.txt"
 """Names what was written, so that a later report replaces only that."""
 _SVG = "{http://www.w3.org/2000/svg}"
-_GAP, _CHARACTER = 14.0, 6.9
-"""Pixels between panels, and of a character in the key."""
+GAP = 14.0
+"""Pixels between panels."""
 
 
 def check_folder(folder: Path) -> None:
@@ -35,19 +36,21 @@ def check_folder(folder: Path) -> None:
         raise BadInput(f"{where}: the folder has other files in it; name a new or empty one")
 
 
-def write_files(folder: Path, figures: Sequence[Figure], page: str) -> int:
+def write_files(folder: Path, figures: Sequence[Figure], page: str, *, png: bool = False) -> int:
     """Write every figure as SVG and every table as CSV and LaTeX; return how many files.
 
     Args:
         folder: Made where it is missing; files of an earlier report are replaced.
         figures: Those of the page.
         page: The page, whose tables are read.
+        png: Whether to write the figures as PNG too.
 
     Raises:
         BadInput: The folder cannot be used or written.
     """
     check_folder(folder)
-    files = {f"{figure.ident}.svg": standalone(figure) for figure in figures}
+    files: dict[str, str | bytes] = {f"{f.ident}.svg": standalone(f) for f in figures}
+    files |= {f"{f.ident}.png": as_png(f) for f in figures if png}
     for name, rows in read_tables(page).items():
         files |= {f"{name}.csv": as_csv(rows), f"{name}.tex": as_latex(rows)}
     try:
@@ -74,7 +77,7 @@ def standalone(figure: Figure) -> str:
     """
     columns = 1 if figure.is_large else min(3, len(figure.panels))
     panels = [ET.fromstring(_light(panel)) for panel in figure.panels]  # noqa: S314 - our own
-    width = columns * figure.size.width + (columns - 1) * _GAP
+    width = columns * figure.size.width + (columns - 1) * GAP
     root = ET.Element(f"{_SVG}svg")
     ET.SubElement(root, f"{_SVG}title").text = figure.title
     ET.SubElement(root, f"{_SVG}desc").text = figure.caption
@@ -83,8 +86,8 @@ def standalone(figure: Figure) -> str:
     top = _key(root, figure, width, top + 8) + 8
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
-        panel.set("x", f"{column * (figure.size.width + _GAP):g}")
-        panel.set("y", f"{top + row * (figure.size.height + _GAP):g}")
+        panel.set("x", f"{column * (figure.size.width + GAP):g}")
+        panel.set("y", f"{top + row * (figure.size.height + GAP):g}")
         panel.set("width", f"{figure.size.width:g}")
         panel.set("height", f"{figure.size.height:g}")
         for parent in list(panel.iter()):
@@ -93,7 +96,7 @@ def standalone(figure: Figure) -> str:
                     parent.remove(child)
         root.append(panel)
     rows = math.ceil(len(panels) / columns)
-    height = top + rows * figure.size.height + (rows - 1) * _GAP
+    height = top + rows * figure.size.height + (rows - 1) * GAP
     for element in (root, background):
         element.set("width", f"{width:g}")
         element.set("height", f"{height:g}")
@@ -118,20 +121,18 @@ def _text(
 
 def _key(root: ET.Element, figure: Figure, width: float, top: float) -> float:
     """Write unit and key from left to right, in lines of this width; return where they end."""
-    x, y = 0.0, top + FONT
-    if figure.unit:
-        _text(root, x, y, figure.unit, MUTED)
-        x += _CHARACTER * len(figure.unit) + 18
-    for entry in figure.key:
-        length = 34 + _CHARACTER * len(entry.label)
-        if x and x + length > width:
-            x, y = 0.0, y + FONT + 6
-        sample = ET.fromstring(_light(entry.svg).replace("<svg", f'<svg xmlns="{_SVG[1:-1]}"', 1))  # noqa: S314
-        for name, value in (("x", x), ("y", y - 10), ("width", 28), ("height", 12)):
-            sample.set(name, f"{value:g}")
-        root.append(sample)
-        _text(root, x + 34, y, entry.label, MUTED)
-        x += length + 18
+    y = top
+    for line in figure.key_lines(width):
+        y += FONT + 6 if y > top else FONT
+        for x, label, entry in line:
+            _text(root, x, y, label, MUTED)
+            if entry is None:
+                continue
+            svg = _light(entry.svg).replace("<svg", f'<svg xmlns="{_SVG[1:-1]}"', 1)
+            sample = ET.fromstring(svg)  # noqa: S314 - our own
+            for name, value in (("x", x - SAMPLE), ("y", y - 10), ("width", 28), ("height", 12)):
+                sample.set(name, f"{value:g}")
+            root.append(sample)
     return y
 
 

@@ -32,6 +32,8 @@ MOST_COLOURED = 8
 """Lines of one panel that are drawn in the colour of their domain, with their names beside them."""
 REFERENCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (5, 2)), "linewidth": 1.3}
 """How a line is drawn that another one should follow."""
+SAMPLE, _CHARACTER, _KEY_GAP = 34.0, 6.9, 18.0
+"""Pixels of the sample of a line with the gap after it, of a character, and between two entries."""
 UNITS = {
     "perplexity": "perplexity, log scale",
     "times": "perplexity over the source's, log scale",
@@ -52,6 +54,7 @@ class Key:
 
     svg: str
     label: str
+    style: Style
 
 
 @dataclass(kw_only=True)
@@ -67,6 +70,7 @@ class Figure:
         size: Of its panels.
         key: What line stands for what.
         panels: The ``<svg>`` elements.
+        axes: What these were drawn from, for other formats.
     """
 
     ident: str
@@ -77,6 +81,7 @@ class Figure:
     size: Size = SMALL
     key: list[Key] = field(default_factory=list)
     panels: list[str] = field(default_factory=list)
+    axes: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.unit = self.unit or UNITS[self.kind]
@@ -88,7 +93,26 @@ class Figure:
 
     def explain(self, *entries: tuple[str, Style]) -> None:
         """Add entries to the key: a label and the style of its line."""
-        self.key += [Key(svg=swatch(style), label=label) for label, style in entries]
+        self.key += [Key(svg=swatch(style), label=label, style=style) for label, style in entries]
+
+    def key_lines(self, width: float) -> list[list[tuple[float, str, Key | None]]]:
+        """Set unit and key from left to right, in lines of this width in pixels.
+
+        Returns:
+            Where each text begins, the text, and the entry whose sample stands before it; the unit
+            has none.
+        """
+        entries = [(self.unit, None)] if self.unit else []
+        lines: list[list[tuple[float, str, Key | None]]] = []
+        end = math.inf
+        for text, entry in [*entries, *((entry.label, entry) for entry in self.key)]:
+            length = (SAMPLE if entry else 0.0) + _CHARACTER * len(text)
+            if end + length > width:
+                lines.append([])
+                end = 0.0
+            lines[-1].append((end + (SAMPLE if entry else 0.0), text, entry))
+            end += length + _KEY_GAP
+        return lines
 
     def add(self, axis: Any, timeline: Timeline | None, title: str = "") -> None:
         """Render axes as the next panel.
@@ -104,6 +128,7 @@ class Figure:
             if self.kind in {"perplexity", "times"}:
                 two_units(axis, "times" if self.kind == "times" else "perplexity")
             data = {"x": timeline.pixels(axis), "y": pixels(axis, self.kind)}
+        self.axes.append(axis)
         self.panels.append(
             to_svg(
                 axis,

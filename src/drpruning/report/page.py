@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from drpruning.pruning.shapes import PRUNABLE_LABELS
 from drpruning.report.comparison import Comparison, compare_phase
 from drpruning.report.drawing import SERIES_DARK, SERIES_LIGHT, style
 from drpruning.report.exports import check_folder, write_files
+from drpruning.report.extra_tables import extra_tables
 from drpruning.report.figure_parts import Figure
 from drpruning.report.figures import times_source_figure
 from drpruning.report.formats import (
@@ -26,7 +26,7 @@ from drpruning.report.formats import (
     signed,
 )
 from drpruning.report.own_pages import generator, is_page
-from drpruning.report.results import result_columns, times_columns
+from drpruning.report.results import measured_on, result_columns, times_columns
 from drpruning.report.sections import RunSection, run_section
 from drpruning.report.table import Table, results_table
 from drpruning.report.verdict import runs_verdict, source_name
@@ -43,7 +43,11 @@ class Page:
 
 
 def write_report(
-    folders: Sequence[Path], output: Path | None = None, figures: Path | None = None
+    folders: Sequence[Path],
+    output: Path | None = None,
+    figures: Path | None = None,
+    *,
+    png: bool = False,
 ) -> Path:
     """Write the report of one run, or of several side by side.
 
@@ -54,6 +58,7 @@ def write_report(
         output: The HTML file; ``report.html`` in the first folder where it is None.
         figures: A folder for the figures as SVG and the tables as CSV and LaTeX; None: no such
             files.
+        png: Whether the figures are to be there as PNG too.
 
     Returns:
         Where the page was written.
@@ -62,6 +67,8 @@ def write_report(
         BadInput: A folder is missing, holds nothing to show, or has a file that cannot be read; or
             the page cannot be written.
     """
+    if png and figures is None:
+        raise BadInput("--png: needs a folder for the figures; name one with --figures FOLDER")
     if not folders:
         raise BadInput("RUN: a report needs at least one run folder")
     runs = [load_run(folder) for folder in folders]
@@ -82,7 +89,7 @@ def write_report(
     except OSError as error:
         raise BadInput(f"{option} {output}: {error.strerror}; name another file") from None
     if figures is not None:
-        write_files(figures, page.figures, page.text)
+        write_files(figures, page.figures, page.text, png=png)
     return output
 
 
@@ -122,7 +129,8 @@ def render_page(runs: Sequence[RunRecord]) -> Page:
         table=table,
         columns=result_columns(table),
         times=times_columns(table),
-        measured_on=_measured_on(runs),
+        measured_on=measured_on(runs),
+        extra_tables=extra_tables(named, table),
         comparisons=compared,
         runs=sections,
         dimensions=PRUNABLE_LABELS,
@@ -218,21 +226,6 @@ def _summary(run: RunRecord) -> list[str]:
         evaluated = f"; {more} more only evaluated" if more else ""
         sentences.append(f"{' and '.join(steps)} on {domains} domains{evaluated}.")
     return sentences
-
-
-def _measured_on(runs: Sequence[RunRecord]) -> str:
-    """The size of the validation data behind the table of results."""
-    evaluations = [evaluation for run in runs for evaluation in run.evaluations.values()]
-    blocks = [
-        int(count) for e in evaluations for count in e.blocks.values() if math.isfinite(count)
-    ]
-    lengths = sorted({evaluation.sequence_length for evaluation in evaluations})
-    if not blocks:
-        return ""
-    few, many = min(blocks), max(blocks)
-    number = f"{many:,}" if few == many else f"{few:,} to {many:,}"
-    tokens = " or ".join(f"{length:,}" for length in lengths)
-    return f"Measured on {number} blocks of {tokens} tokens per domain."
 
 
 def render(template: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:

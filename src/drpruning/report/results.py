@@ -1,19 +1,29 @@
 """The table of results as the page shows it: perplexities, and how far they are from the source."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drpruning.report.formats import UNKNOWN, decimals, format_perplexity, loss_text, signed
 from drpruning.report.table import Row, Table
+from drpruning.runs.records import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultCell:
-    """One number in both units, and whether it is the best of its line."""
+    """One number of a table.
+
+    Attributes:
+        ratio: As perplexity or factor; or in its only unit.
+        nats: The same as a loss; empty where there is only one unit.
+        is_best: Whether it is the best of those that it is compared with.
+        note: In small print beside it.
+    """
 
     ratio: str
-    nats: str
+    nats: str = ""
     is_best: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +101,18 @@ def _times(table: Table, row: Row, head: str, least: list[float]) -> ResultColum
             "" if math.isnan(share) else f"{decimals(share, 2)}×" for share in row.size_times_source
         ],
     )
+
+
+def measured_on(runs: Sequence[RunRecord]) -> str:
+    """The size of the validation data behind the table of results."""
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations.values()]
+    blocks = [
+        int(count) for e in evaluations for count in e.blocks.values() if math.isfinite(count)
+    ]
+    lengths = sorted({evaluation.sequence_length for evaluation in evaluations})
+    if not blocks:
+        return ""
+    few, many = min(blocks), max(blocks)
+    number = f"{many:,}" if few == many else f"{few:,} to {many:,}"
+    tokens = " or ".join(f"{length:,}" for length in lengths)
+    return f"Measured on {number} blocks of {tokens} tokens per domain."

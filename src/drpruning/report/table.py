@@ -39,6 +39,8 @@ class Row:
         times_source: Domain -> perplexity over that of the run's source model, where both were
             measured on the same blocks; empty for the source itself.
         size_times_source: Its total, embedding and other parameters over the source's.
+        evaluation: What was read from the file.
+        source: The evaluation of the run's source model; None for the source itself.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Row:
     data: ValidationData
     times_source: Mapping[str, float]
     size_times_source: tuple[float, float, float]
+    evaluation: Evaluation
+    source: Evaluation | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +184,8 @@ def _row(run: RunRecord, name: str, evaluation: Evaluation) -> Row:
         ),
         times_source={} if name == SOURCE else _times_source(evaluation, run.evaluations),
         size_times_source=_size_times_source(evaluation, run.evaluations.get(SOURCE)),
+        evaluation=evaluation,
+        source=None if name == SOURCE else run.evaluations.get(SOURCE),
     )
 
 

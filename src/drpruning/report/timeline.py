@@ -102,7 +102,7 @@ class Timeline:
                     (stretch.left, 1),
                     xycoords=("data", "axes fraction"),
                     xytext=(3 if stretch.left else 0, 6),
-                    textcoords="offset pixels",
+                    textcoords="offset points",
                     color=MUTED,
                 )
         axis.xaxis.set_major_locator(FixedLocator(list(ticks)))

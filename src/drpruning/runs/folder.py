@@ -138,6 +138,10 @@ class RunFolder:
         """The evaluation of one model, by its short name (`source`, `pruned`, `model`)."""
         return self.evaluations / f"{name}.json"
 
+    def evaluation_files(self) -> list[Path]:
+        """The evaluations that are there, by name."""
+        return [file for file in sorted(self.evaluations.glob("*.json")) if file != self.speed]
+
     def result(self, phase: str) -> Path:
         """The model that a phase makes."""
         return {"prune": self.pruned, "pretrain": self.model}[phase]

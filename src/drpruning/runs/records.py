@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.common.errors import BadInput
-from drpruning.common.files import parse_json
-from drpruning.common.unknown import Unknown
+from drpruning.common.files import atomic_write, dumps, parse_json
+from drpruning.common.unknown import Unknown, record_fields
 from drpruning.data.blocks import MANIFEST_FILE
 from drpruning.pruning import PruningPlan
 from drpruning.recipe.paths import expand_path
@@ -24,6 +24,7 @@ from drpruning.runs.lines import (
     Warned,
     read_lines,
 )
+from drpruning.runs.task_results import TaskResult, read_task_results
 from drpruning.runs.typed_json import (
     Interval,
     Intervals,
@@ -79,6 +80,13 @@ class PhaseRecord:
         return self.evals[0].loss if self.evals and self.evals[0].step == 0 else {}
 
     @property
+    def mean_ratio(self) -> dict[str, float]:
+        """Domain -> its mean share of the training data so far; empty where not known."""
+        data = self.evals[-1].data if self.evals else {}
+        total = sum(data.values())
+        return {name: steps / total for name, steps in data.items()} if 0 < total < math.inf else {}
+
+    @property
     def total_steps(self) -> int | None:
         """The steps that the phase was to have, or None where its start was not recorded."""
         return self.start.total_steps if self.start else None
@@ -127,6 +135,7 @@ class Evaluation:
         average_interval: That of the mean of the losses over domains; None where not known.
         bytes: Domain -> bytes of UTF-8 text that the scored tokens stand for.
         bits_per_byte: Domain -> bits per byte of that text.
+        bits_per_byte_interval: Domain -> its 95% bootstrap interval.
         precision: `fp32` or `bf16`; empty where not known.
         fingerprint: Digest of the model's files; empty where not known.
         note: What a reader must know of these numbers; may be empty.
@@ -148,6 +157,7 @@ class Evaluation:
     average_interval: Interval | None = None
     bytes: Numbers = field(default_factory=Unknown)
     bits_per_byte: Numbers = field(default_factory=Unknown)
+    bits_per_byte_interval: Intervals = field(default_factory=Unknown)
     precision: str = ""
     fingerprint: str = ""
     note: str = ""
@@ -180,6 +190,7 @@ class RunRecord:
         evaluations: Model name to its evaluation, in the order source, pruned, model, others.
         similarity: Rows of ``prune/similarity.json``.
         plan: ``prune/plan.json``, or None.
+        tasks: Scores on tasks, the latest last.
         tokenizer: Digest of the tokenizer that the data were prepared with; empty if not known.
     """
 
@@ -190,6 +201,7 @@ class RunRecord:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     similarity: list[SimilarityPoint] = field(default_factory=list)
     plan: PruningPlan | None = None
+    tasks: list[TaskResult] = field(default_factory=list)
     tokenizer: str = ""
 
     @property
@@ -206,7 +218,8 @@ class RunRecord:
     def is_empty(self) -> bool:
         """Whether there is nothing that a report could show."""
         has_points = any(phase.steps or phase.evals for phase in self.phases.values())
-        return not (has_points or self.evaluations or self.similarity or self.plan)
+        parts = (self.evaluations, self.tasks, self.similarity, self.plan)
+        return not has_points and not any(parts)
 
     @property
     def initial_ratio(self) -> dict[str, float]:
@@ -275,7 +288,8 @@ def load_run(folder: Path) -> RunRecord:
     """
     run = load_phases(folder)
     files = RunFolder(run.folder)
-    run.evaluations = _read_evaluations(files.evaluations)
+    run.evaluations = _read_evaluations(files)
+    run.tasks = read_task_results(files.task_results)
     similarity = read_file(_Similarity, files.similarity)
     run.similarity = similarity.rows if similarity else []
     run.plan = PruningPlan.load(files.plan) if files.plan.is_file() else None
@@ -319,6 +333,12 @@ def load_evaluation(file: Path) -> Evaluation | None:
     return found
 
 
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation to a file; an earlier one is replaced in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, dumps(record_fields(evaluation), indent=1))
+
+
 def read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     """Read a recipe.yaml as it is written, and as plain values; both empty where there is none.
 
@@ -359,9 +379,8 @@ def _tokenizer(data: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    files = (file for file in sorted(folder.glob("*.json")) if file.name != _NAMES.speed.name)
-    read = {file.stem: load_evaluation(file) for file in files}
+def _read_evaluations(files: RunFolder) -> dict[str, Evaluation]:
+    read = {file.stem: load_evaluation(file) for file in files.evaluation_files()}
     found = {name: evaluation for name, evaluation in read.items() if evaluation is not None}
     known = [name for name in _MODEL_ORDER if name in found]
     return {name: found[name] for name in [*known, *(n for n in found if n not in known)]}

@@ -102,6 +102,17 @@ def read_task_result(folder: Path, key: TaskKey) -> TaskResult | None:
     return read_file(TaskResult, folder / key.file_name)
 
 
+def read_task_results(folder: Path) -> list[TaskResult]:
+    """All results in a folder, in the order in which they were written.
+
+    Raises:
+        BadInput: A file is damaged.
+    """
+    files = sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+    found = [read_file(TaskResult, file) for file in files]
+    return [result for result in found if result is not None]
+
+
 def write_task_result(folder: Path, result: TaskResult) -> None:
     """Write a result where `read_task_result` finds it."""
     folder.mkdir(parents=True, exist_ok=True)

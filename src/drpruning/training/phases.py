@@ -16,11 +16,11 @@ from drpruning.common.console import Reporter
 from drpruning.common.errors import BadInput, TrainingError
 from drpruning.common.files import atomic_write, parse_json
 from drpruning.data import Mixture, PreparedData, tokenizer_digest
-from drpruning.models.card import model_card
+from drpruning.models.card import TrainedPhase, model_card
 from drpruning.models.kernels import use_default_attention
 from drpruning.models.loading import load_model
 from drpruning.models.result import Origin, dtype_name, save_model
-from drpruning.pruning import MaskedModel, ModelShape, attach_masks
+from drpruning.pruning import MaskedModel, ModelShape, PruningPlan, attach_masks
 from drpruning.recipe import Phase, Recipe
 from drpruning.runs.folder import RunFolder
 from drpruning.runs.policy import (
@@ -86,13 +86,26 @@ def _report_reference(recipe: Recipe, phase: str, reporter: Reporter) -> None:
         reporter.line(f"{phase}: reference losses: {text}")
 
 
-def _steps_done(recipe: Recipe, trainer: Trainer) -> dict[str, int]:
-    """Steps of each phase as logged; the recipe's where an earlier phase's log cannot be read."""
-    done = {name: phase.steps for name, phase in recipe.phases.items()}
+def _trained(recipe: Recipe, trainer: Trainer) -> dict[str, TrainedPhase]:
+    """What was done in each phase as logged; the recipe's steps where a log cannot be read."""
+    steps = {name: phase.steps for name, phase in recipe.phases.items()}
+    ratios: dict[str, dict[str, float]] = {}
     with suppress(BadInput, OSError):  # a damaged log must not cost a trained model
         logged = load_phases(trainer.folder.path).phases
-        done |= {name: phase.last_step for name, phase in logged.items() if phase.end is not None}
-    return done | {trainer.phase: trainer.step}
+        steps |= {name: phase.last_step for name, phase in logged.items() if phase.end is not None}
+        ratios = {name: phase.mean_ratio for name, phase in logged.items()}
+    steps |= {trainer.phase: trainer.step}
+    return {
+        name: TrainedPhase(steps=count, mean_ratio=ratios.get(name, {}))
+        for name, count in steps.items()
+    }
+
+
+def _plan(folder: RunFolder) -> PruningPlan | None:
+    """The plan that the model was cut by, where there is one that can be read."""
+    with suppress(BadInput, OSError):
+        return PruningPlan.load(folder.plan) if folder.plan.is_file() else None
+    return None
 
 
 def _write_schedule(path: Path, trainer: Trainer) -> None:
@@ -179,8 +192,8 @@ def prune(recipe: Recipe, data: PreparedData, accelerator: Accelerator, reporter
                 full.to(accelerator.device)
             exported = full.export()
             _write_schedule(folder.schedule, trainer)
-            steps = _steps_done(recipe, trainer)
-            card = model_card(recipe, ModelShape.of(exported), "prune", origin.card, steps)
+            shape, trained = ModelShape.of(exported), _trained(recipe, trainer)
+            card = model_card(recipe, shape, "prune", origin.card, trained, plan)
             _save(recipe, exported, origin, folder.pruned, card, last=recipe.pretrain is None)
         remove_checkpoints(folder.checkpoints, "prune", recipe.training.checkpoint)
         reporter.line(str(plan))
@@ -220,8 +233,9 @@ def pretrain(
     trainer.run()
     trained = trainer.distributed.gather()
     if accelerator.is_main_process:
-        steps = _steps_done(recipe, trainer)
-        card = model_card(recipe, ModelShape.of(trained), "pretrain", origin.card, steps)
+        plan = _plan(folder) if recipe.prune is not None else None
+        shape, done = ModelShape.of(trained), _trained(recipe, trainer)
+        card = model_card(recipe, shape, "pretrain", origin.card, done, plan)
         with _written(trainer, folder.model), reporter.status("writing the model"):
             _save(recipe, trained, origin, folder.model, card, last=True)
         remove_checkpoints(folder.checkpoints, "pretrain", recipe.training.checkpoint)

@@ -1,4 +1,4 @@
-"""Validation loss of each domain."""
+"""Validation loss: of each token, of each block, of each domain."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -6,9 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from drpruning.data import TokenBlocks
+
+_NOTHING = -100
+"""Stands for a token that is not predicted."""
 
 
 def language_modelling_loss(model: nn.Module, blocks_BT: Tensor) -> Tensor:
@@ -24,8 +29,24 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def token_losses(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """Loss of each next token in nats, float32 [B, T]; 0 at the last, which nothing follows.
+
+    Transformers' own loss is the mean over all tokens of a batch, from the same logits.
+    """
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    next_BT = functional.pad(ids_BT[:, 1:], (0, 1), value=_NOTHING)
+    losses = functional.cross_entropy(
+        logits_BTV.float().flatten(0, 1),
+        next_BT.flatten(),
+        ignore_index=_NOTHING,
+        reduction="none",
+    )
+    return losses.view(ids_BT.shape)
+
+
 @torch.no_grad()
-def domain_losses(
+def block_losses(
     model: nn.Module,
     validation: Mapping[str, TokenBlocks],
     accelerator: Accelerator,
@@ -33,8 +54,8 @@ def domain_losses(
     batch_size: int,
     precision: str = "fp32",
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> dict[str, float]:
-    """Mean validation loss of each domain.
+) -> dict[str, NDArray[np.float64]]:
+    """The loss of each validation block of each domain.
 
     Args:
         model: A causal language model in evaluation mode.
@@ -45,13 +66,15 @@ def domain_losses(
         on_progress: Called with the blocks done and in total (of this rank).
 
     Returns:
-        Domain -> nats per token; the same on every rank.
+        Domain -> nats per token of each block, in the order of the blocks; the same on every rank.
+        The first token of a block has no loss, since nothing comes before it.
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = {name: np.arange(rank, len(blocks), ranks) for name, blocks in validation.items()}
     total, done = sum(map(len, mine.values())), 0
-    sums = torch.zeros(len(validation), dtype=torch.float64, device=accelerator.device)
-    for index, (name, blocks) in enumerate(validation.items()):
+    found = {}
+    for name, blocks in validation.items():
+        losses = torch.zeros(len(blocks), dtype=torch.float64, device=accelerator.device)
         largest = -(-len(blocks) // ranks)
         for start in range(0, largest, batch_size):
             rows = mine[name][start : start + batch_size]
@@ -60,13 +83,36 @@ def domain_losses(
                 accelerator.device
             )
             with autocast(accelerator.device, precision):
-                loss = language_modelling_loss(model, batch_BT)
+                loss_B = token_losses(model, batch_BT).sum(1) / (batch_BT.shape[1] - 1)
             if len(rows):
-                sums[index] += loss.double() * len(rows)
+                losses[torch.from_numpy(rows).to(losses.device)] = loss_B.double()
             done += len(rows)
             on_progress(done, total)
-    sums = accelerator.reduce(sums)
-    return {
-        name: value / len(blocks)
-        for (name, blocks), value in zip(validation.items(), sums.tolist(), strict=True)
-    }
+        found[name] = accelerator.reduce(losses).cpu().numpy()  # others' blocks are 0 here
+    return found
+
+
+def domain_losses(
+    model: nn.Module,
+    validation: Mapping[str, TokenBlocks],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    precision: str = "fp32",
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> dict[str, float]:
+    """Mean validation loss of each domain, in nats per token; see `block_losses`."""
+    found = block_losses(
+        model,
+        validation,
+        accelerator,
+        batch_size=batch_size,
+        precision=precision,
+        on_progress=on_progress,
+    )
+    return mean_losses(found)
+
+
+def mean_losses(block_loss: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Domain -> mean over its blocks, all of which have as many tokens."""
+    return {name: float(losses.mean()) for name, losses in block_loss.items()}
