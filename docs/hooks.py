@@ -19,6 +19,8 @@ PAGES = {
 }
 """Files of the repository that are pages of the site."""
 EXAMPLES = "examples.md"
+_DISPLAYED = 'style="overflow: auto hidden; padding: 0.6em 0"'
+"""A formula that is wider than a telephone is moved sideways by itself."""
 _SOURCES = {page: file for file, page in PAGES.items()}
 _LINK = re.compile(r"\[([^][]*)\]\(([^)#:]+)(#[^)]*)?\)")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
@@ -56,7 +58,7 @@ def on_page_content(content: str, **_: object) -> str:
         if found[1] == "span":
             return convert(html.unescape(found[2]))
         made = convert(html.unescape(found[2]), display="block")
-        return f'<div style="overflow: auto hidden; padding: 0.6em 0" data-search-exclude>{made}</div>'
+        return f"<div {_DISPLAYED} data-search-exclude>{made}</div>"
 
     return _FORMULA.sub(formula, content)
 
