@@ -6,7 +6,7 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 CLIENTS := older lowest harness vllm llama.cpp
 
-.PHONY: setup demo test test-all clients lint clean
+.PHONY: setup demo test test-all clients docs lint clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, in site/: open site/index.html, no server is needed.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -52,4 +56,4 @@ test-all: lint clients
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 clean:
-	rm -rf $(VENV) .clients .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -86,6 +86,17 @@ def test_every_line_of_the_recipe_is_explained(model_folder: Path, text_folder: 
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_first_line_leads_editors_to_a_schema_beside_it(
+    model_folder: Path, text_folder: Path
+) -> None:
+    drprune("schema", "--output", "recipe.schema.json")
+    drprune("init", "--model", model_folder, "--domain", text_folder, "--yes")
+    first = Path("recipe.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=recipe.schema.json"
+    assert set(written().data.domains) == DOMAINS
+
+
+@pytest.mark.usefixtures("folder")
 def test_flags_say_everything(model_folder: Path, text_folder: Path) -> None:
     numbers, colours = text_folder / "numbers.jsonl", text_folder / "colours.jsonl"
     drprune(

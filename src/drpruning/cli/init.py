@@ -29,6 +29,8 @@ from drpruning.recipe.yaml_io import parse_yaml
 
 T = TypeVar("T")
 NO_PRUNING = "none"
+SCHEMA_FILE = "recipe.schema.json"
+"""The schema beside a recipe to which the recipe's first line can lead editors."""
 STEPS = {"prune": "--prune-steps", "pretrain": "--pretrain-steps"}
 
 
@@ -88,6 +90,8 @@ def make_recipe(file: Path, flags: Flags, *, force: bool) -> None:
         proposals = "" if flags.yes else "; --yes takes the proposal for all but model and domains"
         raise BadInput(f"there is no terminal to ask on: give {', '.join(missing)}{proposals}")
     text = _Questions(flags).draft(file)
+    if (file.parent / SCHEMA_FILE).is_file():  # editors complain of one that is missing
+        text = f"# yaml-language-server: $schema={SCHEMA_FILE}\n{text}"
     atomic_write(file, text)
     typer.echo(f"recipe: {file}")
     typer.echo(f"next:   drprune plan {file}     what it will do, and what cannot work")

@@ -52,19 +52,22 @@ class Distill(Section):
     teachers: dict[PathText, TeacherWeight] | None = None
     """Several models in place of `teacher`, each with a weight, or with weights by domain."""
     weight: Share = 0.9
-    """Weight of the divergence; the cross-entropy has the rest."""
+    """Weight of the divergence, above 0 and at most 1; the cross-entropy has the rest."""
     final_weight: Fraction | None = None
     """Weight at the end of the phase, approached linearly; absent: `weight` all the time."""
     temperature: PositiveFloat = 1.0
     """What the logits of teacher and student are divided by before the softmax."""
     top_k: Count | None = None
-    """Tokens of the teacher that are compared, the others as one; absent: the vocabulary."""
+    """How many of the teacher's likeliest tokens are compared, all others as one; absent: the full
+    vocabulary."""
     dtype: Literal["bf16", "fp32", "int8"] = "bf16"
     """Type of the teacher's weights; int8: of its linear layers, the rest in bf16."""
     shard: bool | None = None
-    """Shard the teacher over the ranks; absent: as the trained model is."""
+    """Whether the ranks share the teacher's weights (int8 ones are never shared); absent: as those
+    of the trained model (`training.parallelism`)."""
     cache: bool = False
-    """Keep the teacher's top tokens of each training block on disk; needs `top_k`."""
+    """Keep the teacher's top tokens of each training block on disk, for when the block comes again;
+    needs `top_k`."""
 
     @field_validator("teachers", mode="wrap")
     @classmethod

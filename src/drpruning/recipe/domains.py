@@ -17,7 +17,8 @@ class Domain(Section):
     source: PathText
     """Files of text (a path, glob, folder or address), or the name of a dataset on the Hub."""
     share: NonNegativeFloat | None = None
-    """Initial share of the blocks; all sum to 1. 0: only evaluated; absent: by `data.smoothing`."""
+    """Initial share of the blocks, which all have the same length; shares sum to 1. 0: the domain
+    is only evaluated; absent: by `data.smoothing`."""
     text_field: str = "text"
     """The field or column that holds a document's text."""
     where: dict[str, Any] = Field(default_factory=dict)

@@ -26,7 +26,7 @@ from drpruning.recipe.distillation import Distill
 from drpruning.recipe.domains import Domain
 from drpruning.recipe.model import ModelSection, Target
 from drpruning.recipe.phases import PHASES, Phase
-from drpruning.recipe.scheduling import ReferenceModels, Scheduling, Start
+from drpruning.recipe.scheduling import DEFAULTS, ReferenceModels, Scheduling, Start
 from drpruning.recipe.schema import Data, Recipe
 
 DIALECT = GenerateJsonSchema.schema_dialect
@@ -114,11 +114,14 @@ class _Generator(GenerateJsonSchema):
         made = super().model_schema(schema)
         del made["title"]
         for name, field in made["properties"].items():
-            field.setdefault("description", _description(section, name))
+            description = field.get("description") or _description(section, name)
+            field["description"] = " ".join(description.split())
             for base in section.__mro__:
                 field.update(_BESIDE.get((base, name), {}))
         if section is Scheduling:  # load_recipe puts the content in the place of the file's name
             made["properties"]["start"]["anyOf"].append(_FILE)
+            for name, default in _default_settings().items():
+                made["properties"][name]["default"] = default
         if section in _ONE_OF_TWO:
             made["anyOf"] = [{"required": [name]} for name in _ONE_OF_TWO[section]]
         if section in (Start, Target):
@@ -127,6 +130,11 @@ class _Generator(GenerateJsonSchema):
             name_of_a_model = {"type": "string", "description": "A model of the shape."}
             return {"anyOf": [name_of_a_model, made]}
         return made
+
+
+def _default_settings() -> dict[str, Any]:
+    """The defaults of the settings of policies: those of the first policy that has the setting."""
+    return {name: own[name] for own in reversed(DEFAULTS.values()) for name in own}
 
 
 def _description(section: type[BaseModel], name: str) -> str:

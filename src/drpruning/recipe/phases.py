@@ -45,7 +45,7 @@ class Phase(Section):
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     distill: DistillSetting = None
-    """A teacher beside the text, or `none`; absent: in pretrain the model that was pruned."""
+    """A teacher beside the text, or `none`; absent: in `pretrain` the model that is pruned."""
 
 
 class Stop(Section):
@@ -70,11 +70,12 @@ class Prune(Phase):
     mask_samples: Count = 4
     """Parts of the global batch with mask noise of their own."""
     initial_penalty: NonNegativeFloat = 100.0
-    """Quadratic multipliers at the start; the paper's 0 lets short runs miss their sparsities."""
+    """Quadratic multipliers at the start. With the paper's 0 they grow by about
+    `multiplier_learning_rate` a step, too slowly for runs of some hundred steps."""
     sparsity_warmup: Fraction = 0.2
     """Share of the steps over which the target sparsity rises from 0 to its final value."""
     initial_masks: Literal["noise", "taylor"] = "noise"
-    """What orders the masks at first: nothing, or the Taylor importance of their parts."""
+    """What orders the masks at first: noise, or the Taylor importance of their parts."""
     calibration_batches: Count = 8
     """Global batches over which that importance is measured."""
     stop: Stop | None = None

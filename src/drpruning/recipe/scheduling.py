@@ -128,7 +128,7 @@ class Start(Section):
     """Where the schedule starts: what an earlier run has found, as `export-schedule` writes it."""
 
     ratio: dict[str, Fraction] | None = None
-    """First share of each domain; absent: the shares of `data.domains`. Not below the floor."""
+    """First share of each domain, not below `scheduling.floor`; absent: those of `data.domains`."""
     reference_ratio: dict[str, Share] | None = None
     """First reference ratio, within `bound` of the shares of `data.domains`; absent: those."""
     reference_loss: dict[str, NonNegativeFloat] | None = None
@@ -158,45 +158,48 @@ class Scheduling(Section):
     reference: Literal["paper"] | None = None
     """`paper`: the other settings (drpruning) have the paper's defaults; absent: our own."""
     rho: PositiveFloat | None = None
-    """Radius of the ball around the reference ratio (drpruning: default 0.5; naive_dro: 0.1)."""
+    """Radius of the ball around the reference ratio (drpruning; naive_dro, where it is 0.1)."""
     tau: NonNegativeFloat | None = None
-    """Excess over the mean at which a share doubles, in nats (drpruning); default 0.2, 0: none."""
+    """How far the excess of a domain must lie above the mean to double its share, in nats
+    (drpruning); 0: differences of any size fill the ball."""
     floor: Annotated[Fraction | dict[str, Fraction] | FloorWord | None, BeforeValidator(_floor)] = (
         None
     )
-    """Smallest share, for all or by domain, or a word; default of drpruning initial_or_equal."""
+    """Smallest share: one for all, one for each domain, or a word (drpruning; naive_dro, where it
+    is smallest_reference)."""
     relative_floor: Fraction | None = None
-    """Smallest part of its reference share that a domain keeps (drpruning); default 0."""
+    """Smallest part of its reference share that a domain keeps (drpruning)."""
     reference_loss: Annotated[
         Losses | ReferenceModels | ReferenceWord | None, BeforeValidator(_reference_loss)
     ] = None
-    """What losses are compared with: a word, nats by domain, or models; default auto."""
+    """What losses are compared with: a word, nats by domain, or models (drpruning, sheared).
+    `auto`: the losses of the model that is pruned, or else of the teacher."""
     loss_weight: Share | None = None
-    """Weight of the latest loss in the average of losses (drpruning); default 1, no average."""
+    """Weight of the latest loss in the moving average of losses (drpruning); 1: no average."""
     forecast: Literal["combine", "replace", "never"] | None = None
-    """What forecasts do to other reference losses (drpruning); default combine."""
+    """What forecasts do beside other reference losses (drpruning)."""
     forecast_start: Fraction | None = None
-    """Share of the steps before the first forecast (drpruning); default 0.2."""
+    """Share of the steps before the first forecast (drpruning)."""
     forecast_at: Literal["equal", "reference", "present"] | None = None
-    """Share of a domain in the rest of training that a forecast assumes; default equal."""
+    """Share of a domain in the rest of training that a forecast assumes (drpruning)."""
     transfer: Fraction | None = None
-    """Part of the other domains' data that counts for a domain's forecast; default 0."""
+    """Part of the other domains' data that counts as a domain's own in its forecast (drpruning)."""
     min_quality: Fraction | None = None
-    """Smallest quality of a forecast that is used (drpruning); default 0, every one."""
+    """Smallest quality of a forecast that is used (drpruning); 0: every one is."""
     reference_rule: Literal["minimum", "credible", "latest"] | None = None
-    """Which forecast so far is the reference loss (drpruning); default latest."""
+    """Which forecast so far is the reference loss (drpruning)."""
     moving_reference: bool | None = None
-    """Let the reference ratio follow the ratio (drpruning); default true."""
+    """Let the reference ratio follow the ratio (drpruning)."""
     reference_start: Fraction | None = None
-    """Share of the steps before the reference ratio moves (drpruning); default 0.1."""
+    """Share of the steps before the reference ratio moves (drpruning)."""
     delta: Fraction | None = None
-    """How far the reference ratio moves at an update (drpruning); default 0.1."""
+    """How far the reference ratio moves at an update (drpruning)."""
     bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """The reference ratio stays within 1/bound and bound times the initial one; default 7."""
+    """The reference ratio stays within 1/bound and bound times the initial one (drpruning)."""
     eta: PositiveFloat | None = None
-    """Step size at an evaluation, in 1/nats (group_dro); default 0.1."""
+    """Step size at an evaluation, in 1/nats (group_dro)."""
     alpha: Share | None = None
-    """The worst fraction of the data (cvar); default 0.2."""
+    """The worst fraction of the data (cvar)."""
     handover: Literal["fresh", "continue"] = "fresh"
     """Continued pretraining starts from the initial ratio, or from what pruning ended with."""
     start: Start | None = None
