@@ -128,7 +128,7 @@ def test_the_command_measures_and_records(home: Path, monkeypatch: pytest.Monkey
         speed, "resident_memory",
         lambda path, _name, settings: dict.fromkeys(settings.batches, 4e6 if path == "m" else 2e9),
     )  # fmt: skip
-    arguments = ("evaluate", "m", "--data", "out", "--speed", "--json", "all.json")
+    arguments = ("evaluate", "out", "m", "--data", "out", "--speed", "--json", "all.json")
     said = drprune(*arguments)
     assert "decode, tokens/s" in said
     assert "2.00 GB" in said
@@ -141,9 +141,11 @@ def test_the_command_measures_and_records(home: Path, monkeypatch: pytest.Monkey
         assert [each.batch for each in model.batches] == [1, 8]
         assert all(each.decode.low <= each.decode.median for each in model.batches)
     assert all(each.prefill_times_source.median == 1 for each in found.models[0].batches)
-    written = json.loads(Path("all.json").read_text())["speed"][0]
+    (written,) = json.loads(Path("all.json").read_text())["speed"]
     assert written["models"][1]["label"] == "m"
-    assert list(load_run(home / "out").evaluations) == ["home-m"], "speed.json is no evaluation"
+    assert list(load_run(home / "out").evaluations) == ["source", "home-m"], (
+        "speed.json is no evaluation"
+    )
     assert "m: measured before" in drprune(*arguments), "its perplexity"
     assert speed_table(found).row_count == 2 * 7
 
@@ -172,7 +174,7 @@ def test_several_ranks_and_memory_that_is_not_there_are_refused(
 def test_resident_memory_grows_by_the_weights(tmp_path: Path) -> None:
     sizes = {}
     for layers in (1, 9):
-        model = tiny(hidden_size=1024, intermediate_size=4096, num_hidden_layers=layers)
+        model = tiny(hidden_size=512, intermediate_size=2048, num_hidden_layers=layers)
         model.save_pretrained(tmp_path / str(layers))
         settings = SpeedSettings(
             prompt_tokens=8, new_tokens=2, vocab_size=32, device="cpu", repeats=1, batches=(1,)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from drpruning.common.errors import BadInput
 from drpruning.common.files import atomic_write, check_writable, dumps
@@ -72,13 +73,20 @@ def evaluate_targets(
         runs[0].reporter.console.print(part)
     values = evaluation_values(table)
     if speed:
-        values["speed"] = [
-            {"run": str(run.folder)}
-            | record_fields(measure_speed(run, [model for one, model in wanted if one is run]))
-            for run in {id(run): run for run, _ in wanted}.values()
-        ]
+        values["speed"] = _speeds(wanted)
     if output is not None and _is_first_rank():
         atomic_write(output, dumps(values, indent=1) + "\n")
+
+
+def _speeds(wanted: Sequence[tuple[Run, ModelToMeasure]]) -> list[dict[str, Any]]:
+    """Measure the speed of the models, those of one run folder together."""
+    by_folder: dict[Path, tuple[Run, list[ModelToMeasure]]] = {}
+    for run, model in wanted:
+        by_folder.setdefault(run.folder.resolve(), (run, []))[1].append(model)
+    return [
+        {"run": str(run.folder)} | record_fields(measure_speed(run, models))
+        for run, models in by_folder.values()
+    ]
 
 
 def _find(
