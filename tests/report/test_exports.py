@@ -42,6 +42,7 @@ def test_every_figure_and_table_of_the_page_is_a_file(complete_run: Any, tmp_pat
             assert top <= y <= y + h <= height
 
 
+@pytest.mark.slow
 def test_figures_are_there_as_png_where_asked_for(fake_run: MakeRun, tmp_path: Path) -> None:
     from matplotlib.image import imread
 

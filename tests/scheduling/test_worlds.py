@@ -68,7 +68,14 @@ def test_forecasts_at_an_equal_share_win_with_nothing_given(settings: str) -> No
 
 @SETTINGS
 @pytest.mark.parametrize("shape", ["skewed", pytest.param("even", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("defect", ["wrong", "unreachable", "noise", "duplicates"])
+@pytest.mark.parametrize(
+    "defect",
+    [
+        "wrong",
+        "unreachable",
+        *(pytest.param(d, marks=pytest.mark.slow) for d in ("noise", "duplicates")),
+    ],
+)
 def test_a_bad_domain_or_reference_costs_no_perplexity(
     shape: str, defect: str, settings: str
 ) -> None:
@@ -77,7 +84,7 @@ def test_a_bad_domain_or_reference_costs_no_perplexity(
 
 
 @SETTINGS
-@pytest.mark.parametrize("shape", ["skewed", "even"])
+@pytest.mark.parametrize("shape", ["skewed", pytest.param("even", marks=pytest.mark.slow)])
 def test_it_loses_less_than_shearing_with_a_reference_that_no_one_reaches(
     shape: str, settings: str
 ) -> None:
